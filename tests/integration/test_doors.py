@@ -1,0 +1,148 @@
+"""Turning ProPD on: every door leads to the same engine config, bad input to one error."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from vllm_propd import plugin
+from vllm_propd.engine.doors import PROPOSER
+from vllm_propd.engine.proposer import engine_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def from_command_line(*words: str) -> EngineArgs:
+    """Engine arguments as ``vllm serve`` parses them."""
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    return AsyncEngineArgs.from_cli_args(parser.parse_args(["--model", str(MODEL), *words]))
+
+
+def from_python(**fields: Any) -> EngineArgs:
+    """Engine arguments as ``LLM(...)`` makes them."""
+    return EngineArgs(model=str(MODEL), **fields)
+
+
+HEADS = str(MODEL / "propd")
+DOORS = {
+    "--speculative-config propd": lambda: from_command_line(
+        "--speculative-config", "propd"
+    ),
+    "--speculative-config JSON": lambda: from_command_line(
+        "--speculative-config", json.dumps({"method": "propd", "model": HEADS})
+    ),
+    "--spec-method --spec-model": lambda: from_command_line(
+        "--spec-method", "propd", "--spec-model", HEADS
+    ),
+    "dict": lambda: from_python(speculative_config={"method": "propd"}),
+    "word": lambda: from_python(speculative_config="propd"),
+    "preset": lambda: from_python(
+        speculative_config={"method": "propd", "config": str(CONFIGS / "default.yaml")}
+    ),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_all_doors_are_alike(door: str) -> None:
+    vllm_config = DOORS[door]().create_engine_config()
+    assert vllm_config.speculative_config.model == PROPOSER
+    assert vllm_config.speculative_config.num_speculative_tokens == 48
+    assert vllm_config.parallel_config.worker_cls.startswith("vllm_propd.")
+    config = engine_config(vllm_config)
+    assert config.model == HEADS
+    assert config.model_dump(exclude={"model"}) == {
+        "num_speculative_tokens": 48,
+        "tree": "best_first",
+        "num_candidates": 10,
+        "acceptance": "exact",
+        "typical_epsilon": 0.09,
+        "typical_delta": 0.3,
+    }
+
+
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_preset_is_valid(preset: Path) -> None:
+    keys = {"method": "propd", "config": str(preset)}
+    assert from_python(speculative_config=keys).create_engine_config()
+
+
+def test_spec_tokens_is_the_tree_size() -> None:
+    args = from_command_line("--spec-method", "propd", "--spec-tokens", "16")
+    assert args.create_engine_config().speculative_config.num_speculative_tokens == 16
+
+
+def test_without_the_option_nothing_changes() -> None:
+    vllm_config = from_python().create_engine_config()
+    assert vllm_config.speculative_config is None
+    assert vllm_config.additional_config == {}
+    assert not vllm_config.parallel_config.worker_cls.startswith("vllm_propd.")
+
+
+def test_other_methods_pass_through() -> None:
+    keys = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+    args = from_command_line("--speculative-config", json.dumps(keys))
+    assert args.create_engine_config().speculative_config.method == "ngram"
+
+
+BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "unknown key": ({"nodes": 3}, {}, "unknown key 'nodes'"),
+    "no such heads": ({"model": "/nowhere"}, {}, "looked in /nowhere.*vllm-propd train"),
+    "given twice": ({"model": HEADS}, {"spec_model": HEADS}, "mutually exclusive"),
+    "contradiction": ({"typical_delta": 0.2}, {}, "no effect with acceptance 'exact'"),
+    "float16": ({}, {"dtype": "float16"}, "--dtype float16; use bfloat16"),
+    "pipeline": ({}, {"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
+    "lora": (
+        {},
+        {"enable_lora": True, "max_num_batched_tokens": 1 << 16},
+        "--enable-lora",
+    ),
+    "worker": ({}, {"worker_cls": "some.Worker"}, "remove --worker-cls"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_error(case: str) -> None:
+    keys, fields, message = BAD[case]
+    args = from_python(speculative_config={"method": "propd", **keys}, **fields)
+    with pytest.raises(ValueError, match=message):
+        args.create_engine_config()
+
+
+def test_heads_of_another_model_are_refused(tmp_path: Path) -> None:
+    import torch
+
+    from vllm_propd.heads.checkpoint import save_heads
+    from vllm_propd.heads.medusa import MedusaHeads
+
+    save_heads(tmp_path, MedusaHeads(2, 1, 64, True).tensors(), {}, 9, torch.float32)
+    args = from_python(speculative_config={"method": "propd", "model": str(tmp_path)})
+    with pytest.raises(ValueError, match="hidden size is 64, the target's 256"):
+        args.create_engine_config()
+
+
+class TestVersions:
+    """The plugin refuses a vLLM it was not made for, and says so."""
+
+    @pytest.fixture(autouse=True)
+    def _other_vllm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plugin, "installed_vllm", lambda: "0.99.1")
+
+    def test_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vllm_propd.engine.doors.open_doors", pytest.fail)
+        errors: list[str] = []
+        monkeypatch.setattr(plugin.logger, "error", lambda m, *a: errors.append(m % a))
+        plugin.register()
+        assert "made for vLLM ==0.32.*, but vLLM 0.99.1 is installed" in errors[0]
+
+    def test_escape(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened: list[bool] = []
+        monkeypatch.setattr(
+            "vllm_propd.engine.doors.open_doors", lambda: opened.append(True)
+        )
+        monkeypatch.setenv(plugin.SKIP_VERSION_CHECK, "1")
+        plugin.register()
+        assert opened == [True]

@@ -1,0 +1,112 @@
+"""Greedy text in float32 is plain vLLM's, token by token, whatever the load does."""
+
+from typing import Any
+
+import pytest
+from conftest import (
+    BUSY,
+    Prompt,
+    Ties,
+    engine,
+    greedy,
+    metric,
+    mixed_prompts,
+    prompts_of,
+    run,
+)
+from vllm import SamplingParams
+from vllm.outputs import CompletionOutput
+
+SIZES = (1, 7, 48)
+
+
+def stop_cases() -> tuple[list[Prompt], list[SamplingParams]]:
+    """Requests that end inside accepted paths: stop tokens, stop strings, max_tokens."""
+    prompts = prompts_of([40 + i for i in range(32)], seed=5)
+    # Frequent tokens of code: they end a request wherever they stand in a path.
+    params = [greedy(stop_token_ids=[201 + i], logprobs=2) for i in range(8)]
+    params += [greedy(stop=[s], logprobs=2) for s in (":", "self", "(", "\n", ")", "=")]
+    params += [greedy(max_tokens=i, logprobs=2) for i in range(1, 19)]
+    return prompts, params
+
+
+def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
+    """Engine options, prompts and sampling parameters of a named workload."""
+    if name == "busy":
+        return BUSY, mixed_prompts(200), greedy(logprobs=2)
+    if name == "max_model_len":
+        # Drafts are cut where root + drafts would pass the model's length.
+        lengths = list(range(130, 160, 2)) + [100] * 5
+        options = {"max_model_len": 160, "block_size": 32}
+        return options, prompts_of(lengths, seed=1), greedy(logprobs=2)
+    if name == "block_boundaries":
+        lengths = [32 * n + d for n in (1, 2, 4) for d in (-2, -1, 0, 1, 2)]
+        return {"block_size": 32}, prompts_of(lengths, seed=2), greedy(logprobs=2)
+    if name == "preemption":
+        # 16 sequences of up to 260 tokens want 144 blocks; there are 60.
+        options = {"block_size": 32, "num_gpu_blocks_override": 60}
+        lengths = [100 + 4 * i for i in range(16)]
+        return options, prompts_of(lengths, seed=3), greedy(logprobs=2)
+    assert name == "stops"
+    return BUSY, *stop_cases()
+
+
+NAMES = ("busy", "max_model_len", "block_boundaries", "preemption", "stops")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def plain(request: pytest.FixtureRequest) -> tuple[str, list[CompletionOutput]]:
+    """Plain vLLM's answer to each workload."""
+    options, prompts, params = workload(request.param)
+    with engine(**options) as llm:
+        return request.param, run(llm, prompts, params)
+
+
+@pytest.mark.parametrize("nodes", SIZES)
+def test_text_is_plain_vllms(
+    plain: tuple[str, list[CompletionOutput]], nodes: int, ties: Ties
+) -> None:
+    name, expected = plain
+    options, prompts, params = workload(name)
+    with engine(nodes, **options) as llm:
+        ours = run(llm, prompts, params)
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 0
+        if name == "preemption":
+            assert metric(llm, "num_preemptions") > 0
+    ties.check(expected, ours)
+    for left, right in zip(expected, ours, strict=True):
+        assert left.finish_reason == right.finish_reason
+        assert left.text == right.text or ties.excused
+
+
+def test_aborted_request_leaves_the_others_alone(ties: Ties) -> None:
+    """A request aborted in mid-flight, with drafts outstanding, is simply gone."""
+    prompts = prompts_of([60 + 9 * i for i in range(12)], seed=4)
+    with engine() as llm:
+        expected = run(llm, prompts, greedy(logprobs=2))
+    with engine(48) as llm:
+        core = llm.llm_engine
+        for i, prompt in enumerate(prompts):
+            core.add_request(str(i), prompt, greedy(logprobs=2))
+        finished: dict[str, CompletionOutput] = {}
+        steps = 0
+        while core.has_unfinished_requests():
+            for output in core.step():
+                if output.finished:
+                    finished[output.request_id] = output.outputs[0]
+            steps += 1
+            if steps == 6:
+                core.abort_request(["3", "7"])
+    kept = [i for i in range(len(prompts)) if i not in (3, 7)]
+    assert sorted(map(int, finished.keys() - {"3", "7"})) == kept
+    ties.check([expected[i] for i in kept], [finished[str(i)] for i in kept])
+
+
+def test_compiled_engine(ties: Ties) -> None:
+    """VLLM's default on the CPU compiles the model; tree attention stays outside."""
+    prompts = mixed_prompts(16, seed=6)
+    with engine(enforce_eager=False) as llm:
+        expected = run(llm, prompts, greedy(logprobs=2))
+    with engine(48, enforce_eager=False) as llm:
+        ours = run(llm, prompts, greedy(logprobs=2))
+    ties.check(expected, ours)

@@ -1,0 +1,87 @@
+"""Two ranks: plain vLLM's text, and the same trees whatever the ranks' clocks say."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+from safetensors.torch import load_file
+
+
+@pytest.fixture(autouse=True)
+def _one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+
+
+def test_text_is_plain_vllms(ties: Ties) -> None:
+    prompts = mixed_prompts(50, seed=21)
+    with engine(tensor_parallel_size=2) as llm:
+        expected = run(llm, prompts, greedy(logprobs=2))
+    with engine(48, tensor_parallel_size=2) as llm:
+        ours = run(llm, prompts, greedy(logprobs=2))
+    ties.check(expected, ours)
+
+
+def own_outputs(folder: Path) -> None:
+    """The demo's heads in FasterDecoding's format, each with a copy of the output layer."""
+    heads = load_file(MODEL / "propd" / "model.safetensors")
+    output = load_file(MODEL / "model.safetensors")["model.embed_tokens.weight"]
+    tensors = {f"{k}.1.weight": output.clone() for k in range(4)}
+    for name, tensor in heads.items():
+        _, head, _, layer, kind = name.split(".")
+        tensors[f"{head}.{layer}.linear.{kind}"] = tensor
+    torch.save(tensors, folder / "medusa_lm_head.pt")
+    (folder / "config.json").write_text('{"medusa_num_heads": 2}')
+
+
+def test_own_output_layers_are_sharded(tmp_path: Path) -> None:
+    """Copies of the target's output layer must draft what the shared one drafts."""
+    own_outputs(tmp_path)
+    prompts = mixed_prompts(4, seed=23)
+    trees = []
+    for heads in (MODEL / "propd", tmp_path):
+        with engine(16, propd={"model": str(heads)}, tensor_parallel_size=2) as llm:
+            llm.collective_rpc("start_recording", args=(1000,))
+            run(llm, prompts, greedy(24))
+            recording = llm.collective_rpc("take_recording")[0]
+        trees.append([[tree["token"][:16] for tree in step] for step in recording])
+    assert trees[0] == trees[1]
+
+
+def skew(worker: Any) -> None:
+    """Rank 1 gets clocks that run at other speeds, and stumbles in every hook."""
+    if worker.rank == 0:
+        return
+
+    def skewed(clock: Callable[[], float], speed: float) -> Callable[[], float]:
+        return lambda: speed * clock()
+
+    def slowed(method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            sleep(seconds)
+            return method(*args, **kwargs)
+
+        return slow
+
+    sleep = time.sleep
+    time.perf_counter = skewed(time.perf_counter, 3.0)
+    time.monotonic = skewed(time.monotonic, 2.0)
+    time.time = skewed(time.time, 0.5)
+    runner = worker.model_runner
+    runner.drafter.draft = slowed(runner.drafter.draft, 0.004)
+    runner._sample = slowed(runner._sample, 0.003)
+    runner._prepare_inputs = slowed(runner._prepare_inputs, 0.002)
+
+
+def test_clocks_cannot_shape_trees() -> None:
+    prompts = mixed_prompts(8, seed=22)
+    with engine(48, tensor_parallel_size=2) as llm:
+        llm.collective_rpc(skew)
+        llm.collective_rpc("start_recording", args=(1000,))
+        run(llm, prompts, greedy(48))
+        first, second = llm.collective_rpc("take_recording")
+    assert len(first) > 20
+    assert first == second

@@ -1,0 +1,155 @@
+"""Growth: trees are well formed, in best-first order, and the best of their size."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vllm_propd.core.growth import grow
+from vllm_propd.core.tree import TokenTree
+
+Floats = np.ndarray
+relaxed = settings(deadline=None)
+
+
+def numbered(log_probs: Floats) -> np.ndarray:
+    """Candidates whose token is its place: ``head * ranks + rank``."""
+    sequences, heads, ranks = log_probs.shape
+    places = np.arange(heads * ranks, dtype=np.int64).reshape(heads, ranks)
+    return np.tile(places, (sequences, 1, 1))
+
+
+def grow_one(log_probs: Floats, size: int) -> TokenTree:
+    """The tree of one sequence's ``[heads, ranks]`` log probabilities."""
+    (tree,) = grow(numbered(log_probs[None]), log_probs[None], np.array([size]))
+    return tree
+
+
+def same(one: TokenTree, other: TokenTree) -> bool:
+    names = ("token", "parent", "depth", "score")
+    return all(np.array_equal(getattr(one, n), getattr(other, n)) for n in names)
+
+
+@st.composite
+def candidates(draw: st.DrawFn, sequences: int | None = None) -> Floats:
+    """Log probabilities in eighths: sums are exact, and ties are common."""
+    count = [] if sequences is None else [sequences]
+    shape = (*count, draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    eighths = draw(arrays(np.int64, shape, elements=st.integers(0, 24)))
+    return (np.sort(eighths) / -8).astype(np.float32)
+
+
+sizes = st.integers(0, 60)
+
+
+@relaxed
+@given(candidates(), sizes)
+def test_trees_are_well_formed(log_probs: Floats, size: int) -> None:
+    tree = grow_one(log_probs, size)
+    ranks = log_probs.shape[1]
+    node = np.arange(1, len(tree) + 1)
+    assert (tree.parent >= 0).all() and (tree.parent < node).all()
+    depth, score = np.append(0, tree.depth), np.append(np.float32(0), tree.score)
+    np.testing.assert_array_equal(tree.depth, depth[tree.parent] + 1)
+    np.testing.assert_array_equal(tree.token // ranks, tree.depth - 1)
+    own = log_probs.flat[tree.token]
+    np.testing.assert_array_equal(tree.score, score[tree.parent] + own)
+    assert (np.diff(tree.score) <= 0).all()
+    siblings = list(zip(tree.parent.tolist(), tree.token.tolist(), strict=True))
+    assert len(set(siblings)) == len(siblings)
+
+
+@relaxed
+@given(candidates(), sizes)
+def test_no_other_nodes_are_worth_more(log_probs: Floats, size: int) -> None:
+    every = [
+        sum(path)
+        for depth in range(1, len(log_probs) + 1)
+        for path in product(*log_probs[:depth])
+    ]
+    best = sorted(every, reverse=True)[:size]
+    tree = grow_one(log_probs, size)
+    assert len(tree) == min(size, len(every))  # fewer where the candidates run out
+    np.testing.assert_array_equal(tree.score, np.array(best, np.float32))
+
+
+@relaxed
+@given(candidates(), sizes, sizes)
+def test_a_prefix_is_the_tree_of_that_size(log_probs: Floats, size: int, kept: int) -> None:
+    kept = min(kept, size)
+    whole = grow_one(log_probs, size)
+    assert same(whole.prefix(kept), grow_one(log_probs, kept))
+
+
+@relaxed
+@given(candidates(), sizes)
+def test_equal_values_keep_the_order_of_their_discovery(
+    log_probs: Floats, size: int
+) -> None:
+    """Node for node the tree of a plain heap: ranks of a cluster must agree."""
+    heads, ranks = log_probs.shape
+    # (-score, age, parent, depth, rank)
+    heap = [(-log_probs[0, 0], 0, 0, 1, 0)]
+    made, nodes = 1, []
+    scores = [np.float32(0)]
+    while heap and len(nodes) < size:
+        worth, _, parent, depth, rank = heapq.heappop(heap)
+        nodes.append((parent, (depth - 1) * ranks + rank))
+        scores.append(-worth)
+        if rank + 1 < ranks:
+            score = scores[parent] + log_probs[depth - 1, rank + 1]
+            heapq.heappush(heap, (-score, made, parent, depth, rank + 1))
+            made += 1
+        if depth < heads:
+            score = scores[-1] + log_probs[depth, 0]
+            heapq.heappush(heap, (-score, made, len(nodes), depth + 1, 0))
+            made += 1
+    tree = grow_one(log_probs, size)
+    assert list(zip(tree.parent, tree.token, strict=True)) == nodes
+
+
+@relaxed
+@given(candidates(sequences=3), st.tuples(sizes, sizes, sizes))
+def test_sequences_grow_independently(
+    log_probs: Floats, wanted: tuple[int, int, int]
+) -> None:
+    trees = grow(numbered(log_probs), log_probs, np.array(wanted))
+    for tree, alone, size in zip(trees, log_probs, wanted, strict=True):
+        assert same(tree, grow_one(alone, size))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 5, 8])
+def test_one_rank_gives_a_chain_as_long_as_there_are_heads(size: int) -> None:
+    tree = grow_one(np.full((5, 1), -0.5, np.float32), size)
+    length = min(size, 5)
+    np.testing.assert_array_equal(tree.parent, np.arange(length))
+    np.testing.assert_array_equal(tree.token, np.arange(length))
+
+
+def test_scores_of_realistic_trees_are_sums_of_log_probs() -> None:
+    rng = np.random.default_rng(0)
+    log_probs = np.log(-np.sort(-rng.dirichlet(np.full(10, 0.3), 5)))[:, :8]
+    tree = grow_one(log_probs.astype(np.float32), 255)
+    assert len(tree) == 255
+    for node in range(1, 256):
+        tokens = tree.token[np.array(tree.path(node)) - 1]
+        total = log_probs.flat[tokens].sum()
+        assert tree.score[node - 1] == pytest.approx(total, rel=1e-5)
+
+
+def test_hopeless_candidates_come_last() -> None:
+    log_probs = np.array([[-1, -np.inf], [-2, -np.inf]], np.float32)
+    tree = grow_one(log_probs, 9)
+    assert len(tree) == 6
+    np.testing.assert_array_equal(tree.score, [-1, -3] + [-np.inf] * 4)
+
+
+def test_no_sequences_give_no_trees() -> None:
+    empty = np.empty((0, 3, 2))
+    assert grow(empty.astype(np.int64), empty.astype(np.float32), np.empty(0, int)) == []

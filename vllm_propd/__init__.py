@@ -1,0 +1,1 @@
+"""ProPD for vLLM: dynamic token trees from Medusa heads, verified losslessly."""

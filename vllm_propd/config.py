@@ -1,0 +1,127 @@
+"""Every setting of ProPD, in one class: the keys of ``--speculative-config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+METHOD = "propd"
+"""The word users put into ``method``, or give alone."""
+
+TYPICAL_ONLY = ("typical_epsilon", "typical_delta")
+
+
+class ProPDConfig(BaseModel):
+    """Settings of the proposer and of verification.
+
+    Beside ``method: propd`` these are all the keys that ``--speculative-config`` takes;
+    an unknown or contradictory key is an error at start-up.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(
+        None,
+        description="Folder of the Medusa heads. Default: `propd/` inside the target "
+        "model's folder.",
+    )
+    num_speculative_tokens: int = Field(
+        48,
+        ge=1,
+        le=255,
+        description="Nodes of a sequence's token tree: drafts verified per step. Under "
+        "load each sequence gets its share of `max_num_batched_tokens`.",
+    )
+    tree: Literal["best_first", "chain"] = Field(
+        "best_first",
+        description="`best_first`: the most probable paths, whatever their shape; "
+        "`chain`: each head's first choice only, one branch.",
+    )
+    num_candidates: int = Field(
+        10,
+        ge=1,
+        le=64,
+        description="Candidates taken from each head: the most siblings a node can have.",
+    )
+    acceptance: Literal["exact", "typical"] = Field(
+        "exact",
+        description="`exact`: the target's own text (greedy) or distribution (sampled). "
+        "`typical`: Medusa's typical acceptance for sampled requests, longer but lossy.",
+    )
+    typical_epsilon: float = Field(
+        0.09,
+        gt=0,
+        lt=1,
+        description="Lossy `typical` acceptance only: a token at least this probable is "
+        "accepted.",
+    )
+    typical_delta: float = Field(
+        0.3,
+        gt=0,
+        description="Lossy `typical` acceptance only: the threshold is lowered to this "
+        "times exp(-entropy).",
+    )
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Self:
+        given = self.model_fields_set
+        if self.acceptance == "exact" and (wrong := given.intersection(TYPICAL_ONLY)):
+            raise ValueError(
+                f"{', '.join(sorted(wrong))} has no effect with acceptance 'exact': "
+                "remove it, or set acceptance to 'typical' (lossy)"
+            )
+        if self.tree == "chain" and "num_candidates" in given:
+            raise ValueError(
+                "num_candidates has no effect on a chain: remove it, or set tree to "
+                "'best_first'"
+            )
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """Candidates of each head that growth may use."""
+        return 1 if self.tree == "chain" else self.num_candidates
+
+
+def _preset(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"speculative_config 'config': there is no file {path}")
+    loaded = yaml.safe_load(file.read_text())
+    if not isinstance(loaded, dict):
+        raise ValueError(f"speculative_config 'config': {path} is not a table of keys")
+    return loaded
+
+
+def parse_config(keys: dict[str, Any]) -> ProPDConfig:
+    """The config behind a ``--speculative-config`` of method propd.
+
+    Args:
+        keys: the user's keys without ``method``. ``config`` names a YAML preset; keys
+            given beside it win.
+
+    Raises:
+        ValueError: an unknown, contradictory or impossible setting, named.
+    """
+    keys = dict(keys)
+    if (preset := keys.pop("config", None)) is not None:
+        keys = {**_preset(preset), **keys}
+        keys.pop("method", None)
+    try:
+        return ProPDConfig.model_validate(keys)
+    except ValidationError as error:
+        known = ", ".join(["config", *ProPDConfig.model_fields])
+        problems = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            if item["type"] == "extra_forbidden":
+                problems.append(f"unknown key '{name}' (known: {known})")
+            else:
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{name}: {message}" if name else message)
+        raise ValueError(
+            f"invalid speculative_config of method '{METHOD}': {'; '.join(problems)}"
+        ) from None

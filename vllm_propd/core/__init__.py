@@ -1,0 +1,1 @@
+"""What is ProPD itself: trees, growth, acceptance, tree attention. No vLLM here."""

@@ -1,0 +1,76 @@
+"""Which drafted nodes become text.
+
+Exact (the default): at each node one token is drawn from the target's own, processed
+distribution. If a child carries it, step there; else it is emitted and the step ends; at
+a leaf it is the bonus token. The children were chosen, not sampled, so no probability
+ratio enters and the text has the target's distribution at every temperature.
+
+Typical (Medusa, arXiv 2401.10774, section 2.3.1): a node is accepted where the target
+finds it probable enough. Longer, and *lossy*.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def matching_child(
+    current: torch.Tensor,
+    drawn: torch.Tensor,
+    parent_row: torch.Tensor,
+    token: torch.Tensor,
+    request: torch.Tensor,
+    node_row: torch.Tensor,
+) -> torch.Tensor:
+    """Steps each request to the child of its current node that carries the drawn token.
+
+    Args:
+        current: ``[requests]`` int64 row of each request's current node; a request that
+            has stopped holds -1.
+        drawn: ``[requests]`` int64 token drawn there.
+        parent_row, token, request, node_row: ``[nodes]`` int64 for every drafted node:
+            its parent's row, its token, its request and its own row.
+
+    Returns:
+        ``[requests]`` int64 row of the child; -1 where there is none.
+    """
+    matches = (parent_row == current[request]) & (token == drawn[request])
+    step = torch.full_like(current, -1)
+    # At most one child matches: siblings carry different tokens.
+    step[request[matches]] = node_row[matches]
+    return step
+
+
+def typical_nodes(
+    probs: torch.Tensor,
+    parent_row: torch.Tensor,
+    token: torch.Tensor,
+    depth: torch.Tensor,
+    node_row: torch.Tensor,
+    epsilon: float,
+    delta: float,
+) -> torch.Tensor:
+    """Medusa's typical acceptance for every drafted node.
+
+    A node is accepted where its parent is and ``p(token) > min(epsilon, delta *
+    exp(-entropy))`` under the target at its parent.
+
+    Args:
+        probs: ``[rows, vocabulary]`` float32 target distribution at each row.
+        parent_row, token, depth, node_row: ``[nodes]`` int64, parents before children.
+        epsilon, delta: the rule's threshold and its entropy factor.
+
+    Returns:
+        ``[nodes]`` bool.
+    """
+    entropy = torch.special.entr(probs).sum(-1)
+    threshold = torch.clamp(delta * torch.exp(-entropy), max=epsilon)
+    likely = probs[parent_row, token.clamp(min=0)] > threshold[parent_row]
+    likely &= token >= 0
+    accepted_row = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+    accepted = torch.zeros_like(likely)
+    for level in range(1, int(depth.max()) + 1 if len(depth) else 1):
+        here = depth == level
+        accepted = torch.where(here, likely & accepted_row[parent_row], accepted)
+        accepted_row[node_row[here]] = accepted[here]
+    return accepted

@@ -1,0 +1,35 @@
+"""Writing what was accepted, and nothing else, into the paged cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vllm_propd.engine.step import TreeStep
+
+
+def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int]) -> None:
+    """Caches the accepted nodes' keys and values at their final positions.
+
+    Goes through each backend's own cache update, so every cache format stays right.
+
+    Args:
+        step: with the staged keys and values of all layers.
+        accepted: int64 indices among the step's tree rows.
+        group_of_layer: KV cache group of each attention layer, by its name.
+    """
+    if len(accepted):
+        # The slot of position root + depth stands at the tree's row number ``depth``.
+        tree = np.searchsorted(step.first, accepted, side="right") - 1
+        place = torch.from_numpy(step.first[tree] + step.depth[accepted])
+        rows = torch.from_numpy(accepted)
+        slots = [group_slots[place] for group_slots in step.slots]
+        for staged in step.staged:
+            staged.layer.impl.do_kv_cache_update(
+                staged.layer,
+                staged.key[rows],
+                staged.value[rows],
+                staged.kv_cache,
+                slots[group_of_layer[staged.layer.layer_name]],
+            )
+    step.staged.clear()

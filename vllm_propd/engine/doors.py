@@ -1,0 +1,173 @@
+"""How users turn ProPD on: the places where vLLM reads a speculative config.
+
+Three small patches, each applied once and inert unless the method is ``propd``:
+
+- ``EngineArgs.add_cli_args``: ``--speculative-config`` takes the word ``propd`` beside
+  JSON, and ``--spec-method`` knows it.
+- ``EngineArgs.create_engine_config``: a config of method ``propd`` becomes what vLLM
+  supports for third parties: ``custom_class`` plus our worker. One door for
+  ``vllm serve``, ``LLM(...)`` and ``--spec-method``.
+- ``SamplingParams._validate_spec_decode``: vLLM refuses ``min_p`` and ``logit_bias`` with
+  any speculation, because its rejection sampler ignores them; ours does not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vllm.config import SpeculativeConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.logger import init_logger
+from vllm.sampling_params import SamplingParams
+
+from vllm_propd.config import METHOD, ProPDConfig, parse_config
+from vllm_propd.engine.support import check_engine
+
+logger = init_logger("vllm.propd.doors")
+
+PROPOSER = "vllm_propd.engine.proposer.MedusaTreeProposer"
+CPU_WORKER = "vllm_propd.engine.worker.ProPDCPUWorker"
+HEADS_FOLDER = "propd"
+"""Where heads lie inside a target model's folder."""
+
+
+def patch_once(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    """Replaces ``owner.name`` by ``wrap(original)``, unless that has been done."""
+    original = getattr(owner, name)
+    if getattr(original, "_propd", False):
+        return
+    wrapped: Any = functools.wraps(original)(wrap(original))
+    wrapped._propd = True
+    static = isinstance(owner.__dict__.get(name), staticmethod)
+    setattr(owner, name, staticmethod(wrapped) if static else wrapped)
+
+
+def open_doors() -> None:
+    """Applies the three patches."""
+    patch_once(EngineArgs, "add_cli_args", _teach_cli)
+    patch_once(EngineArgs, "create_engine_config", _teach_engine_args)
+    patch_once(SamplingParams, "_validate_spec_decode", _allow_logit_fields)
+
+
+def is_propd(config: SpeculativeConfig | None) -> bool:
+    """Whether an engine's speculative config is ProPD's."""
+    return config is not None and config.model == PROPOSER
+
+
+def _teach_cli(original: Any) -> Any:
+    def add_cli_args(parser: Any) -> Any:
+        parser = original(parser)
+        for action in parser._actions:
+            if "--speculative-config" in action.option_strings:
+                action.type = _speculative_config_type(action.type)
+            if "--spec-method" in action.option_strings and action.choices:
+                action.choices = [*action.choices, METHOD]
+        return parser
+
+    return add_cli_args
+
+
+def _speculative_config_type(original: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        return {"method": METHOD} if text == METHOD else original(text)
+
+    return parse
+
+
+def _teach_engine_args(original: Any) -> Any:
+    def create_engine_config(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+        keys = _requested(self)
+        if keys is None:
+            return original(self, *args, **kwargs)
+        config = _enable(self, keys)
+        vllm_config = original(self, *args, **kwargs)
+        check_engine(vllm_config, config)
+        return vllm_config
+
+    return create_engine_config
+
+
+def _requested(args: EngineArgs) -> dict[str, Any] | None:
+    """The user's ProPD keys without ``method``; None where ProPD is not asked for."""
+    config: Any = args.speculative_config
+    if config == METHOD:
+        config = {"method": METHOD}
+    if isinstance(config, str) or not isinstance(config, dict | None):
+        return None
+    keys = {key.replace("-", "_"): value for key, value in (config or {}).items()}
+    method = keys.pop("method", None)
+    if METHOD not in (method, args.spec_method):
+        return None
+    for flag, key, value in (
+        ("--spec-method", "method", args.spec_method),
+        ("--spec-model", "model", args.spec_model),
+        ("--spec-tokens", "num_speculative_tokens", args.spec_tokens),
+    ):
+        if value is None:
+            continue
+        if key in keys or (key == "method" and method is not None):
+            raise ValueError(
+                f"{flag} and --speculative-config['{key}'] are mutually exclusive"
+            )
+        if key != "method":
+            keys[key] = value
+    return keys
+
+
+def find_heads(config: ProPDConfig, target: str) -> Path:
+    """The folder of the heads, from the config or from inside the target's folder.
+
+    Raises:
+        ValueError: none there; lists where it looked and what would make them.
+    """
+    if config.model is not None:
+        places = [Path(config.model)]
+    else:
+        places = [Path(target) / HEADS_FOLDER]
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise ValueError(
+        f"no heads for {target}: looked in {looked}. Point speculative_config 'model' "
+        f"(--spec-model) at a folder of Medusa heads, or train some: "
+        f"`vllm-propd train {target} --out {Path(target) / HEADS_FOLDER}`"
+    )
+
+
+def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
+    """Rewrites engine arguments so that vLLM builds our worker and proposer."""
+    config = parse_config(keys)
+    heads = find_heads(config, args.model)
+    config = config.model_copy(update={"model": str(heads.resolve())})
+    if args.worker_cls != "auto":
+        raise ValueError(
+            f"speculative_config method '{METHOD}' brings its own worker: remove "
+            f"--worker-cls {args.worker_cls}"
+        )
+    args.worker_cls = CPU_WORKER
+    args.spec_method = args.spec_model = args.spec_tokens = None
+    args.additional_config = {
+        **(args.additional_config or {}),
+        METHOD: config.model_dump_json(exclude_unset=True),
+    }
+    args.speculative_config = {
+        "method": "custom_class",
+        "model": PROPOSER,
+        "num_speculative_tokens": config.num_speculative_tokens,
+    }
+    logger.info("ProPD: %s", config.model_dump_json())
+    return config
+
+
+def _allow_logit_fields(original: Any) -> Any:
+    def _validate_spec_decode(
+        self: SamplingParams, speculative_config: SpeculativeConfig | None
+    ) -> None:
+        if not is_propd(speculative_config):
+            original(self, speculative_config)
+
+    return _validate_spec_decode

@@ -1,0 +1,147 @@
+"""The proposer: Medusa heads on the target's last hidden states, grown into trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from vllm.logger import init_logger
+
+from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.core.growth import grow
+from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.heads.checkpoint import HeadsCheckpoint, load_heads
+from vllm_propd.heads.medusa import MedusaHeads
+
+logger = init_logger("vllm.propd.proposer")
+
+
+def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
+    """The ProPD settings that travel inside an engine's config."""
+    additional = vllm_config.additional_config
+    assert isinstance(additional, dict)
+    return ProPDConfig.model_validate_json(additional[METHOD])
+
+
+class MedusaTreeProposer:
+    """Drafts a token tree for each sequence.
+
+    vLLM builds it (method ``custom_class``) and loads it with the target model.
+    """
+
+    def __init__(self, vllm_config: VllmConfig):
+        self.config = engine_config(vllm_config)
+        self.model_config = vllm_config.model_config
+        self.device = vllm_config.device_config.device
+
+    def load_model(self, target: Any) -> None:
+        """Reads the heads; ``target`` is vLLM's model, whose output layer they share."""
+        assert self.config.model is not None
+        checkpoint = load_heads(Path(self.config.model))
+        dtype, device = self.model_config.dtype, self.device
+        self.heads = MedusaHeads.from_checkpoint(checkpoint).to(dtype=dtype, device=device)
+        self.target = target
+        self.own_output: torch.Tensor | None = None
+        self.token_map = checkpoint.tensors.get("token_map")
+        if checkpoint.num_outputs:
+            self.own_output = _output_shard(checkpoint).to(dtype=dtype, device=device)
+            self.output_size = checkpoint.output_size
+            self.logit_scale = checkpoint.logit_scale
+        logger.info(
+            "Loaded %d Medusa heads (%d residual block(s) each, output layer: %s)",
+            checkpoint.num_heads,
+            checkpoint.num_layers,
+            "their own" if checkpoint.num_outputs else "the target's",
+        )
+
+    @property
+    def num_heads(self) -> int:
+        """Heads K: the deepest node a tree can have."""
+        return self.heads.num_heads
+
+    def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        """VLLM asks a custom class for this name; our runner calls ``draft``."""
+        raise RuntimeError("ProPD drafts from hidden states: its worker must be in use")
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``[sequences, hidden]`` to ``[heads, sequences, tokens]``, all ranks' alike."""
+        states = self.heads(hidden_states)
+        if self.own_output is None:
+            # One product for all heads, gathered over the tensor-parallel ranks.
+            logits = self.target.compute_logits(states.flatten(0, 1))
+            return logits.view(self.num_heads, len(hidden_states), -1)
+        logits = torch.matmul(states, self.own_output.mT)
+        logits = tensor_model_parallel_all_gather(logits)[..., : self.output_size]
+        return logits * self.logit_scale
+
+    @torch.inference_mode()
+    def candidates(self, hidden_states: torch.Tensor) -> tuple[Ints, np.ndarray]:
+        """Each head's best tokens.
+
+        Args:
+            hidden_states: ``[sequences, hidden]``, where each sequence's last token was
+                predicted.
+
+        Returns:
+            Tokens int64 and log probabilities float32, ``[sequences, heads, ranks]``.
+        """
+        logits = self._logits(hidden_states).float()
+        ranks = min(self.config.ranks, logits.shape[-1])
+        best, tokens = logits.topk(ranks, dim=-1)
+        log_probs = best - logits.logsumexp(-1, keepdim=True)
+        if self.token_map is not None:
+            tokens = self.token_map.to(tokens)[tokens]
+        return (
+            tokens.transpose(0, 1).contiguous().cpu().numpy(),
+            log_probs.transpose(0, 1).contiguous().cpu().numpy(),
+        )
+
+    def draft(
+        self, hidden_states: torch.Tensor, sizes: Ints, chain: np.ndarray
+    ) -> list[TokenTree]:
+        """A tree for each sequence.
+
+        Args:
+            hidden_states: ``[sequences, hidden]``.
+            sizes: ``[sequences]`` int64 wanted nodes.
+            chain: ``[sequences]`` bool: whose draft must be a single branch.
+        """
+        tokens, log_probs = self.candidates(hidden_states)
+        trees = grow(tokens, log_probs, sizes)
+        if chain.any():
+            rows = np.flatnonzero(chain)
+            branches = grow(
+                np.ascontiguousarray(tokens[rows, :, :1]),
+                np.ascontiguousarray(log_probs[rows, :, :1]),
+                sizes[rows],
+            )
+            for row, branch in zip(rows.tolist(), branches, strict=True):
+                trees[row] = branch
+        return trees
+
+
+def _output_shard(checkpoint: HeadsCheckpoint) -> torch.Tensor:
+    """This rank's rows of the heads' own output layers.
+
+    ``[outputs, rows, hidden]``; one shared layer broadcasts over the heads. Rows are
+    padded so that every rank holds as many.
+    """
+    world, rank = (
+        get_tensor_model_parallel_world_size(),
+        get_tensor_model_parallel_rank(),
+    )
+    share = -(-checkpoint.output_size // world)
+    shards = []
+    for head in range(checkpoint.num_outputs):
+        rows = checkpoint.tensors[f"lm_heads.{head}.weight"]
+        rows = rows[rank * share : (rank + 1) * share]
+        shards.append(torch.nn.functional.pad(rows, (0, 0, 0, share - len(rows))))
+    return torch.stack(shards)

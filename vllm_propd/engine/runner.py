@@ -1,0 +1,201 @@
+"""vLLM's model runner with trees: what each hook adds to a step.
+
+One direction: scheduled drafts -> rows, positions and slots (`_prepare_inputs`) ->
+attention (`_build_attention_metadata`) -> verification and commit (`_sample`) -> next
+trees (`propose_draft_token_ids`) -> the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.worker import gpu_model_runner
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from vllm_propd.core.tree import TokenTree
+from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
+from vllm_propd.engine.commit import commit
+from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
+from vllm_propd.engine.record import EXTRA_NODES, Recorder
+from vllm_propd.engine.sampling import Verified, verify
+from vllm_propd.engine.step import TreeStep, build_step
+
+logger = init_logger("vllm.propd.runner")
+
+
+@contextmanager
+def _all_logits_processors() -> Iterator[None]:
+    """Builds every logits processor; with speculation vLLM would leave most out.
+
+    Its rejection sampler cannot apply them to drafts. Our walk can.
+    """
+    original = gpu_model_runner.build_logitsprocs
+
+    def build(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        with patch.object(vllm_config, "speculative_config", None):
+            return original(vllm_config, *args, **kwargs)
+
+    with patch.object(gpu_model_runner, "build_logitsprocs", build):
+        yield
+
+
+class ProPDRunner(GPUModelRunner):
+    """The hooks, on vLLM's V1 runner."""
+
+    drafter: MedusaTreeProposer
+
+    def __init__(self, vllm_config: Any, device: torch.device):
+        with _all_logits_processors():
+            super().__init__(vllm_config, device)
+        self.propd = engine_config(vllm_config)
+        self._trees: dict[str, TokenTree] = {}
+        self._step: TreeStep | None = None
+        self._final_row: torch.Tensor | None = None
+        self._root_row = np.empty(0, np.int64)
+        self.recorder: Recorder | None = None
+
+    def _prepare_inputs(
+        self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
+    ) -> Any:
+        """Tree nodes get the position root + depth, and no slot in the cache."""
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        spec_decode = prepared[1]
+        drafted = np.asarray(spec_decode.num_draft_tokens, np.int64)
+        self._root_row = np.cumsum(drafted + 1) - drafted - 1
+        batch = self.input_batch
+        step = build_step(
+            scheduler_output.scheduled_spec_decode_tokens,
+            self._trees,
+            batch.req_id_to_index,
+            np.cumsum(num_scheduled_tokens),
+            batch.num_computed_tokens_cpu,
+            num_scheduled_tokens,
+        )
+        self._step = step
+        if step is None:
+            return prepared
+        rows = torch.from_numpy(step.rows).to(self.device)
+        nodes = torch.from_numpy(step.rows[~step.is_root]).to(self.device)
+        self.positions[rows] = torch.from_numpy(step.positions()).to(self.device)
+        dead = step.rows[~step.is_root & (step.token < 0)]
+        self.input_ids.gpu[torch.from_numpy(dead).to(self.device)] = 0
+        for table in batch.block_table.block_tables:
+            slots = table.slot_mapping.gpu
+            step.slots.append(slots[rows])
+            slots[nodes] = -1
+        return prepared
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """Hands the step to the builders for the time they build."""
+        builders = [
+            builder
+            for group in self._attn_group_iterator()
+            for builder in group.metadata_builders
+            if isinstance(builder, TreeAttentionMetadataBuilder)
+        ]
+        for builder in builders:
+            builder.step = self._step
+        try:
+            return super()._build_attention_metadata(*args, **kwargs)
+        finally:
+            for builder in builders:
+                builder.step = None
+
+    def _sample(
+        self,
+        logits: torch.Tensor | None,
+        spec_decode_metadata: SpecDecodeMetadata | None,
+    ) -> SamplerOutput:
+        """Verifies the trees and commits what was accepted."""
+        step, self._step = self._step, None
+        metadata = self.input_batch.sampling_metadata
+        self._final_row = torch.from_numpy(self._root_row)
+        if step is None:
+            return self.sampler(logits=logits, sampling_metadata=metadata)
+        assert logits is not None
+        outputs = [self.requests[i].output_token_ids for i in self.input_batch.req_ids]
+        verified = verify(
+            logits, step, self._root_row, self.sampler, metadata, outputs, self.propd
+        )
+        self._final_row = verified.final_row
+        commit(step, verified.accepted, self._group_of_layer())
+        if self.recorder is not None:
+            self._record(self.recorder, step, verified)
+        return verified.output
+
+    def _record(self, recorder: Recorder, step: TreeStep, verified: Verified) -> None:
+        roots = self.input_ids.gpu[torch.from_numpy(step.rows[step.first])]
+        emitted = verified.output.sampled_token_ids.tolist()
+        recorder.add(
+            step,
+            verified.accepted,
+            [[token for token in row if token >= 0] for row in emitted],
+            self.input_batch.req_ids,
+            roots.tolist(),
+            self._trees,
+        )
+
+    def _group_of_layer(self) -> dict[str, int]:
+        groups = self.kv_cache_config.kv_cache_groups
+        return {name: g for g, group in enumerate(groups) for name in group.layer_names}
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        """Always: heads have no context of their own, and the scheduler cuts drafts."""
+        return True
+
+    def propose_draft_token_ids(
+        self,
+        scheduler_output: SchedulerOutput,
+        sampled_token_ids: torch.Tensor | list[list[int]],
+        sampling_metadata: Any,
+        hidden_states: torch.Tensor,
+        sample_hidden_states: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[list[int]]:
+        """The next trees, from the hidden states of the last accepted nodes."""
+        assert isinstance(sampled_token_ids, list) and self._final_row is not None
+        for request_id in scheduler_output.finished_req_ids:
+            self._trees.pop(request_id, None)
+        ids = self.input_batch.req_ids
+        drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
+        drafts: list[list[int]] = [[] for _ in ids]
+        if not drafting:
+            return drafts
+        rows = self._final_row[drafting]
+        sizes = np.full(len(drafting), self._nodes_per_request(len(ids)), np.int64)
+        chain = np.array([self._needs_chain(ids[i]) for i in drafting])
+        # A recording also shows what was nearly drafted; every prefix is a tree.
+        extra = EXTRA_NODES if self.recorder is not None else 0
+        trees = self.drafter.draft(sample_hidden_states[rows], sizes + extra, chain)
+        for i, tree, size in zip(drafting, trees, sizes.tolist(), strict=True):
+            self._trees[ids[i]] = tree
+            drafts[i] = tree.token[:size].tolist()
+        return drafts
+
+    def _nodes_per_request(self, num_requests: int) -> int:
+        """Its share of the token budget: a full tree for one must not starve others."""
+        budget = self.scheduler_config.max_num_batched_tokens // num_requests - 1
+        return max(0, min(self.propd.num_speculative_tokens, budget))
+
+    def _needs_chain(self, request_id: str) -> bool:
+        """Structured output checks a draft list, and masks its logits, as a chain."""
+        params = self.requests[request_id].sampling_params
+        if params is None or params.structured_outputs is None:
+            return False
+        logger.info_once("ProPD: requests with structured output are drafted a chain")
+        return True
+
+
+class ProPDCPUModelRunner(ProPDRunner, CPUModelRunner):
+    """The hooks on vLLM's CPU runner."""

@@ -1,0 +1,140 @@
+"""One step's trees: from the scheduler's flat draft lists to rows of the batch.
+
+The scheduler knows drafts only as a list per request, which it may cut at the tail. Each
+worker remembers the tree behind the list it proposed, takes the prefix that was
+scheduled, and checks the tokens: the scheduled list is the only channel of a tree's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks, dead_tree
+
+
+@dataclass
+class StagedKV:
+    """One layer's keys and values of all tree rows, until the accepted ones are known."""
+
+    layer: Any
+    kv_cache: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass
+class TreeStep:
+    """All trees of one step, their rows one after another, each root first.
+
+    Attributes:
+        trees: the drafted nodes, in batch order.
+        request: ``[trees]`` index of each tree's request in the batch.
+        first: ``[trees]`` each root's index among the tree rows.
+        sizes: ``[trees]`` rows of each tree, the root counted.
+        rows: ``[rows]`` each tree row's index in the batch.
+        parent, depth, token: ``[rows]`` parent node in its tree, depth, token (-1 for
+            roots and for nodes that cannot be accepted).
+        masks: ``[rows, words]`` ancestor bit matrix.
+        root_position: ``[trees]`` position of each root in its sequence.
+        slots: per KV cache group ``[rows]`` int64: the cache slot of the position
+            ``root + i`` at the i-th row of a tree, for the commit.
+        staged: what the attention layers of this step left for the commit.
+    """
+
+    trees: list[TokenTree]
+    request: Ints
+    first: Ints
+    sizes: Ints
+    rows: Ints
+    parent: Ints
+    depth: Ints
+    token: Ints
+    masks: np.ndarray
+    root_position: Ints
+    slots: list[torch.Tensor] = field(default_factory=list)
+    staged: list[StagedKV] = field(default_factory=list)
+
+    @property
+    def is_root(self) -> np.ndarray:
+        """``[rows]`` bool."""
+        return self.depth == 0
+
+    def positions(self) -> Ints:
+        """``[rows]`` position in the sequence: root plus depth."""
+        return np.repeat(self.root_position, self.sizes) + self.depth
+
+
+def _scheduled_tree(
+    request_id: str, drafts: list[int], proposed: TokenTree | None
+) -> TokenTree:
+    """The tree behind a scheduled draft list.
+
+    Raises:
+        RuntimeError: this worker drafted other tokens than the scheduler was given.
+    """
+    nodes = len(drafts)
+    tokens = np.asarray(drafts, np.int64)
+    if proposed is not None and np.array_equal(proposed.token[:nodes], tokens):
+        return proposed.prefix(nodes)
+    if (tokens == -1).all():
+        # vLLM pads a request that joins a decode batch: rows without meaning.
+        return dead_tree(nodes)
+    raise RuntimeError(
+        f"request {request_id}: the scheduled drafts are not those this worker proposed "
+        "(tensor-parallel ranks have diverged)"
+    )
+
+
+def build_step(
+    scheduled: dict[str, list[int]],
+    proposed: dict[str, TokenTree],
+    request_index: dict[str, int],
+    query_ends: np.ndarray,
+    num_computed: np.ndarray,
+    num_scheduled: np.ndarray,
+) -> TreeStep | None:
+    """This step's trees, or None where no request has drafts.
+
+    Args:
+        scheduled: request id to drafted tokens, as the scheduler cut them.
+        proposed: request id to the tree drafted for it.
+        request_index: request id to its index in the batch.
+        query_ends: ``[requests]`` end of each request's rows in the batch.
+        num_computed: ``[requests]`` tokens in the cache before this step.
+        num_scheduled: ``[requests]`` rows of each request.
+    """
+    ids = [request_id for request_id, drafts in scheduled.items() if drafts]
+    if not ids:
+        return None
+    ids.sort(key=request_index.__getitem__)
+    trees = [_scheduled_tree(i, scheduled[i], proposed.get(i)) for i in ids]
+    request = np.fromiter((request_index[i] for i in ids), np.int64, len(ids))
+    sizes = np.fromiter((len(tree) + 1 for tree in trees), np.int64, len(trees))
+    if not np.array_equal(num_scheduled[request], sizes):
+        raise RuntimeError("a request was scheduled with drafts and more than its root")
+    first = np.cumsum(sizes) - sizes
+    total = int(sizes.sum())
+    within = np.arange(total) - np.repeat(first, sizes)
+    rows = np.repeat(query_ends[request] - sizes, sizes) + within
+    parent, depth = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    token = np.full(total, -1, np.int64)
+    drafted = within > 0
+    parent[drafted] = np.concatenate([tree.parent for tree in trees])
+    depth[drafted] = np.concatenate([tree.depth for tree in trees])
+    token[drafted] = np.concatenate([tree.token for tree in trees])
+    return TreeStep(
+        trees=trees,
+        request=request,
+        first=first,
+        sizes=sizes,
+        rows=rows,
+        parent=parent,
+        depth=depth,
+        token=token,
+        masks=ancestor_masks(parent, first, sizes),
+        root_position=num_computed[request].astype(np.int64),
+    )

