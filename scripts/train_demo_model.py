@@ -109,7 +109,7 @@ def train_llama(
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo/model"),
     minutes: Annotated[float, typer.Option(help="Training time of the Llama.")] = 30.0,
-    heads_minutes: Annotated[float, typer.Option(help="Of the heads.")] = 12.0,
+    heads_minutes: Annotated[float, typer.Option(help="Of the heads.")] = 15.0,
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and batches.")] = 0,
     only_heads: Annotated[

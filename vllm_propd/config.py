@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 METHOD = "propd"
 """The word users put into ``method``, or give alone."""
 
-TYPICAL_ONLY = ("typical_epsilon", "typical_delta")
+ONLY_WITH = {
+    "num_candidates": ("tree", "best_first"),
+    "typical_epsilon": ("acceptance", "typical"),
+    "typical_delta": ("acceptance", "typical"),
+}
+"""Keys that have an effect with one value of another key only."""
 
 
 class ProPDConfig(BaseModel):
@@ -21,7 +26,7 @@ class ProPDConfig(BaseModel):
     an unknown or contradictory key is an error at start-up.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     model: str | None = Field(
         None,
@@ -67,17 +72,14 @@ class ProPDConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Self:
-        given = self.model_fields_set
-        if self.acceptance == "exact" and (wrong := given.intersection(TYPICAL_ONLY)):
-            raise ValueError(
-                f"{', '.join(sorted(wrong))} has no effect with acceptance 'exact': "
-                "remove it, or set acceptance to 'typical' (lossy)"
-            )
-        if self.tree == "chain" and "num_candidates" in given:
-            raise ValueError(
-                "num_candidates has no effect on a chain: remove it, or set tree to "
-                "'best_first'"
-            )
+        problems = [
+            f"{key} has no effect with {other} '{getattr(self, other)}': remove it, or "
+            f"set {other} to '{value}'" + " (lossy)" * (value == "typical")
+            for key, (other, value) in ONLY_WITH.items()
+            if key in self.model_fields_set and getattr(self, other) != value
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -86,13 +88,16 @@ class ProPDConfig(BaseModel):
         return 1 if self.tree == "chain" else self.num_candidates
 
 
-def _preset(path: str) -> dict[str, Any]:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"speculative_config 'config': there is no file {path}")
-    loaded = yaml.safe_load(file.read_text())
+def _preset(path: Any) -> dict[str, Any]:
+    where = f"speculative_config 'config': {path}"
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"speculative_config 'config': {path} is not a table of keys")
+        raise ValueError(f"{where} is not a table of keys")
+    if (method := loaded.pop("method", METHOD)) != METHOD:
+        raise ValueError(f"{where} is for method {method!r}, not '{METHOD}'")
     return loaded
 
 
@@ -101,15 +106,21 @@ def parse_config(keys: dict[str, Any]) -> ProPDConfig:
 
     Args:
         keys: the user's keys without ``method``. ``config`` names a YAML preset; keys
-            given beside it win.
+            given beside it win, and a key of the preset that they leave without effect
+            is dropped (``num_candidates`` where they say ``tree: chain``). A given key
+            that the preset leaves without effect is an error.
 
     Raises:
-        ValueError: an unknown, contradictory or impossible setting, named.
+        ValueError: an unknown, contradictory or impossible setting, or a preset that
+            cannot be read, named.
     """
     keys = dict(keys)
-    if (preset := keys.pop("config", None)) is not None:
-        keys = {**_preset(preset), **keys}
-        keys.pop("method", None)
+    if (path := keys.pop("config", None)) is not None:
+        preset = _preset(path)
+        for key, (other, value) in ONLY_WITH.items():
+            if keys.get(other, value) != value:
+                preset.pop(key, None)
+        keys = {**preset, **keys}
     try:
         return ProPDConfig.model_validate(keys)
     except ValidationError as error:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-# Before vLLM is imported, for its workers: both cores, no model hub, callables in collective_rpc.
+# Before vLLM is imported, for its workers: both cores, no model hub, and callables in
+# collective_rpc.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")

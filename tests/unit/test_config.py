@@ -64,6 +64,8 @@ def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
         ("num_speculative_tokens", 256),
         ("num_speculative_tokens", 3.5),
         ("num_speculative_tokens", "many"),
+        ("num_speculative_tokens", "5"),
+        ("num_speculative_tokens", True),
         ("num_candidates", 0),
         ("num_candidates", 65),
         ("tree", "bush"),
@@ -72,6 +74,8 @@ def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
         ("typical_epsilon", 1),
         ("typical_delta", 0),
         ("typical_delta", float("nan")),
+        ("typical_delta", float("inf")),
+        ("typical_delta", True),
         ("model", 3),
     ],
 )
@@ -94,13 +98,28 @@ def test_contradictions_are_refused_with_the_way_out(keys: dict[str, Any]) -> No
         parse_config(keys)
 
 
+def test_a_float_may_be_written_as_an_integer() -> None:
+    assert parse_config({"acceptance": "typical", "typical_delta": 1}).typical_delta == 1
+
+
+def test_settings_survive_the_way_to_the_workers() -> None:
+    config = parse_config({"model": "/heads", "acceptance": "typical", "typical_delta": 1})
+    sent = config.model_dump_json(exclude_unset=True)
+    assert ProPDConfig.model_validate_json(sent) == config
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ValueError, match=r"num_candidates: .*; unknown key 'x'"):
         parse_config({"num_candidates": 0, "x": 1})
 
 
-def test_given_keys_win_over_the_preset(tmp_path: Path) -> None:
-    preset = tmp_path / "preset.yaml"
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    """Where a test writes its preset."""
+    return tmp_path / "preset.yaml"
+
+
+def test_given_keys_win_over_the_preset(preset: Path) -> None:
     preset.write_text("method: propd\nnum_candidates: 4\nnum_speculative_tokens: 16\n")
     keys = {"config": str(preset), "num_speculative_tokens": 8}
     config = parse_config(keys)
@@ -108,22 +127,60 @@ def test_given_keys_win_over_the_preset(tmp_path: Path) -> None:
     assert keys == {"config": str(preset), "num_speculative_tokens": 8}
 
 
-def test_preset_keys_are_checked(tmp_path: Path) -> None:
-    preset = tmp_path / "preset.yaml"
+def test_preset_keys_that_given_keys_leave_without_effect_are_dropped(
+    preset: Path,
+) -> None:
+    preset.write_text("num_candidates: 4\nacceptance: typical\ntypical_delta: 0.5\n")
+    given = {"tree": "chain", "acceptance": "exact"}
+    assert parse_config({"config": str(preset), **given}) == parse_config(given)
+    same = {"tree": "best_first"}  # contradicts nothing, so nothing is dropped
+    config = parse_config({"config": str(preset), **same})
+    assert (config.num_candidates, config.typical_delta) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("tree: chain\n", {"num_candidates": 4}),
+        ("tree: chain\nnum_candidates: 4\n", {}),
+        ("num_candidates: 4\n", {"tree": "chain", "num_candidates": 4}),
+    ],
+    ids=["a preset's setting", "within a preset", "among given keys"],
+)
+def test_other_contradictions_beside_a_preset_are_errors(
+    preset: Path, text: str, given: dict[str, Any]
+) -> None:
+    preset.write_text(text)
+    with pytest.raises(ValueError, match="num_candidates has no effect with tree 'chain'"):
+        parse_config({"config": str(preset), **given})
+
+
+def test_preset_keys_are_checked(preset: Path) -> None:
     preset.write_text("num_candidate: 4\n")
     with pytest.raises(ValueError, match="unknown key 'num_candidate'"):
         parse_config({"config": str(preset)})
 
 
-def test_a_missing_preset_is_named(tmp_path: Path) -> None:
-    missing = tmp_path / "missing.yaml"
-    with pytest.raises(ValueError, match=f"no file {missing}"):
-        parse_config({"config": str(missing)})
-
-
-@pytest.mark.parametrize("text", ["- tree\n- chain\n", "chain\n", ""])
-def test_a_preset_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
-    preset = tmp_path / "preset.yaml"
-    preset.write_text(text)
-    with pytest.raises(ValueError, match="not a table"):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"- tree\n- chain\n", "not a table"),
+        (b"chain\n", "not a table"),
+        (b"", "not a table"),
+        (b"tree: [chain\n", "cannot be read: while parsing"),
+        (b"tree: \xff\n", "cannot be read: .* can't decode"),
+        (b"tree: 2001-99-99\n", "cannot be read: month"),
+        (b"method: medusa\n", "for method 'medusa', not 'propd'"),
+    ],
+)
+def test_a_defective_preset_is_named(preset: Path, text: bytes, problem: str) -> None:
+    preset.write_bytes(text)
+    with pytest.raises(ValueError, match=f"'config': {preset} (is )?{problem}"):
         parse_config({"config": str(preset)})
+
+
+@pytest.mark.parametrize("path", ["/no/such/preset.yaml", "/", "", 3, True, ["a.yaml"]])
+def test_what_is_no_preset_is_named(path: Any) -> None:
+    with pytest.raises(ValueError, match=r"'config': .*cannot be read") as error:
+        parse_config({"config": path})
+    assert f"'config': {path} " in str(error.value)

@@ -150,6 +150,23 @@ def test_hopeless_candidates_come_last() -> None:
     np.testing.assert_array_equal(tree.score, [-1, -3] + [-np.inf] * 4)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "log_probs", "sizes"),
+    [
+        ((1, 0, 3), (1, 0, 3), 1),
+        ((1, 3, 0), (1, 3, 0), 1),
+        ((1, 3, 2), (1, 2, 3), 1),
+        ((1, 3, 2), (1, 3, 2), 2),
+    ],
+    ids=["no heads", "no ranks", "other log probs", "more sizes"],
+)
+def test_shapes_that_would_be_read_past_are_refused(
+    tokens: tuple[int, ...], log_probs: tuple[int, ...], sizes: int
+) -> None:
+    with pytest.raises(ValueError, match="at least one head"):
+        grow(np.zeros(tokens, np.int64), np.zeros(log_probs, np.float32), np.ones(sizes))
+
+
 def test_no_sequences_give_no_trees() -> None:
     empty = np.empty((0, 3, 2))
     assert grow(empty.astype(np.int64), empty.astype(np.float32), np.empty(0, int)) == []

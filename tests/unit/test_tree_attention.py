@@ -7,8 +7,11 @@ them read, and the output is NaN.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import numba
 import numpy as np
@@ -17,6 +20,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_propd.core import gemm
+from vllm_propd.core import tree_attention as module
 from vllm_propd.core.gemm import LANES, ROWS, accumulate
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention import QUERY_TILE, QueryTiles, tree_attention
@@ -186,6 +191,51 @@ def test_windows_and_softcaps(
 def test_trees_of_several_mask_words_and_tiles_on_all_threads(size: int) -> None:
     numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     check([(size, 77), (3, 5)], group=2)
+
+
+def exponentials(scores: np.ndarray) -> np.ndarray:
+    """``exp(scores - max)`` as the kernel computes it; its sum is checked."""
+    line, exponents = scores.copy(), np.empty(len(scores), np.int32)
+    powers = exponents.view(np.float32)
+    total = module._exponentiate(line, exponents, powers, len(line), scores.max())
+    assert total == pytest.approx(line.sum(dtype=np.float64), rel=1e-5)
+    return line
+
+
+def test_exponentials_are_accurate_to_float32() -> None:
+    # One octave: the polynomial's whole range, and the argument's rounding is small.
+    scores = np.linspace(-np.log(2), 0, 1 << 16, dtype=np.float32)
+    exact = np.exp(scores.astype(np.float64))
+    np.testing.assert_allclose(exponentials(scores), exact, rtol=2e-7)
+
+
+def test_exponentials_of_far_scores_vanish() -> None:
+    scores = np.array([2, 1, -30, -86, -200, -3e38], np.float32)
+    exact = np.exp(scores.astype(np.float64) - 2)
+    np.testing.assert_allclose(exponentials(scores), exact, rtol=1e-5, atol=2e-38)
+
+
+def test_the_kernels_cache_file_changes_with_gemm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine code contains gemm's, which numba does not watch."""
+
+    def load(name: str, path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    def cache_file() -> str:
+        kernel = load("again", Path(str(module.__file__)))._tree_attention
+        return str(kernel._cache._impl.filename_base)
+
+    before, again = cache_file(), cache_file()
+    edited = tmp_path / "gemm.py"
+    edited.write_text(Path(str(gemm.__file__)).read_text() + "# edited\n")
+    monkeypatch.setattr("vllm_propd.core.gemm", load("edited", edited))
+    assert before == again != cache_file()
 
 
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=9), st.integers(1, 16))

@@ -101,14 +101,25 @@ def grow(tokens: Ints, log_probs: npt.NDArray[np.float32], sizes: Ints) -> list[
     """The best tree of the wanted size for each sequence.
 
     Args:
-        tokens: ``[sequences, heads, ranks]`` int64 candidates of each head, best first.
-        log_probs: ``[sequences, heads, ranks]`` float32, their log probabilities.
+        tokens: ``[sequences, heads, ranks]`` int64 candidates of each head, sorted best
+            first.
+        log_probs: ``[sequences, heads, ranks]`` float32, their log probabilities: none
+            above 0, none above the one before it. Otherwise the trees are not the best.
         sizes: ``[sequences]`` int64 wanted nodes; a tree is smaller where the heads
             offer fewer paths. One rank gives a chain.
 
     Returns:
         One tree per sequence. The same candidates give the same trees on every rank.
+
+    Raises:
+        ValueError: no heads, no ranks, or arguments whose shapes disagree.
     """
+    agree = tokens.shape == log_probs.shape and sizes.shape == tokens.shape[:1]
+    if not agree or 0 in tokens.shape[1:]:
+        raise ValueError(
+            "growth needs at least one head and one rank for each size, not tokens of "
+            f"shape {tokens.shape}, log_probs {log_probs.shape}, sizes {sizes.shape}"
+        )
     shape = (len(tokens), int(sizes.max(initial=0)))
     token, parent, depth = (np.empty(shape, np.int64) for _ in range(3))
     score = np.empty(shape, np.float32)

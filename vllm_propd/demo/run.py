@@ -72,10 +72,11 @@ def _generate(llm: LLM, arm: Arm, prompt: list[int], params: SamplingParams) -> 
     engine = llm.llm_engine
     engine.add_request(f"demo-{len(arm.texts)}", {"prompt_token_ids": prompt}, params)
     while engine.has_unfinished_requests():
-        for output in engine.step():
+        outputs = engine.step()
+        arm.steps += bool(outputs)
+        for output in outputs:
             if output.finished:
                 arm.texts.append(list(output.outputs[0].token_ids))
-        arm.steps += 1
     arm.steps -= 1  # the prefill
 
 

@@ -54,6 +54,9 @@ class MedusaTreeProposer:
         if checkpoint.num_outputs:
             self.own_output = _output_shard(checkpoint).to(dtype=dtype, device=device)
             self.output_size = checkpoint.output_size
+            if self.token_map is None:  # padding rows are no tokens
+                vocabulary = self.model_config.get_vocab_size()
+                self.output_size = min(self.output_size, vocabulary)
             self.logit_scale = checkpoint.logit_scale
         logger.info(
             "Loaded %d Medusa heads (%d residual block(s) each, output layer: %s)",

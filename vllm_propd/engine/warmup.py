@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numba
 import numpy as np
 import torch
 from vllm.logger import init_logger
@@ -17,7 +18,7 @@ logger = init_logger("vllm.propd.warmup")
 
 def warm_up_kernels(dtype: torch.dtype) -> None:
     """Runs every kernel once on the smallest input of the model's ``dtype``."""
-    start = time.monotonic()
+    start, threads = time.monotonic(), torch.get_num_threads()
     one = np.ones(1, np.int64)
     trees = grow(np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.float32), one)
     assert len(trees[0]) == 1
@@ -29,4 +30,11 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
         torch.zeros(1, 1, 32, 64, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32),
         first, one, masks, depth, QueryTiles(sizes, 1), 1.0,
     )  # fmt: skip
+    if numba.get_num_threads() != threads:
+        logger.warning(
+            "Tree attention runs on %d threads, the model on %d: set NUMBA_NUM_THREADS=%d",
+            numba.get_num_threads(),
+            threads,
+            threads,
+        )
     logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from unittest.mock import patch
 
-import numba
-import torch
+# Numba counts cores when it is imported, after vLLM has bound this thread to one of them:
+# it would launch one thread, and OpenMP, which it shares with torch, would keep to that.
+if threads := os.environ.get("OMP_NUM_THREADS"):
+    os.environ.setdefault("NUMBA_NUM_THREADS", threads)
+
 from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.worker import cpu_worker
@@ -30,8 +34,6 @@ class ProPDCPUWorker(CPUWorker):
         )
         with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
             super().init_device()
-        # Tree attention runs on the threads that vLLM has bound for the model.
-        numba.config.NUMBA_NUM_THREADS = torch.get_num_threads()
 
     def compile_or_warm_up_model(self) -> Any:
         """Compiles our kernels too, so that no request waits for them."""

@@ -6,6 +6,9 @@
    ``lm_heads.{head}.weight``, maybe prefixed ``medusa_heads.``, maybe a ``token_map``.
    Ours are these without ``lm_heads``: the target's output layer serves all heads.
 
+Each head has an output layer, or none has. One for all is ``lm_head.weight``, or with
+``"original_lm_head": true`` in ``config.json`` ``lm_heads.0.weight``.
+
 Sizes and the number of heads come from the tensors: published configs are wrong about
 them. A tensor that nothing uses, or that is missing, is an error: read past, it is the
 usual cause of heads that never get a token accepted.
@@ -14,12 +17,16 @@ usual cause of heads that never get a token accepted.
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 WEIGHT_FILES = (
@@ -29,6 +36,7 @@ WEIGHT_FILES = (
 )
 EARLY_FILE = "early_heads.safetensors"
 
+_PREFIX = re.compile(r"^medusa_heads?\.")
 _BLOCK = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
 _OUTPUT = re.compile(r"lm_heads\.(\d+)\.weight")
 _FASTER_BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
@@ -40,16 +48,35 @@ class HeadsError(ValueError):
     """A folder of heads that cannot be used; the message says why and what to do."""
 
 
+def _error(place: Path, what: object) -> HeadsError:
+    return HeadsError(f"cannot use the heads in {place}: {what}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever a reader raises over a damaged ``path`` into HeadsError."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        # Torch's own text advises to let the pickle run its code.
+        raise _error(path, "it is damaged, or holds more than tensors") from None
+    except Exception as error:
+        raise _error(path, str(error) or type(error).__name__) from error
+
+
 @dataclass
 class HeadsCheckpoint:
     """The tensors of Medusa heads under vLLM's names, checked for completeness.
 
     Attributes:
         tensors: ``blocks.*`` ``[hidden, hidden]`` or ``[hidden]``, ``lm_heads.*``
-            ``[vocabulary, hidden]``, ``token_map`` ``[vocabulary]``.
+            ``[vocabulary, hidden]``, ``token_map`` ``[vocabulary]`` (rows of the output
+            layers that it does not name are dropped).
         num_heads, num_layers, hidden_size, has_bias: as the tensors say.
         num_outputs: own output layers: 0 (the target's serves), 1 (shared) or one a head.
+        output_size: tokens that the own output layers know; 0 without any.
         logit_scale: factor of the own output layers' logits.
+        shared_output: whether an own output layer serves all heads.
     """
 
     folder: Path
@@ -59,26 +86,49 @@ class HeadsCheckpoint:
     hidden_size: int = field(init=False)
     has_bias: bool = field(init=False)
     num_outputs: int = field(init=False)
+    output_size: int = field(init=False)
     logit_scale: float = 1.0
+    shared_output: bool = False
 
     def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if not tensor.ndim or not tensor.numel():
+                shape = tuple(tensor.shape)
+                raise _error(self.folder, f"{name} has shape {shape}: no rows or columns")
         blocks = [m for name in self.tensors if (m := _BLOCK.fullmatch(name))]
         if not blocks:
-            raise self._error("it has no Medusa head (blocks.0.layers.0.weight)")
-        self.num_heads = 1 + max(int(m[1]) for m in blocks)
-        self.num_layers = 1 + max(int(m[2]) for m in blocks)
+            raise _error(self.folder, "it has no Medusa head (blocks.0.layers.0.weight)")
+        # Counted, so that a gap in the numbers is a missing tensor.
+        self.num_heads = len({m[1] for m in blocks})
+        self.num_layers = len({m[2] for m in blocks})
         self.has_bias = any(m[3] == "bias" for m in blocks)
         self.hidden_size = self.tensors[blocks[0][0]].shape[-1]
-        outputs = sum(bool(_OUTPUT.fullmatch(name)) for name in self.tensors)
-        if outputs not in (0, 1, self.num_heads):
-            raise self._error(
-                f"it has output layers for {outputs} of its {self.num_heads} heads"
-            )
-        self.num_outputs = outputs
+        self._apply_map()
+        sizes = [len(t) for name, t in self.tensors.items() if _OUTPUT.fullmatch(name)]
+        own = 1 if self.shared_output else self.num_heads
+        self.num_outputs, self.output_size = (own, sizes[0]) if sizes else (0, 0)
         self._check_tensors()
 
-    def _error(self, what: str) -> HeadsError:
-        return HeadsError(f"cannot use the heads in {self.folder}: {what}")
+    def _apply_map(self) -> None:
+        """Full output layers beside a map: only the mapped rows are drafted from."""
+        token_map = self.tensors.get("token_map")
+        if token_map is None:
+            return
+        if (
+            token_map.dtype not in (torch.int32, torch.int64)
+            or token_map.ndim != 1
+            or token_map.min() < 0
+            or len(token_map.unique()) < len(token_map)
+        ):
+            raise _error(self.folder, "token_map is no list of distinct token ids")
+        for name, rows in self.tensors.items():
+            if _OUTPUT.fullmatch(name) and len(rows) > len(token_map):
+                if token_map.max() >= len(rows):
+                    raise _error(
+                        self.folder,
+                        f"token_map names token {token_map.max()}, {name} has {len(rows)}",
+                    )
+                self.tensors[name] = rows[token_map.long()]
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
         size = self.hidden_size
@@ -90,30 +140,24 @@ class HeadsCheckpoint:
                     shapes[f"blocks.{head}.layers.{layer}.bias"] = (size,)
         for head in range(self.num_outputs):
             shapes[f"lm_heads.{head}.weight"] = (self.output_size, size)
-        if "token_map" in self.tensors:
+        if self.num_outputs and "token_map" in self.tensors:
             shapes["token_map"] = (self.output_size,)
         return shapes
 
     def _check_tensors(self) -> None:
         expected = self._expected()
         if missing := sorted(expected.keys() - self.tensors.keys()):
-            raise self._error(f"missing tensors: {', '.join(missing)}")
+            raise _error(self.folder, f"missing tensors: {', '.join(missing)}")
         if unused := sorted(self.tensors.keys() - expected.keys()):
-            raise self._error(
+            raise _error(
+                self.folder,
                 f"it has tensors that no head uses: {', '.join(unused[:8])}"
-                + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+                + (f" and {len(unused) - 8} more" if len(unused) > 8 else ""),
             )
         for name, shape in expected.items():
             found = tuple(self.tensors[name].shape)
             if found != shape:
-                raise self._error(f"{name} has shape {found}, expected {shape}")
-
-    @property
-    def output_size(self) -> int:
-        """Tokens that the own output layers know; 0 without any."""
-        if not self.num_outputs:
-            return 0
-        return self.tensors["lm_heads.0.weight"].shape[0]
+                raise _error(self.folder, f"{name} has shape {found}, expected {shape}")
 
     def block(self, head: int, layer: int, kind: str) -> torch.Tensor:
         """One block's ``weight`` or ``bias``."""
@@ -121,23 +165,22 @@ class HeadsCheckpoint:
 
     def check_fits(self, hidden_size: int, vocab_size: int) -> None:
         """Raises HeadsError where the heads were made for another target."""
+        # Published output layers may lack some padding, or have as much as vLLM adds.
+        least, most = vocab_size - 1024, -(-vocab_size // 64) * 64
+        size = self.output_size
+        if (token_map := self.tensors.get("token_map")) is not None:
+            least, most, size = 0, vocab_size, int(token_map.max()) + 1
         if self.hidden_size != hidden_size:
-            raise self._error(
-                f"their hidden size is {self.hidden_size}, the target's {hidden_size}: "
-                "they belong to another model"
-            )
-        mapped = "token_map" in self.tensors
-        # Published output layers are often padded or left unpadded by a few rows.
-        if self.num_outputs and not mapped and self.output_size > vocab_size + 1024:
-            raise self._error(
-                f"their vocabulary is {self.output_size}, the target's {vocab_size}: "
-                "they belong to another model"
-            )
+            problem = f"hidden size is {self.hidden_size}, the target's {hidden_size}"
+        elif self.num_outputs and not least <= size <= most:
+            problem = f"vocabulary is {size}, the target's {vocab_size}"
+        else:
+            return
+        raise _error(self.folder, f"their {problem}: they belong to another model")
 
 
 def _vllm_name(name: str, num_layers: int) -> str:
-    """A tensor's name in vLLM's format."""
-    name = name.removeprefix("medusa_heads.").removeprefix("medusa_head.")
+    """The name in vLLM's format of a tensor without a prefix."""
     if m := _FASTER_BLOCK.fullmatch(name):
         return f"blocks.{m[1]}.layers.{m[2]}.{m[3]}"
     if (m := _FASTER_OUTPUT.fullmatch(name)) and int(m[2]) == num_layers:
@@ -145,18 +188,30 @@ def _vllm_name(name: str, num_layers: int) -> str:
     return "lm_heads.0.weight" if name == "lm_head.weight" else name
 
 
-def _read_tensors(path: Path, shapes_only: bool) -> dict[str, torch.Tensor]:
-    if path.suffix == ".pt":
-        # weights_only: a pickle may otherwise run code.
-        device = "meta" if shapes_only else "cpu"
-        return dict(torch.load(path, map_location=device, weights_only=True))
-    if not shapes_only:
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A file's tensors, mapped: data that nothing uses is not read."""
+    if path.suffix != ".pt":
         return load_file(path)
-    with safe_open(path, framework="pt") as file:
-        return {
-            name: torch.empty(file.get_slice(name).get_shape(), device="meta")
-            for name in file.keys()  # noqa: SIM118 (not a mapping)
-        }
+    # weights_only: a pickle may otherwise run code. Only zip files can be mapped.
+    mapped = zipfile.is_zipfile(path)
+    named = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if not isinstance(named, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in named.items()
+    ):
+        raise ValueError("it is not a table of named tensors")
+    return named
+
+
+def _read_config(path: Path) -> tuple[float, bool]:
+    """``logit_scale``, and whether an own output layer serves all heads."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError("it is not a table of keys")
+    scale = config.get("logit_scale", 1.0)
+    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+        raise ValueError(f"logit_scale is {scale!r}, not a positive number")
+    return float(scale), bool(config.get("original_lm_head"))
 
 
 def load_heads(folder: Path, shapes_only: bool = False) -> HeadsCheckpoint:
@@ -164,42 +219,38 @@ def load_heads(folder: Path, shapes_only: bool = False) -> HeadsCheckpoint:
 
     Args:
         folder: with one of ``WEIGHT_FILES``.
-        shapes_only: leave the data on disk (tensors on the device ``meta``).
+        shapes_only: leave the data on disk (tensors on the device ``meta``), all but the
+            token map's.
 
     Raises:
-        HeadsError: no weights, a Medusa-2 model, or tensors missing, unused or misshapen.
+        HeadsError: no weights, unreadable files, a Medusa-2 model, or tensors missing,
+            unused, ambiguous or misshapen.
     """
     path = next((p for n in WEIGHT_FILES if (p := folder / n).is_file()), None)
     if path is None:
-        raise HeadsError(
-            f"cannot use the heads in {folder}: it has none of {', '.join(WEIGHT_FILES)}"
-        )
-    raw = _read_tensors(path, shapes_only)
+        raise _error(folder, f"it has none of {', '.join(WEIGHT_FILES)}")
+    with _reading(path):
+        raw = _read_tensors(path)
     if any(_BACKBONE.match(name) and name != "lm_head.weight" for name in raw):
-        raise HeadsError(
-            f"cannot use the heads in {folder}: this is a Medusa-2 checkpoint, a whole "
-            "model whose backbone was trained together with its heads. Its heads do not "
-            "fit the base model; serve heads trained on a frozen target (Medusa-1)"
+        raise _error(
+            folder,
+            "this is a Medusa-2 checkpoint, a whole model whose backbone was trained "
+            "together with its heads. Its heads do not fit the base model; serve heads "
+            "trained on a frozen target (Medusa-1)",
         )
-    bare = [name.removeprefix("medusa_heads.").removeprefix("medusa_head.") for name in raw]
+    bare = [_PREFIX.sub("", name) for name in raw]
     layers = [int(m[2]) + 1 for name in bare if (m := _FASTER_BLOCK.fullmatch(name))]
-    tensors = {
-        _vllm_name(name, max(layers, default=0)): tensor for name, tensor in raw.items()
-    }
-    if (token_map := tensors.get("token_map")) is not None:
-        # Full output layers beside a map: only the mapped rows are drafted from.
-        for name in [name for name in tensors if _OUTPUT.fullmatch(name)]:
-            if len(tensors[name]) > len(token_map):
-                tensors[name] = (
-                    tensors[name][: len(token_map)]
-                    if shapes_only
-                    else (tensors[name][token_map.long()])
-                )
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in zip(bare, raw.values(), strict=True):
+        name = _vllm_name(name, max(layers, default=0))
+        if name in tensors:
+            raise _error(path, f"two of its tensors mean {name}")
+        tensors[name] = tensor.to("meta") if shapes_only and name != "token_map" else tensor
     config_path = folder / "config.json"
-    config = json.loads(config_path.read_text()) if config_path.is_file() else {}
-    return HeadsCheckpoint(
-        folder, tensors, logit_scale=float(config.get("logit_scale", 1.0))
-    )
+    with _reading(config_path):
+        logit_scale, shared = _read_config(config_path)
+    shared |= "lm_head.weight" in bare
+    return HeadsCheckpoint(folder, tensors, logit_scale, shared)
 
 
 def save_heads(
@@ -217,17 +268,11 @@ def save_heads(
         early: ``early.{layer}.*``, may be empty.
         vocab_size: the target's.
         dtype: of the stored tensors.
+
+    Raises:
+        HeadsError: tensors missing, unused or misshapen; nothing is written then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def store(named: dict[str, torch.Tensor], name: str) -> None:
-        stored = {key: t.detach().to(dtype).contiguous() for key, t in named.items()}
-        save_file(stored, folder / name, metadata={"format": "pt"})
-
-    store(tensors, "model.safetensors")
-    if early:
-        store(early, EARLY_FILE)
-    checkpoint = HeadsCheckpoint(folder, tensors)
+    checkpoint = HeadsCheckpoint(folder, tensors, shared_output=True)
     config = {
         "model_type": "medusa",
         "architectures": ["MedusaModel"],
@@ -240,4 +285,14 @@ def save_heads(
         "original_lm_head": True,
         "early_layers": sorted({int(name.split(".")[1]) for name in early}),
     }
+
+    def store(named: dict[str, torch.Tensor], name: str) -> None:
+        stored = {key: t.detach().to(dtype).contiguous() for key, t in named.items()}
+        save_file(stored, folder / name, metadata={"format": "pt"})
+
+    folder.mkdir(parents=True, exist_ok=True)
+    store(tensors, "model.safetensors")
+    (folder / EARLY_FILE).unlink(missing_ok=True)  # of earlier heads
+    if early:
+        store(early, EARLY_FILE)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
