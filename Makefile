@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 export LD_PRELOAD := $(CURDIR)/$(VENV)/lib/libiomp5.so
 export VLLM_CPU_OMP_THREADS_BIND ?= 0-$(shell expr $$(nproc) - 1)
 export KMP_WARNINGS := 0
+export PYTHONWARNINGS := ignore
+export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 

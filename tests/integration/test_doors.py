@@ -1,15 +1,20 @@
 """Turning ProPD on: every door leads to the same engine config, bad input to one error."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MODEL
+from huggingface_hub import snapshot_download
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_propd import plugin
+from vllm_propd.config import ProPDConfig
+from vllm_propd.engine import doors
 from vllm_propd.engine.doors import PROPOSER
 from vllm_propd.engine.proposer import engine_config
 
@@ -122,6 +127,22 @@ def test_heads_of_another_model_are_refused(tmp_path: Path) -> None:
     args = from_python(speculative_config={"method": "propd", "model": str(tmp_path)})
     with pytest.raises(ValueError, match="hidden size is 64, the target's 256"):
         args.create_engine_config()
+
+
+def test_heads_may_lie_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, the hub is its local cache."""
+    repository = tmp_path / "models--someone--heads"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(HEADS, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(
+        doors, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path)
+    )
+    config = ProPDConfig(model="someone/heads")
+    assert doors.find_heads(config, str(MODEL)).resolve() == snapshot
+    with pytest.raises(ValueError, match="the model hub \\(someone/nothing\\)"):
+        doors.find_heads(ProPDConfig(model="someone/nothing"), str(MODEL))
 
 
 class TestVersions:

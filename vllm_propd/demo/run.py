@@ -62,7 +62,7 @@ def _engine(model: Path, arm: Arm) -> LLM:
         enforce_eager=True,
         enable_prefix_caching=False,
         kv_cache_memory_bytes=1 << 28,
-        disable_log_stats=False,
+        use_tqdm_on_load=False,
         speculative_config=arm.speculative_config,
     )
 

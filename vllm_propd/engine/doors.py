@@ -14,10 +14,12 @@ Three small patches, each applied once and inert unless the method is ``propd``:
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from vllm.config import SpeculativeConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
@@ -32,6 +34,9 @@ PROPOSER = "vllm_propd.engine.proposer.MedusaTreeProposer"
 CPU_WORKER = "vllm_propd.engine.worker.ProPDCPUWorker"
 HEADS_FOLDER = "propd"
 """Where heads lie inside a target model's folder."""
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""What can be a name on the model hub."""
 
 
 def patch_once(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -118,24 +123,39 @@ def _requested(args: EngineArgs) -> dict[str, Any] | None:
 
 
 def find_heads(config: ProPDConfig, target: str) -> Path:
-    """The folder of the heads, from the config or from inside the target's folder.
+    """The folder of the heads: the config's ``model``, or ``propd/`` inside the target.
+
+    Each may be a folder or a name on the model hub (then downloaded, or read from the
+    local cache when offline).
 
     Raises:
         ValueError: none there; lists where it looked and what would make them.
     """
-    if config.model is not None:
-        places = [Path(config.model)]
-    else:
-        places = [Path(target) / HEADS_FOLDER]
-    for place in places:
-        if place.is_dir():
-            return place
-    looked = ", ".join(str(place) for place in places)
+    name = config.model if config.model is not None else target
+    inside = "" if config.model is not None else HEADS_FOLDER
+    folder = Path(name) / inside
+    if folder.is_dir():
+        return folder
+    looked = [str(folder)]
+    if not Path(name).exists() and HUB_NAME.fullmatch(name):
+        looked.append(f"the model hub ({name}{f', {inside}/' if inside else ''})")
+        found = _from_hub(name, f"{inside}/*" if inside else None)
+        if found is not None and (found / inside).is_dir():
+            return found / inside
     raise ValueError(
-        f"no heads for {target}: looked in {looked}. Point speculative_config 'model' "
-        f"(--spec-model) at a folder of Medusa heads, or train some: "
-        f"`vllm-propd train {target} --out {Path(target) / HEADS_FOLDER}`"
+        f"no heads for {target}: looked in {', '.join(looked)}. Point speculative_config "
+        f"'model' (--spec-model) at a folder of Medusa heads, or train some: "
+        f"`vllm-propd train {target} --data TEXT --out {Path(target) / HEADS_FOLDER}`"
     )
+
+
+def _from_hub(name: str, pattern: str | None) -> Path | None:
+    """A repository's local copy; None where the hub or the repository is out of reach."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=pattern))
+    except (OSError, ValueError) as error:
+        logger.debug("No %s on the model hub: %s", name, error)
+        return None
 
 
 def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
