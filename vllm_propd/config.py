@@ -38,7 +38,7 @@ class ProPDConfig(BaseModel):
         ge=1,
         le=255,
         description="Nodes of a sequence's token tree: drafts verified per step. Under "
-        "load each sequence gets its share of `max_num_batched_tokens`.",
+        "load all trees together take at most half of `max_num_batched_tokens`.",
     )
     tree: Literal["best_first", "chain"] = Field(
         "best_first",

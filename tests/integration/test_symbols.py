@@ -22,11 +22,15 @@ def resolve(path: str) -> Any:
 
 @pytest.mark.parametrize("symbol", SYMBOLS, ids=lambda symbol: symbol.path)
 def test_symbol_is_as_recorded(symbol: Symbol) -> None:
-    parameters = tuple(inspect.signature(resolve(symbol.path)).parameters)
+    expected = symbol.parameters.split()
+    parameters = list(inspect.signature(resolve(symbol.path)).parameters)
     if symbol.use in ("patched", "overridden"):
-        assert parameters == symbol.parameters
+        assert parameters == expected
     else:
-        assert set(symbol.parameters) <= set(parameters)
+        assert set(expected) <= set(parameters)
+    source = inspect.getsource(resolve(symbol.path)) if symbol.attributes else ""
+    for attribute in symbol.attributes.split():
+        assert re.search(rf"\bself\.{attribute}\b.* = |\bself\.{attribute}:", source)
 
 
 def test_every_override_is_in_the_ledger() -> None:

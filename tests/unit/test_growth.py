@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vllm_propd.core.growth import grow
+from vllm_propd.core.growth import grow, nodes_per_sequence
 from vllm_propd.core.tree import TokenTree
 
 Floats = np.ndarray
@@ -170,3 +170,13 @@ def test_shapes_that_would_be_read_past_are_refused(
 def test_no_sequences_give_no_trees() -> None:
     empty = np.empty((0, 3, 2))
     assert grow(empty.astype(np.int64), empty.astype(np.float32), np.empty(0, int)) == []
+
+
+@given(st.integers(1, 255), st.integers(2, 8192), st.integers(1, 512))
+def test_trees_leave_half_the_budget_to_prompts(
+    wanted: int, budget: int, sequences: int
+) -> None:
+    nodes = nodes_per_sequence(wanted, budget, sequences)
+    assert 0 <= nodes <= wanted
+    assert nodes == 0 or sequences * (1 + nodes) <= budget / 2
+    assert nodes == wanted or sequences * (2 + nodes) > budget // 2

@@ -128,3 +128,17 @@ def grow(tokens: Ints, log_probs: npt.NDArray[np.float32], sizes: Ints) -> list[
         TokenTree(token[i, :n], parent[i, :n], depth[i, :n], score[i, :n])
         for i, n in enumerate(grown.tolist())
     ]
+
+
+def nodes_per_sequence(wanted: int, token_budget: int, sequences: int) -> int:
+    """The tree size that each of the running sequences may have.
+
+    Roots and drafts together take at most half of a step's token budget: vLLM schedules
+    running sequences first, and prompts must not starve behind their trees.
+
+    Args:
+        wanted: nodes, as configured.
+        token_budget: tokens that a step may hold (``max_num_batched_tokens``).
+        sequences: how many are running.
+    """
+    return max(0, min(wanted, token_budget // 2 // sequences - 1))

@@ -22,6 +22,7 @@ from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
 from vllm_propd.engine.commit import commit
@@ -170,10 +171,15 @@ class ProPDRunner(GPUModelRunner):
         ids = self.input_batch.req_ids
         drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
         drafts: list[list[int]] = [[] for _ in ids]
-        if not drafting:
+        nodes = nodes_per_sequence(
+            self.propd.num_speculative_tokens,
+            self.scheduler_config.max_num_batched_tokens,
+            len(ids),
+        )
+        if not drafting or not nodes:
             return drafts
         rows = self._final_row[drafting]
-        sizes = np.full(len(drafting), self._nodes_per_request(len(ids)), np.int64)
+        sizes = np.full(len(drafting), nodes, np.int64)
         chain = np.array([self._needs_chain(ids[i]) for i in drafting])
         # A recording also shows what was nearly drafted; every prefix is a tree.
         extra = EXTRA_NODES if self.recorder is not None else 0
@@ -182,11 +188,6 @@ class ProPDRunner(GPUModelRunner):
             self._trees[ids[i]] = tree
             drafts[i] = tree.token[:size].tolist()
         return drafts
-
-    def _nodes_per_request(self, num_requests: int) -> int:
-        """Its share of the token budget: a full tree for one must not starve others."""
-        budget = self.scheduler_config.max_num_batched_tokens // num_requests - 1
-        return max(0, min(self.propd.num_speculative_tokens, budget))
 
     def _needs_chain(self, request_id: str) -> bool:
         """Structured output checks a draft list, and masks its logits, as a chain."""
