@@ -166,8 +166,6 @@ class ProPDRunner(GPUModelRunner):
     ) -> list[list[int]]:
         """The next trees, from the hidden states of the last accepted nodes."""
         assert isinstance(sampled_token_ids, list) and self._final_row is not None
-        for request_id in scheduler_output.finished_req_ids:
-            self._trees.pop(request_id, None)
         ids = self.input_batch.req_ids
         drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
         drafts: list[list[int]] = [[] for _ in ids]
@@ -188,6 +186,11 @@ class ProPDRunner(GPUModelRunner):
             self._trees[ids[i]] = tree
             drafts[i] = tree.token[:size].tolist()
         return drafts
+
+    def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
+        """A request that has ended needs no tree."""
+        super()._on_request_state_removed(req_id, req_state)
+        self._trees.pop(req_id, None)
 
     def _needs_chain(self, request_id: str) -> bool:
         """Structured output checks a draft list, and masks its logits, as a chain."""

@@ -138,6 +138,14 @@ SYMBOLS = (
         "hidden states in the custom_class interface",
     ),
     Symbol(
+        f"{_RUNNER}._on_request_state_removed",
+        "overridden",
+        "self req_id req_state",
+        "forgets the tree of a request that has ended",
+        "trees are kept by request id",
+        "nothing: this is the place for it",
+    ),
+    Symbol(
         f"{_RUNNER}._attn_group_iterator",
         "called",
         "self",
@@ -218,8 +226,8 @@ SYMBOLS = (
     Symbol(
         "vllm.v1.core.sched.output:SchedulerOutput",
         "read",
-        "scheduled_spec_decode_tokens finished_req_ids",
-        "the scheduled drafts, and which requests ended",
+        "scheduled_spec_decode_tokens",
+        "the scheduled drafts",
         "the only channel of a tree's size",
         "tree drafts in vLLM",
     ),
