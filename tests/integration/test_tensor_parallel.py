@@ -25,14 +25,19 @@ def test_text_is_plain_vllms(ties: Ties) -> None:
     ties.check(expected, ours)
 
 
+NUM_LAYERS = 2
+"""Residual blocks of the demo's heads."""
+
+
 def own_outputs(folder: Path) -> None:
     """The demo's heads in FasterDecoding's format, each with a copy of the output layer."""
     heads = load_file(MODEL / "propd" / "model.safetensors")
     output = load_file(MODEL / "model.safetensors")["model.embed_tokens.weight"]
-    tensors = {f"{k}.1.weight": output.clone() for k in range(4)}
+    tensors = {}
     for name, tensor in heads.items():
         _, head, _, layer, kind = name.split(".")
         tensors[f"{head}.{layer}.linear.{kind}"] = tensor
+        tensors[f"{head}.{NUM_LAYERS}.weight"] = output.clone()
     torch.save(tensors, folder / "medusa_lm_head.pt")
     (folder / "config.json").write_text('{"medusa_num_heads": 2}')
 
