@@ -18,6 +18,7 @@ from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
 
 SIZES = (1, 7, 48)
+LOGGED = greedy(logprobs=2)
 
 
 def stop_cases() -> tuple[list[Prompt], list[SamplingParams]]:
@@ -33,25 +34,28 @@ def stop_cases() -> tuple[list[Prompt], list[SamplingParams]]:
 def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
     """Engine options, prompts and sampling parameters of a named workload."""
     if name == "busy":
-        return BUSY, mixed_prompts(200), greedy(logprobs=2)
+        return BUSY, mixed_prompts(200), LOGGED
+    if name == "full_trees":
+        # Half of this budget holds 16 whole trees; chunks of prompts run beside them.
+        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(48, 7), LOGGED
     if name == "max_model_len":
         # Drafts are cut where root + drafts would pass the model's length.
         lengths = list(range(130, 160, 2)) + [100] * 5
         options = {"max_model_len": 160, "block_size": 32}
-        return options, prompts_of(lengths, seed=1), greedy(logprobs=2)
+        return options, prompts_of(lengths, seed=1), LOGGED
     if name == "block_boundaries":
         lengths = [32 * n + d for n in (1, 2, 4) for d in (-2, -1, 0, 1, 2)]
-        return {"block_size": 32}, prompts_of(lengths, seed=2), greedy(logprobs=2)
+        return {"block_size": 32}, prompts_of(lengths, seed=2), LOGGED
     if name == "preemption":
         # 16 sequences of up to 260 tokens want 144 blocks; there are 60.
         options = {"block_size": 32, "num_gpu_blocks_override": 60}
         lengths = [100 + 4 * i for i in range(16)]
-        return options, prompts_of(lengths, seed=3), greedy(logprobs=2)
+        return options, prompts_of(lengths, seed=3), LOGGED
     assert name == "stops"
     return BUSY, *stop_cases()
 
 
-NAMES = ("busy", "max_model_len", "block_boundaries", "preemption", "stops")
+NAMES = ("busy", "full_trees", "max_model_len", "block_boundaries", "preemption", "stops")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -83,11 +87,11 @@ def test_aborted_request_leaves_the_others_alone(ties: Ties) -> None:
     """A request aborted in mid-flight, with drafts outstanding, is simply gone."""
     prompts = prompts_of([60 + 9 * i for i in range(12)], seed=4)
     with engine() as llm:
-        expected = run(llm, prompts, greedy(logprobs=2))
+        expected = run(llm, prompts, LOGGED)
     with engine(48) as llm:
         core = llm.llm_engine
         for i, prompt in enumerate(prompts):
-            core.add_request(str(i), prompt, greedy(logprobs=2))
+            core.add_request(str(i), prompt, LOGGED)
         finished: dict[str, CompletionOutput] = {}
         steps = 0
         while core.has_unfinished_requests():
@@ -106,7 +110,7 @@ def test_compiled_engine(ties: Ties) -> None:
     """VLLM's default on the CPU compiles the model; tree attention stays outside."""
     prompts = mixed_prompts(16, seed=6)
     with engine(enforce_eager=False) as llm:
-        expected = run(llm, prompts, greedy(logprobs=2))
+        expected = run(llm, prompts, LOGGED)
     with engine(48, enforce_eager=False) as llm:
-        ours = run(llm, prompts, greedy(logprobs=2))
+        ours = run(llm, prompts, LOGGED)
     ties.check(expected, ours)
