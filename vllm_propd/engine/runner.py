@@ -182,9 +182,9 @@ class ProPDRunner(GPUModelRunner):
         # A recording also shows what was nearly drafted; every prefix is a tree.
         extra = EXTRA_NODES if self.recorder is not None else 0
         trees = self.drafter.draft(sample_hidden_states[rows], sizes + extra, chain)
-        for i, tree, size in zip(drafting, trees, sizes.tolist(), strict=True):
+        for i, tree in zip(drafting, trees, strict=True):
             self._trees[ids[i]] = tree
-            drafts[i] = tree.token[:size].tolist()
+            drafts[i] = tree.token[:nodes].tolist()
         return drafts
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
