@@ -37,7 +37,7 @@ def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
         return BUSY, mixed_prompts(200), LOGGED
     if name == "full_trees":
         # Half of this budget holds 16 whole trees; chunks of prompts run beside them.
-        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(48, 7), LOGGED
+        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(200, 7), LOGGED
     if name == "max_model_len":
         # Drafts are cut where root + drafts would pass the model's length.
         lengths = list(range(130, 160, 2)) + [100] * 5
