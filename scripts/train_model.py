@@ -1,9 +1,13 @@
-"""Makes the model that ships in ``demo/model``: tokenizer, small Llama and its heads.
+"""Makes a small model and its heads: by default the one that ships in ``demo/model``.
 
 Everything is trained from the source of Python's standard library (files whose path
 hashes into the held-out share are never read), on two CPU cores in about an hour:
 
-    python scripts/train_demo_model.py --out demo/model
+    python scripts/train_model.py --out demo/model
+
+Other families and sizes make models that the repo has never seen:
+
+    python scripts/train_model.py --out /tmp/qwen3 --family qwen3 --hidden-size 192
 """
 
 from __future__ import annotations
@@ -17,11 +21,17 @@ import torch
 import typer
 from rich.progress import Progress
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from vllm_propd.training.corpus import library_files, read_text
-from vllm_propd.training.data import token_stream
-from vllm_propd.training.loop import TrainSettings, train_heads
+from vllm_propd.training.run import Inputs, train_heads
+from vllm_propd.training.settings import TrainSettings
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -47,15 +57,19 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
 
 
-def llama_config(vocab_size: int) -> LlamaConfig:
-    """5 million parameters, six layers, tied embeddings."""
-    return LlamaConfig(
+def target_config(
+    family: str, hidden_size: int, layers: int, vocab_size: int
+) -> PretrainedConfig:
+    """Heads of 64, two query heads to a KV head, tied embeddings."""
+    heads = hidden_size // 64
+    return AutoConfig.for_model(
+        family,
         vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
         head_dim=64,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
@@ -65,8 +79,8 @@ def llama_config(vocab_size: int) -> LlamaConfig:
     )
 
 
-def train_llama(
-    model: LlamaForCausalLM, tokens: np.ndarray, minutes: float, seed: int
+def train_target(
+    model: PreTrainedModel, tokens: np.ndarray, minutes: float, seed: int
 ) -> None:
     """Plain next-token training: AdamW, cosine schedule over the given wall time."""
     rng = np.random.default_rng(seed)
@@ -81,7 +95,7 @@ def train_llama(
     compiled = torch.compile(model, dynamic=False)
     started, step, smooth = time.monotonic(), 0, 0.0
     with Progress() as bar:
-        task = bar.add_task("llama", total=1.0)
+        task = bar.add_task("target", total=1.0)
         while (done := (time.monotonic() - started) / (60 * minutes)) < 1.0:
             rate = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done))
             for group in optimizer.param_groups:
@@ -102,15 +116,39 @@ def train_llama(
             value = float(loss.detach())
             smooth = value if step == 1 else 0.95 * smooth + 0.05 * value
             bar.update(
-                task, completed=done, description=f"llama step {step} loss {smooth:.3f}"
+                task, completed=done, description=f"target step {step} loss {smooth:.3f}"
             )
 
 
+def make_target(
+    out: Path,
+    files: list[Path],
+    config: PretrainedConfig,
+    minutes: float,
+    seed: int,
+) -> None:
+    """Trains tokenizer and model from ``files`` and writes them."""
+    texts = [read_text(path) for path in files]
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    end = [tokenizer.eos_token_id]
+    ids = [row + end for row in tokenizer(texts)["input_ids"]]
+    tokens = np.concatenate([np.asarray(row, np.int32) for row in ids])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    size = sum(p.numel() for p in model.parameters())
+    typer.echo(f"{len(texts)} files, {len(tokens):,} tokens; {size:,} parameters")
+    train_target(model, tokens, minutes, seed)
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo/model"),
-    minutes: Annotated[float, typer.Option(help="Training time of the Llama.")] = 30.0,
-    heads_minutes: Annotated[float, typer.Option(help="Of the heads.")] = 15.0,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    family: Annotated[str, typer.Option(help="llama, qwen2, qwen3, gemma...")] = "llama",
+    hidden_size: Annotated[int, typer.Option(help="A multiple of 64.")] = 256,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 6,
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
+    minutes: Annotated[float, typer.Option(help="Training time of the target.")] = 30.0,
+    heads_minutes: Annotated[float, typer.Option(help="Of the heads; 0: none.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and batches.")] = 0,
     only_heads: Annotated[
         bool, typer.Option(help="Keep the model in the folder, train new heads.")
@@ -120,16 +158,12 @@ def main(
     torch.manual_seed(seed)
     files = library_files("train")
     if not only_heads:
-        texts = [read_text(path) for path in files]
-        tokenizer = train_tokenizer(texts, vocab_size)
-        tokens = token_stream(tokenizer, texts)
-        typer.echo(f"{len(texts)} files, {len(tokens):,} tokens")
-        model = LlamaForCausalLM(llama_config(vocab_size))
-        train_llama(model, tokens, minutes, seed)
-        model.to(torch.bfloat16).save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    settings = TrainSettings(minutes=heads_minutes, seed=seed)
-    train_heads(str(out), files, out / "propd", settings)
+        config = target_config(family, hidden_size, layers, vocab_size)
+        make_target(out, files, config, minutes, seed)
+    if heads_minutes:
+        settings = TrainSettings(minutes=heads_minutes, seed=seed)
+        inputs = Inputs(str(out), files, library_files("held_out"))
+        train_heads(inputs, out / "propd", settings, for_vllm=False)
 
 
 if __name__ == "__main__":

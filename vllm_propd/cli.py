@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from vllm_propd.training.settings import TrainSettings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -32,35 +39,116 @@ def demo(
     run_demo(model, out, prompts, max_tokens, rounds, num_speculative_tokens)
 
 
+def _setting(name: str) -> Any:
+    """The option of a field of ``TrainSettings``, with the field's description."""
+    return typer.Option(help=TrainSettings.model_fields[name].description)
+
+
+DEFAULTS = TrainSettings()
+
+
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(help="Hugging Face causal LM to train for.")],
     data: Annotated[
-        list[Path], typer.Option(help="Text files or folders; repeat for more.")
+        list[Path],
+        typer.Option(
+            help="Text, JSON rows (`text`, or chats in `messages` or `conversations`), "
+            "Parquet, or folders of them; repeat for more."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the heads.")],
-    num_heads: Annotated[int, typer.Option(help="Medusa heads.")] = 4,
-    num_layers: Annotated[int, typer.Option(help="Residual blocks of a head.")] = 2,
-    minutes: Annotated[float, typer.Option(help="Training time.")] = 10.0,
-    length: Annotated[int, typer.Option(help="Tokens of a training sequence.")] = 256,
-    early_layers: Annotated[
-        str, typer.Option(help="Layers with an early head, e.g. 1,2,3.")
-    ] = "1,2,3",
-    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(help="The same, to measure with. Default: a share of --data."),
+    ] = None,
+    most_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of --data; what is beyond is not read.")
+    ] = 100_000_000,
+    self_distill: Annotated[
+        bool,
+        typer.Option(
+            help="Train on what the target itself writes, with vLLM, on prompts from "
+            "--data: what the heads meet in greedy serving."
+        ),
+    ] = False,
+    distill_tokens: Annotated[
+        int, typer.Option(min=1, help="How much it writes.")
+    ] = 1_000_000,
+    num_heads: Annotated[int, _setting("num_heads")] = DEFAULTS.num_heads,
+    num_layers: Annotated[int, _setting("num_layers")] = DEFAULTS.num_layers,
+    output_layer: Annotated[str, _setting("output_layer")] = DEFAULTS.output_layer,
+    early_layers: Annotated[str, _setting("early_layers")] = "1,2,3",
+    early_rank: Annotated[int, _setting("early_rank")] = DEFAULTS.early_rank,
+    minutes: Annotated[
+        float | None, typer.Option(help="Training time; 10 where --steps is not given.")
+    ] = None,
+    steps: Annotated[int | None, _setting("steps")] = None,
+    batch_size: Annotated[int, _setting("batch_size")] = DEFAULTS.batch_size,
+    accumulate: Annotated[int, _setting("accumulate")] = DEFAULTS.accumulate,
+    length: Annotated[int, _setting("length")] = DEFAULTS.length,
+    labels: Annotated[str, _setting("labels")] = DEFAULTS.labels,
+    learning_rate: Annotated[float, _setting("learning_rate")] = DEFAULTS.learning_rate,
+    precision: Annotated[str, _setting("precision")] = DEFAULTS.precision,
+    save_every: Annotated[float, _setting("save_every")] = DEFAULTS.save_every,
+    seed: Annotated[int, _setting("seed")] = DEFAULTS.seed,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Workers; more than one by Ray Train.")
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from --out's unfinished training.")
+    ] = False,
+    for_vllm: Annotated[
+        bool, typer.Option(help="Also write the heads as vLLM's own `medusa` reads them.")
+    ] = True,
 ) -> None:
     """Train Medusa heads and early heads on a frozen target."""
-    from vllm_propd.training.loop import TrainSettings, train_heads
+    with _errors():
+        settings = TrainSettings.model_validate(
+            {
+                "num_heads": num_heads,
+                "num_layers": num_layers,
+                "output_layer": output_layer,
+                "early_layers": [part for part in early_layers.split(",") if part],
+                "early_rank": early_rank,
+                "minutes": minutes,
+                "steps": steps,
+                "batch_size": batch_size,
+                "accumulate": accumulate,
+                "length": length,
+                "labels": labels,
+                "learning_rate": learning_rate,
+                "precision": precision,
+                "save_every": save_every,
+                "seed": seed,
+            }
+        )
+        from vllm_propd.training.run import Inputs, train_heads
 
-    layers = tuple(int(layer) for layer in early_layers.split(",") if layer)
-    settings = TrainSettings(
-        num_heads=num_heads,
-        num_layers=num_layers,
-        early_layers=layers,
-        minutes=minutes,
-        length=length,
-        seed=seed,
-    )
-    train_heads(model, data, out, settings)
+        inputs = Inputs(
+            model, data, held_out or [], most_tokens, self_distill, distill_tokens
+        )
+        train_heads(inputs, out, settings, num_workers, resume, for_vllm)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """What a user got wrong is one line, not a traceback."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            option = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else ""
+            problems.append(f"{option} {item['msg'].removeprefix('Value error, ')}".strip())
+        raise _failure("; ".join(problems)) from error
+    except (ValueError, OSError) as error:
+        raise _failure(str(error)) from error
+
+
+def _failure(message: str) -> typer.Exit:
+    Console(stderr=True).print(f"[red]Error:[/red] {escape(message)}", highlight=False)
+    return typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ METHOD = "propd"
 
 ONLY_WITH = {
     "num_candidates": ("tree", "best_first"),
+    "node_values": ("tree", "best_first"),
     "typical_epsilon": ("acceptance", "typical"),
     "typical_delta": ("acceptance", "typical"),
 }
@@ -50,6 +51,12 @@ class ProPDConfig(BaseModel):
         ge=1,
         le=64,
         description="Candidates taken from each head: the most siblings a node can have.",
+    )
+    node_values: Literal["head_probability", "rank_accuracy"] = Field(
+        "head_probability",
+        description="What a node is worth to a `best_first` tree: the product of this "
+        "step's head probabilities on its path, or of its ranks' accuracies in "
+        "`calibration.json` (the paper's).",
     )
     acceptance: Literal["exact", "typical"] = Field(
         "exact",

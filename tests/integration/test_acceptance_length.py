@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from vllm import LLM
 
 from vllm_propd.heads.checkpoint import load_heads
+from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.heads.medusa import MedusaHeads
 
 PROMPTS = prompts_of([64 + 16 * i for i in range(16)], seed=31)
@@ -45,19 +46,42 @@ def walk_chain(model: Path, prompt: list[int], text: list[int], wanted: int) -> 
     return accepted
 
 
-def test_chain_accepts_what_the_offline_walk_predicts() -> None:
+@pytest.fixture(scope="module")
+def predicted() -> list[int]:
+    """Accepted drafts of each step of a chain, walked offline."""
     with engine(max_num_seqs=4) as llm:
         longer = run(llm, PROMPTS, greedy(NEW_TOKENS + 8, ignore_eos=True))
-    predicted = [
+    return [
         depth
         for prompt, out in zip(PROMPTS, longer, strict=True)
         for depth in walk_chain(
             MODEL, prompt["prompt_token_ids"], list(out.token_ids), NEW_TOKENS
         )
     ]
+
+
+def test_chain_accepts_what_the_offline_walk_predicts(predicted: list[int]) -> None:
     with engine(4, propd={"tree": "chain"}, max_num_seqs=4) as llm:
         run(llm, PROMPTS, greedy(NEW_TOKENS, ignore_eos=True))
         assert tokens_per_step(llm) == pytest.approx(1 + np.mean(predicted), rel=0.01)
+
+
+def test_exported_heads_accept_as_much_in_vllms_own_medusa(
+    predicted: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    export_for_vllm(MODEL / "propd", target.lm_head.weight, tmp_path)
+    medusa = {"method": "medusa", "model": str(tmp_path), "num_speculative_tokens": 4}
+    with engine(max_num_seqs=4, speculative_config=medusa) as llm:
+        run(llm, PROMPTS, greedy(NEW_TOKENS, ignore_eos=True))
+        drafts = metric(llm, "spec_decode_num_drafts")
+        found = [m for m in llm.get_metrics() if m.name.endswith("accepted_tokens_per_pos")]
+    accepted = np.array(found[0].values[:4]) / drafts
+    expected = [np.mean(np.array(predicted) > position) for position in range(4)]
+    with capsys.disabled():
+        print(f"\nvLLM's medusa accepts by position: {accepted}, walked: {expected}")
+    errors = 3 * np.sqrt(np.array(expected) * (1 - np.array(expected)) / drafts)
+    assert np.all(np.abs(accepted - expected) <= errors)
 
 
 def test_a_tree_is_worth_more_than_a_chain_of_the_same_heads(

@@ -17,6 +17,7 @@ def test_defaults_are_lossless() -> None:
         "num_speculative_tokens": 48,
         "tree": "best_first",
         "num_candidates": 10,
+        "node_values": "head_probability",
         "acceptance": "exact",
         "typical_epsilon": 0.09,
         "typical_delta": 0.3,

@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from vllm_propd.config import METHOD, ProPDConfig
 from vllm_propd.core.growth import grow
 from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import HeadsCheckpoint, load_heads
 from vllm_propd.heads.medusa import MedusaHeads
 
@@ -45,7 +46,8 @@ class MedusaTreeProposer:
     def load_model(self, target: Any) -> None:
         """Reads the heads; ``target`` is vLLM's model, whose output layer they share."""
         assert self.config.model is not None
-        checkpoint = load_heads(Path(self.config.model))
+        folder = Path(self.config.model)
+        checkpoint = load_heads(folder)
         dtype, device = self.model_config.dtype, self.device
         self.heads = MedusaHeads.from_checkpoint(checkpoint).to(dtype=dtype, device=device)
         self.target = target
@@ -64,6 +66,25 @@ class MedusaTreeProposer:
             checkpoint.num_layers,
             "their own" if checkpoint.num_outputs else "the target's",
         )
+        self._load_calibration(folder)
+
+    def _load_calibration(self, folder: Path) -> None:
+        """What training has measured: node values, and what to expect."""
+        config = self.config
+        calibration = calibration_for(config, folder, self.num_heads)
+        self.rank_values: np.ndarray | None = None
+        if calibration is None:
+            logger.info("%s has no calibration.json: nothing is known of its heads", folder)
+            return
+        if config.node_values == "rank_accuracy":
+            self.rank_values = calibration.rank_values(config.ranks)
+        if config.tree == "best_first":
+            nodes = config.num_speculative_tokens
+            logger.info(
+                "Calibration: trees of %d nodes gave %.2f tokens per step on held-out text",
+                nodes,
+                calibration.expected_tokens(nodes),
+            )
 
     @property
     def num_heads(self) -> int:
@@ -94,7 +115,8 @@ class MedusaTreeProposer:
                 predicted.
 
         Returns:
-            Tokens int64 and log probabilities float32, ``[sequences, heads, ranks]``.
+            Tokens int64 and their values float32 (log probabilities of this step, or of
+            the calibration), ``[sequences, heads, ranks]``.
         """
         logits = self._logits(hidden_states).float()
         ranks = min(self.config.ranks, logits.shape[-1])
@@ -102,10 +124,12 @@ class MedusaTreeProposer:
         log_probs = best - logits.logsumexp(-1, keepdim=True)
         if self.token_map is not None:
             tokens = self.token_map.to(tokens)[tokens]
-        return (
-            tokens.transpose(0, 1).contiguous().cpu().numpy(),
-            log_probs.transpose(0, 1).contiguous().cpu().numpy(),
-        )
+        candidates = tokens.transpose(0, 1).contiguous().cpu().numpy()
+        if self.rank_values is None:
+            values = log_probs.transpose(0, 1).contiguous().cpu().numpy()
+        else:
+            values = np.tile(self.rank_values[:, :ranks], (len(candidates), 1, 1))
+        return candidates, values
 
     def draft(
         self, hidden_states: torch.Tensor, sizes: Ints, chain: np.ndarray
@@ -117,13 +141,13 @@ class MedusaTreeProposer:
             sizes: ``[sequences]`` int64 wanted nodes.
             chain: ``[sequences]`` bool: whose draft must be a single branch.
         """
-        tokens, log_probs = self.candidates(hidden_states)
-        trees = grow(tokens, log_probs, sizes)
+        tokens, values = self.candidates(hidden_states)
+        trees = grow(tokens, values, sizes)
         if chain.any():
             rows = np.flatnonzero(chain)
             branches = grow(
                 np.ascontiguousarray(tokens[rows, :, :1]),
-                np.ascontiguousarray(log_probs[rows, :, :1]),
+                np.ascontiguousarray(values[rows, :, :1]),
                 sizes[rows],
             )
             for row, branch in zip(rows.tolist(), branches, strict=True):

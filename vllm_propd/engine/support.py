@@ -8,6 +8,7 @@ import torch
 from vllm.config import VllmConfig
 
 from vllm_propd.config import ProPDConfig
+from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 
 
@@ -55,5 +56,7 @@ def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> None:
         )
     model = vllm_config.model_config
     assert config.model is not None
-    checkpoint = load_heads(Path(config.model), shapes_only=True)
+    folder = Path(config.model)
+    checkpoint = load_heads(folder, shapes_only=True)
     checkpoint.check_fits(model.get_hidden_size(), model.get_vocab_size())
+    calibration_for(config, folder, checkpoint.num_heads)

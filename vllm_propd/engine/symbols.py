@@ -361,4 +361,28 @@ SYMBOLS = (
         "all ranks must grow the same tree",
         "nothing",
     ),
+    Symbol(
+        "vllm.model_executor.models.registry:_ModelRegistry.is_pp_supported_model",
+        "called",
+        "architectures model_config",
+        "refuses to train heads for a model that cannot stop after a layer",
+        "early pruning runs a model in two parts, as pipeline parallelism does",
+        "nothing",
+    ),
+    Symbol(
+        "vllm:LLM.generate",
+        "called",
+        "prompts sampling_params use_tqdm",
+        "writes the texts that heads are measured on, and with --self-distill trained on",
+        "what heads meet in serving is the target's own text",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.config:ModelConfig",
+        "called",
+        "model",
+        "names the architectures of a model without loading it",
+        "see is_pp_supported_model",
+        "nothing",
+    ),
 )

@@ -163,6 +163,21 @@ class HeadsCheckpoint:
         """One block's ``weight`` or ``bias``."""
         return self.tensors[f"blocks.{head}.layers.{layer}.{kind}"]
 
+    def config(self, vocab_size: int) -> dict[str, object]:
+        """Their ``config.json``, as vLLM's own ``medusa`` reads it."""
+        return {
+            "model_type": "medusa",
+            "architectures": ["MedusaModel"],
+            "hidden_size": self.hidden_size,
+            "vocab_size": vocab_size,
+            "truncated_vocab_size": self.output_size or vocab_size,
+            "num_heads": self.num_heads,
+            "num_hidden_layers": self.num_layers,
+            "medusa_fc_bias": self.has_bias,
+            "original_lm_head": self.num_outputs < 2,
+            "logit_scale": self.logit_scale,
+        }
+
     def check_fits(self, hidden_size: int, vocab_size: int) -> None:
         """Raises HeadsError where the heads were made for another target."""
         # Published output layers may lack some padding, or have as much as vLLM adds.
@@ -260,11 +275,12 @@ def save_heads(
     vocab_size: int,
     dtype: torch.dtype,
 ) -> None:
-    """Writes heads that share the target's output layer, and their early heads.
+    """Writes heads and their early heads.
 
     Args:
         folder: made if it is not there.
-        tensors: ``blocks.*``, as ``MedusaHeads.tensors`` gives them.
+        tensors: ``blocks.*``, as ``MedusaHeads.tensors`` gives them; ``lm_heads.*`` where
+            each head has an output layer of its own, else the target's serves.
         early: ``early.{layer}.*``, may be empty.
         vocab_size: the target's.
         dtype: of the stored tensors.
@@ -272,19 +288,9 @@ def save_heads(
     Raises:
         HeadsError: tensors missing, unused or misshapen; nothing is written then.
     """
-    checkpoint = HeadsCheckpoint(folder, tensors, shared_output=True)
-    config = {
-        "model_type": "medusa",
-        "architectures": ["MedusaModel"],
-        "hidden_size": checkpoint.hidden_size,
-        "vocab_size": vocab_size,
-        "truncated_vocab_size": vocab_size,
-        "num_heads": checkpoint.num_heads,
-        "num_hidden_layers": checkpoint.num_layers,
-        "medusa_fc_bias": checkpoint.has_bias,
-        "original_lm_head": True,
-        "early_layers": sorted({int(name.split(".")[1]) for name in early}),
-    }
+    checkpoint = HeadsCheckpoint(folder, dict(tensors))
+    config = checkpoint.config(vocab_size)
+    config["early_layers"] = sorted({int(name.split(".")[1]) for name in early})
 
     def store(named: dict[str, torch.Tensor], name: str) -> None:
         stored = {key: t.detach().to(dtype).contiguous() for key, t in named.items()}

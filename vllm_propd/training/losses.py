@@ -9,27 +9,30 @@ HEAD_DECAY = 0.8
 """Weight of head k's loss: ``HEAD_DECAY ** k`` (Medusa section 2.2.1)."""
 
 
-def distillation(logits: torch.Tensor, target_probs: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of a head against the target's distribution.
+def labels_of(logits: torch.Tensor, kind: str) -> torch.Tensor:
+    """What to learn from a target's logits ``[..., vocabulary]``.
 
-    Args:
-        logits, target_probs: ``[..., vocabulary]``, aligned on the predicted token.
+    ``kl``: its probabilities, float32, ``[..., vocabulary]`` (cross-entropy with them is
+    the KL divergence up to a constant). ``hard``: its best tokens, int64, ``[...]``.
     """
-    return functional.cross_entropy(
-        logits.float().flatten(0, -2), target_probs.flatten(0, -2)
-    )
+    return logits.float().softmax(-1) if kind == "kl" else logits.argmax(-1)
 
 
-def medusa_loss(logits: torch.Tensor, target_probs: torch.Tensor) -> torch.Tensor:
+def distillation(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of a head, ``[batch, length, vocabulary]``, against labels."""
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(0, 1))
+
+
+def medusa_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The weighted sum over heads.
 
     Args:
         logits: ``[heads, batch, length, vocabulary]``; head k (from 1) at position t
             predicts what the target predicts at position t + k.
-        target_probs: ``[batch, length, vocabulary]`` float32.
+        labels: of the target at ``[batch, length]``.
     """
-    total = logits.new_zeros(())
+    total = logits.new_zeros((), dtype=torch.float32)
     for k in range(1, len(logits) + 1):
-        loss = distillation(logits[k - 1][:, :-k], target_probs[:, k:])
+        loss = distillation(logits[k - 1][:, :-k], labels[:, k:])
         total = total + HEAD_DECAY**k * loss
     return total

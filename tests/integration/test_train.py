@@ -1,0 +1,159 @@
+"""`vllm-propd train`, from data to heads that serve."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Mamba2Config
+from typer.testing import CliRunner
+
+from vllm_propd.cli import app
+from vllm_propd.heads.calibration import load_calibration
+from vllm_propd.training.corpus import library_files, read_text
+from vllm_propd.training.data import prepare
+from vllm_propd.training.history import read_losses
+from vllm_propd.training.loop import Loop
+from vllm_propd.training.run import WORK
+from vllm_propd.training.settings import TrainSettings
+from vllm_propd.training.target import load_trainee
+from vllm_propd.training.workers import train_on_ray
+
+FILES = library_files("train")[100:180]
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty files of Python's library, one JSON row each."""
+    path = tmp_path_factory.mktemp("data") / "code.jsonl"
+    path.write_text("".join(json.dumps({"text": read_text(f)}) + "\n" for f in FILES))
+    return path
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    options = ["--data", str(data), "--out", str(out), "--steps", str(STEPS)]
+    options += ["--length", "64", "--save-every", "0.2", "--seed", "3", *more]
+    return [sys.executable, "-m", "vllm_propd.cli", "train", str(MODEL), *options]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of one uninterrupted training."""
+    out = tmp_path_factory.mktemp("trained")
+    subprocess.run(command(data, out), check=True, capture_output=True)
+    return out
+
+
+def test_killed_training_goes_on_to_the_same_heads(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    killed = subprocess.Popen(
+        command(data, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    losses, checkpoint = tmp_path / WORK / "losses.jsonl", tmp_path / WORK / "checkpoint.pt"
+    while not (checkpoint.exists() and len(losses.read_text().splitlines()) > STEPS // 3):
+        assert killed.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(read_losses(tmp_path / WORK)) < STEPS
+    again = subprocess.run(command(data, tmp_path), capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    subprocess.run(command(data, tmp_path, "--resume"), check=True, capture_output=True)
+    for name in ("model.safetensors", "early_heads.safetensors"):
+        whole, resumed = load_file(trained / name), load_file(tmp_path / name)
+        assert whole.keys() == resumed.keys()
+        for key, tensor in whole.items():
+            torch.testing.assert_close(resumed[key], tensor, rtol=0.02, atol=0.002)
+
+
+def test_trained_folder_is_complete_and_serves(trained: Path, ties: Ties) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        "calibration.json",
+        "calibration.png",
+        "config.json",
+        "early_heads.safetensors",
+        "model.safetensors",
+        "vllm-medusa",
+    }
+    calibration = load_calibration(trained, num_heads=4)
+    assert calibration is not None
+    assert list(calibration.early_recall) == [1, 2, 3]
+    prompts = mixed_prompts(8, seed=51)
+    with engine() as llm:
+        expected = run(llm, prompts, greedy(48, logprobs=2))
+    for values in ("head_probability", "rank_accuracy"):
+        propd = {"model": str(trained), "node_values": values}
+        with engine(16, propd=propd) as llm:
+            ties.check(expected, run(llm, prompts, greedy(48, logprobs=2)))
+
+
+def test_two_ray_workers_have_the_losses_of_one(data: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(steps=20, length=64, precision="float32")
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokens, _ = prepare([data], [], tokenizer, 2048, tmp_path, 300_000)
+    alone: list[float] = []
+    loop = Loop(load_trainee(str(MODEL), settings), tokens, settings, tmp_path, False)
+    loop.run(lambda progress, trainee: alone.append(progress.last))
+    (tmp_path / "checkpoint.pt").unlink()
+    train_on_ray(str(MODEL), tmp_path, "train", settings, num_workers=2, resume=False)
+    assert len(alone) == 20
+    assert read_losses(tmp_path) == pytest.approx(alone, rel=1e-4)
+
+
+def refused(*arguments: str) -> str:
+    """The one error line of a command that must fail."""
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 1, result.output
+    text = re.sub(r"\s+", " ", result.output)
+    assert text.count("Error:") == 1
+    return text[text.index("Error:") :]
+
+
+def small_vocabulary(folder: Path) -> str:
+    """The demo's tokenizer on a model that knows a quarter of its tokens."""
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("propd"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 512}))
+    return str(folder)
+
+
+def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) -> None:
+    model, out = str(MODEL), str(tmp_path / "out")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "fields.jsonl").write_text('{"question": "x", "answer": "y"}\n' * 9)
+    (tmp_path / "little.txt").write_text("def f():\n    return 1\n")
+    (tmp_path / "file").write_text("x")
+    mamba = Mamba2Config(architectures=["Mamba2ForCausalLM"], vocab_size=2048)
+    mamba.save_pretrained(tmp_path / "mamba")
+    small, good = small_vocabulary(tmp_path / "small"), str(data)
+    cases = {
+        (model, str(tmp_path / "nothing.txt"), out): "no such file",
+        (model, str(tmp_path / "empty.txt"), out): "no data file",
+        (model, str(tmp_path / "fields.jsonl"), out): "fields answer, question; needed is",
+        (model, str(tmp_path / "little.txt"), out): "--length 256 needs more",
+        (small, good, out): "do not belong together",
+        (model, good, str(tmp_path / "file" / "out")): "cannot be written",
+        (str(tmp_path / "mamba"), good, out): "no pipeline-parallel support",
+        (model, good, out, "--early-layers", "2,6"): "the model has 6 layers",
+        (model, good, out, "--early-layers", "2,2"): "--early-layers",
+        (model, good, out, "--minutes", "1", "--steps", "5"): "--minutes and --steps",
+        (model, good, out, "--batch-size", "6", "--accumulate", "4"): "not a multiple",
+        (model, good, out, "--labels", "soft"): "--labels",
+        (model, good, out, "--resume"): "no checkpoint",
+    }
+    for (target, source, folder, *more), expected in cases.items():
+        error = refused(target, "--data", source, "--out", folder, *more)
+        assert expected in error

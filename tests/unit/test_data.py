@@ -1,0 +1,177 @@
+"""Token ids on disk: the held-out share, the batches, the prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers_on_disk import ids_of, tokenizer
+
+from vllm_propd.training.data import (
+    HELD_OUT,
+    TokenData,
+    check_enough,
+    load_data,
+    prepare,
+    save_sequences,
+)
+from vllm_propd.training.documents import DataError
+
+VOCAB = 2048
+LONG = "some words of a long document " * 20
+
+
+def write_rows(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def prepared(
+    path: Path, *held_out: Path, vocab_size: int = VOCAB
+) -> tuple[TokenData, TokenData]:
+    folder = path.parent / "deep" / "work"
+    return prepare([path], list(held_out), tokenizer(), vocab_size, folder, 10**9)
+
+
+def documents(data: TokenData) -> list[list[int]]:
+    """The stream cut after each end of text; what has no end is cut off too."""
+    ends = np.flatnonzero(data.tokens == tokenizer().eos_token_id) + 1
+    return [part.tolist() for part in np.split(data.tokens, ends) if len(part)]
+
+
+def counting(tokens: int, starts: tuple[int, ...] = ()) -> TokenData:
+    """Data whose tokens are their own places."""
+    return TokenData(np.arange(tokens, dtype=np.int32), np.array(starts, np.int64), [])
+
+
+@pytest.mark.parametrize("count", [2 * HELD_OUT, 100])
+def test_of_many_documents_each_sixteenth_is_held_out(tmp_path: Path, count: int) -> None:
+    texts = [f"document {i}" for i in range(1, count + 1)]
+    train, held_out = prepared(write_rows(tmp_path / "a.jsonl", texts))
+    kept = texts[2 * HELD_OUT - 1 :: HELD_OUT]
+    assert documents(held_out) == [ids_of(text) for text in kept]
+    others = sorted(ids_of(text) for text in texts if text not in kept)
+    assert sorted(documents(train)) == others
+
+
+@pytest.mark.parametrize("count", [1, 3, HELD_OUT])
+def test_of_few_documents_each_ones_end_is_held_out(tmp_path: Path, count: int) -> None:
+    ids = [ids_of(f"{i} {LONG}") for i in range(count)]
+    path = write_rows(tmp_path / "a.jsonl", [f"{i} {LONG}" for i in range(count)])
+    train, held_out = prepared(path)
+    cuts = [len(row) - len(row) // HELD_OUT for row in ids]
+    starts = [row[:cut] for row, cut in zip(ids, cuts, strict=True)]
+    ends = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
+    np.testing.assert_array_equal(train.tokens, np.concatenate(starts))
+    np.testing.assert_array_equal(held_out.tokens, np.concatenate(ends))
+    assert len(held_out.tokens)
+
+
+def test_nothing_is_lost_between_few_and_many(tmp_path: Path) -> None:
+    texts = [f"{i} {LONG}" for i in range(HELD_OUT + 5)]
+    train, held_out = prepared(write_rows(tmp_path / "a.jsonl", texts))
+    both = np.concatenate([train.tokens, held_out.tokens])
+    everything = np.concatenate([ids_of(text) for text in texts])
+    np.testing.assert_array_equal(np.sort(both), np.sort(everything))
+    assert 0 < len(held_out.tokens) < len(train.tokens) / 10
+
+
+def test_explicit_held_out_files_leave_all_data_to_training(tmp_path: Path) -> None:
+    texts, kept = [f"{i} {LONG}" for i in range(40)], ["to measure with"]
+    path = write_rows(tmp_path / "a.jsonl", texts)
+    train, held_out = prepared(path, write_rows(tmp_path / "b.jsonl", kept))
+    assert documents(train) == [ids_of(text) for text in texts]
+    assert documents(held_out) == [ids_of(text) for text in kept]
+
+
+def test_an_earlier_runs_files_are_replaced(tmp_path: Path) -> None:
+    prepared(write_rows(tmp_path / "a.jsonl", [LONG] * 40))
+    train, held_out = prepared(write_rows(tmp_path / "b.jsonl", ["now"]))
+    assert train.tokens.tolist() == ids_of("now") and not len(held_out.tokens)
+
+
+def test_prepared_data_loads_again(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": chat}))
+    train, _ = prepared(tmp_path / "a.jsonl")
+    again = load_data(tmp_path / "deep" / "work", "train")
+    assert train.tokens.tolist() == again.tokens.tolist()
+    assert train.chats == again.chats == [ids_of("<user>q<assistant>")[:-1]]
+    assert len(train.starts) == len(again.starts) == 0
+
+
+def test_tokens_beyond_the_targets_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [LONG])
+    largest = max(ids_of(LONG))
+    prepared(path, vocab_size=largest + 1)
+    with pytest.raises(DataError, match=f"token {largest}, .* knows {largest} only"):
+        prepared(path, vocab_size=largest)
+
+
+def test_files_without_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl: there is no text in it"):
+        prepared(write_rows(tmp_path / "a.jsonl", ["", ""]))
+
+
+def test_batches_are_windows_that_depend_on_the_seed_alone() -> None:
+    data = counting(500)
+    ids = data.batch(64, 9, (3, 14))
+    assert ids.shape == (64, 9) and ids.dtype == np.int64
+    np.testing.assert_array_equal(ids, ids[:, :1] + np.arange(9))
+    np.random.default_rng().random()
+    np.testing.assert_array_equal(ids, data.batch(64, 9, (3, 14)))
+    for other in [(3, 15), (4, 14)]:
+        assert (ids != data.batch(64, 9, other)).any()
+
+
+def test_batches_reach_both_ends_of_the_stream() -> None:
+    ids = counting(12).batch(200, 10, (0, 0))
+    assert set(ids[:, 0].tolist()) == {0, 1, 2}
+
+
+def test_batches_start_where_sequences_start(tmp_path: Path) -> None:
+    sequences = [[1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12]]
+    data = save_sequences(tmp_path, "distilled", sequences)
+    assert data.tokens.tolist() == list(range(1, 13))
+    assert data.starts.tolist() == [0, 3, 7, 9]
+    for read in (data, load_data(tmp_path, "distilled")):
+        rows = read.batch(100, 4, (0, 0)).tolist()
+        # The last sequence is too short for a window; a shorter one runs on into the next.
+        assert {tuple(row) for row in rows} == {
+            (1, 2, 3, 4),
+            (4, 5, 6, 7),
+            (8, 9, 10, 11),
+        }
+
+
+def test_prompts_are_windows_of_plain_text() -> None:
+    data = counting(500)
+    prompts = data.prompts(20, 6, 3)
+    assert [len(prompt) for prompt in prompts] == [6] * 20
+    assert all(prompt == list(range(prompt[0], prompt[0] + 6)) for prompt in prompts)
+    assert prompts == data.prompts(20, 6, 3) != data.prompts(20, 6, 4)
+
+
+def test_prompts_are_chats_that_fit_where_there_are_chats() -> None:
+    chats = [[1, 2], [3], [4, 5, 6], [7, 8, 9, 10]]
+    data = TokenData(np.arange(500, dtype=np.int32), np.array([], np.int64), chats)
+    prompts = data.prompts(50, 3, 3)
+    assert len(prompts) == 50 and {tuple(p) for p in prompts} == {(1, 2), (3,), (4, 5, 6)}
+    assert prompts == data.prompts(50, 3, 3) != data.prompts(50, 3, 4)
+
+
+def test_chats_that_are_all_too_long_are_refused() -> None:
+    data = TokenData(np.arange(500, dtype=np.int32), np.array([], np.int64), [[1, 2, 3]])
+    assert data.prompts(1, 3, 0) == [[1, 2, 3]]
+    with pytest.raises(DataError, match=r"of 1 chats none .* 2 tokens; .*--length"):
+        data.prompts(1, 2, 0)
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(32, 100), (100, 32)])
+def test_too_little_data_is_refused_with_the_counts(train: int, held_out: int) -> None:
+    check_enough(counting(train), counting(held_out), 31)
+    message = f"{train} tokens to train on and {held_out} held out; --length 32"
+    with pytest.raises(DataError, match=message):
+        check_enough(counting(train), counting(held_out), 32)

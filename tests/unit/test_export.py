@@ -1,0 +1,75 @@
+"""Heads for vLLM's own ``medusa``: the same heads, with an output layer beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from heads_on_disk import HEADS, HIDDEN, LAYERS, VOCAB, Tensors, blocks, outputs
+from safetensors.torch import load_file
+
+from vllm_propd.heads.checkpoint import EARLY_FILE, HeadsError, load_heads, save_heads
+from vllm_propd.heads.export import SHARED_OUTPUT, export_for_vllm
+
+EARLY = {"early.1.linear.weight": torch.ones(HIDDEN, HIDDEN)}
+
+
+def exported(tmp_path: Path, tensors: Tensors, output: torch.Tensor) -> Path:
+    heads, folder = tmp_path / "propd", tmp_path / "new" / "vllm-medusa"
+    save_heads(heads, tensors, EARLY, VOCAB, torch.bfloat16)
+    export_for_vllm(heads, output, folder)
+    return folder
+
+
+def assert_bfloat16(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor.bfloat16(), rtol=0, atol=0)
+
+
+def test_the_targets_output_layer_is_written_along(tmp_path: Path) -> None:
+    # As a parameter of a float32 target, not contiguous.
+    output = torch.nn.Parameter(torch.randn(HIDDEN, VOCAB).T)
+    folder = exported(tmp_path, blocks(), output)
+    stored = load_file(folder / "model.safetensors")
+    assert SHARED_OUTPUT == "lm_heads.0.weight"
+    assert_bfloat16(stored, blocks() | {"lm_heads.0.weight": output.detach()})
+
+
+def test_exported_heads_load_as_heads_with_a_shared_output(tmp_path: Path) -> None:
+    output = torch.randn(VOCAB, HIDDEN)
+    checkpoint = load_heads(exported(tmp_path, blocks(), output))
+    assert checkpoint.shared_output and checkpoint.num_outputs == 1
+    assert (checkpoint.num_heads, checkpoint.num_layers) == (HEADS, LAYERS)
+    assert_bfloat16(checkpoint.tensors, blocks() | {SHARED_OUTPUT: output})
+    checkpoint.check_fits(HIDDEN, VOCAB)
+
+
+def test_own_output_layers_are_kept(tmp_path: Path) -> None:
+    folder = exported(tmp_path, blocks() | outputs(), torch.zeros(VOCAB, HIDDEN))
+    checkpoint = load_heads(folder)
+    assert not checkpoint.shared_output and checkpoint.num_outputs == HEADS
+    assert_bfloat16(checkpoint.tensors, blocks() | outputs())
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["target's output", "own outputs"])
+def test_early_heads_stay_behind(tmp_path: Path, own: bool) -> None:
+    tensors = blocks() | (outputs() if own else {})
+    folder = exported(tmp_path, tensors, torch.zeros(VOCAB, HIDDEN))
+    before, after = (
+        json.loads((place / "config.json").read_text())
+        for place in (tmp_path / "propd", folder)
+    )
+    assert before.pop("early_layers") == [1]
+    assert after == before
+    assert after["original_lm_head"] is not own
+    assert (tmp_path / "propd" / EARLY_FILE).is_file()
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_what_cannot_be_read_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(HeadsError, match="it has none of"):
+        export_for_vllm(tmp_path, torch.zeros(VOCAB, HIDDEN), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,41 @@
+"""The Medusa heads as vLLM's own ``medusa`` method reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from vllm_propd.heads.checkpoint import load_heads
+
+SHARED_OUTPUT = "lm_heads.0.weight"
+"""What vLLM reads the output layer of all heads from (``original_lm_head``)."""
+
+
+def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
+    """Writes a folder for ``{"method": "medusa", "model": folder}``.
+
+    vLLM's heads do not share the target's output layer in memory, so it is written
+    along where ours have none of their own.
+
+    Args:
+        heads: folder of ProPD heads.
+        output: the target's output layer, ``[vocabulary, hidden]``.
+        folder: made if it is not there.
+
+    Raises:
+        HeadsError: the heads cannot be read.
+    """
+    checkpoint = load_heads(heads)
+    tensors = dict(checkpoint.tensors)
+    if not checkpoint.num_outputs:
+        dtype = checkpoint.block(0, 0, "weight").dtype
+        tensors[SHARED_OUTPUT] = output.detach().to("cpu", dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(
+        json.dumps(checkpoint.config(len(output)), indent=2) + "\n"
+    )

@@ -1,0 +1,132 @@
+"""What trained heads know, measured on the text that the target writes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.heads.calibration import EARLY_RANKS, TREE_SIZES, Calibration
+from vllm_propd.training.trainee import Trainee
+
+CANDIDATES = ProPDConfig().num_candidates
+"""Of each head, as in serving by default."""
+
+
+def ranks_of(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """How many tokens stand before the true one: ``[..., vocabulary]`` to ``[...]``."""
+    value = logits.gather(-1, truth[..., None])
+    return (logits > value).sum(-1)
+
+
+class _Measured:
+    """Ranks of the truth, and paths of trees, gathered sequence by sequence."""
+
+    def __init__(self, num_heads: int, layers: list[int]):
+        self.medusa: list[list[torch.Tensor]] = [[] for _ in range(num_heads)]
+        self.early: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+        self.paths: list[list[list[int]]] = []
+
+    def add(self, trainee: Trainee, prompt: list[int], text: list[int]) -> None:
+        """One prompt and its continuation."""
+        device = trainee.output.weight.device
+        ids = torch.tensor([prompt + text], device=device)
+        predicted = trainee.predict(ids)
+        heads = predicted.medusa[:, 0].float()
+        # From the first step, which knows the text's first token, to the last one whose
+        # deepest draft lies inside the text.
+        first, last = len(prompt) - 1, ids.shape[1] - 1 - len(heads)
+        for k, logits in enumerate(heads, 1):
+            truth = ids[0, first + 1 + k : last + 1 + k]
+            self.medusa[k - 1].append(ranks_of(logits[first:last], truth).cpu())
+        truth = ids[0, first + 1 :]
+        for layer, logits in predicted.early.items():
+            self.early[layer].append(ranks_of(logits[0, first:-1].float(), truth).cpu())
+        # Late: vLLM's workers re-import the main script, and vLLM 0.32 on the CPU does not
+        # start where that has imported llvmlite (its kernel dispatcher trips over it).
+        from vllm_propd.core.growth import grow
+        from vllm_propd.core.walk import accepted_path
+
+        best, tokens = heads[:, first:last].log_softmax(-1).topk(CANDIDATES, dim=-1)
+        trees = grow(
+            tokens.transpose(0, 1).contiguous().cpu().numpy(),
+            best.transpose(0, 1).contiguous().cpu().numpy(),
+            np.full(last - first, max(TREE_SIZES)),
+        )
+        row = ids[0].cpu().numpy()
+        self.paths.append(
+            [
+                accepted_path(tree, row[t + 2 : t + 2 + len(heads)])
+                for t, tree in enumerate(trees, first)
+            ]
+        )
+
+
+@torch.no_grad()
+def calibrate(
+    trainee: Trainee,
+    prompts: list[list[int]],
+    texts: list[list[int]],
+    on_sequence: Callable[[], None] = lambda: None,
+) -> Calibration:
+    """Measures heads on the target's greedy continuations.
+
+    Args:
+        trainee: target and heads.
+        prompts, texts: token ids; a continuation no longer than the heads reach is left
+            out.
+        on_sequence: called after each.
+
+    Raises:
+        ValueError: all continuations are too short.
+    """
+    num_heads = trainee.medusa.num_heads
+    measured = _Measured(num_heads, [int(layer) for layer in trainee.early])
+    for prompt, text in zip(prompts, texts, strict=True):
+        if len(text) > num_heads + 1:
+            measured.add(trainee, prompt, text)
+        on_sequence()
+    if not measured.paths:
+        raise ValueError(
+            "the target ends its continuations at once: the heads cannot be measured on "
+            "them. Give --held-out text that it goes on from"
+        )
+    from vllm_propd.core.walk import tokens_per_step  # late, as above
+
+    ranks = [torch.cat(rows) for rows in measured.medusa]
+    return Calibration(
+        positions=len(ranks[0]),
+        rank_accuracy=[_shares(row) for row in ranks],
+        early_recall={
+            layer: _recall(torch.cat(rows)) for layer, rows in measured.early.items()
+        },
+        tokens_per_step={
+            nodes: round(tokens_per_step(measured.paths, nodes), 4) for nodes in TREE_SIZES
+        },
+    )
+
+
+def _shares(ranks: torch.Tensor) -> list[float]:
+    """Share of positions whose truth has rank 0, 1, ..."""
+    counts = torch.bincount(ranks.clamp(max=CANDIDATES), minlength=CANDIDATES)
+    return [round(float(n) / len(ranks), 5) for n in counts[:CANDIDATES]]
+
+
+def _recall(ranks: torch.Tensor) -> dict[int, float]:
+    return {k: round(float((ranks < k).float().mean()), 5) for k in EARLY_RANKS}
+
+
+@torch.no_grad()
+def top_accuracy(trainee: Trainee, ids: torch.Tensor) -> list[tuple[float, float]]:
+    """Each head's top-1 and top-10 accuracy on a batch of text, for the progress bar."""
+    predicted = trainee.predict(ids)
+    best = predicted.target.argmax(-1)
+    found = []
+    for k, logits in enumerate(predicted.medusa, 1):
+        ranks = ranks_of(logits[:, :-k].float(), best[:, k:])
+        found.append(
+            (float((ranks < 1).float().mean()), float((ranks < 10).float().mean()))
+        )
+    return found

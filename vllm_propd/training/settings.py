@@ -1,0 +1,75 @@
+"""Every setting of training, in one class: the options of ``vllm-propd train``."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainSettings(BaseModel):
+    """How to train heads on a frozen target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    num_heads: int = Field(4, ge=1, le=16, description="Medusa heads.")
+    num_layers: int = Field(2, ge=1, description="Residual blocks of a head.")
+    output_layer: Literal["target", "own"] = Field(
+        "target",
+        description="The target's output layer for all heads, or one of each head's own "
+        "(started from the target's; larger and slower).",
+    )
+    early_layers: tuple[int, ...] = Field(
+        (1, 2, 3), description="Layers with an early head after them, counted from 1."
+    )
+    early_rank: int = Field(
+        0,
+        ge=0,
+        description="Rank of the early heads' own output layers, for large "
+        "vocabularies; 0: the target's output layer.",
+    )
+    minutes: float | None = Field(None, gt=0, description="Training time.")
+    steps: int | None = Field(None, ge=1, description="Training steps, not minutes.")
+    batch_size: int = Field(8, ge=1, description="Sequences a step, over all workers.")
+    accumulate: int = Field(1, ge=1, description="Parts that a step's batch is cut into.")
+    length: int = Field(256, ge=8, description="Tokens of a training sequence.")
+    labels: Literal["kl", "hard"] = Field(
+        "kl", description="The target's distribution, or its most probable token."
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Peak, of a cosine schedule.")
+    precision: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="Of the products (autocast); weights stay float32."
+    )
+    save_every: float = Field(60.0, gt=0, description="Seconds between checkpoints.")
+    seed: int = Field(0, ge=0, description="Seed of the batches.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.minutes is not None and self.steps is not None:
+            raise ValueError("--minutes and --steps are two ways to say when to stop")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"--batch-size {self.batch_size} is not a multiple of --accumulate "
+                f"{self.accumulate}"
+            )
+        if len(set(self.early_layers)) < len(self.early_layers) or any(
+            layer < 1 for layer in self.early_layers
+        ):
+            raise ValueError(
+                f"--early-layers {self.early_layers}: distinct layers, counted from 1"
+            )
+        return self
+
+    @property
+    def seconds(self) -> float | None:
+        """Training time; None where steps decide. Default: ten minutes."""
+        if self.steps is not None:
+            return None
+        return 60 * (10.0 if self.minutes is None else self.minutes)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the training that is done, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.seconds is not None
+        return min(1.0, seconds / self.seconds)
