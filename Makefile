@@ -1,6 +1,6 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
 # make test   all tests          make lint   ruff and mypy
-# make bench  attention kernel and host time per step
+# make bench  speed by arm on an inflated model; attention kernel; host time per step
 PYTHON ?= python3.11
 # The CPU build: where a package index serves the CUDA one under this name, set
 # TORCH="torch==2.13.0+cpu" with PyTorch's own CPU index.
@@ -48,7 +48,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+# The demo's model made large: exact text, real acceptance, 0.7 billion parameters of cost.
+INFLATED := build/inflated
+$(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
+	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers 16
+
+bench: $(INFLATED)/config.json
+	$(BIN)/vllm-propd bench $(INFLATED) --out build/bench
 	$(BIN)/python scripts/bench_attention.py
 	$(BIN)/python scripts/bench_host.py
 

@@ -162,7 +162,7 @@ def main(
         make_target(out, files, config, minutes, seed)
     if heads_minutes:
         settings = TrainSettings(minutes=heads_minutes, seed=seed)
-        inputs = Inputs(str(out), files, library_files("held_out"))
+        inputs = Inputs(str(out), files, library_files("held_out"), self_distill=True)
         train_heads(inputs, out / "propd", settings, for_vllm=False)
 
 

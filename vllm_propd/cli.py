@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +130,57 @@ def train(
             model, data, held_out or [], most_tokens, self_distill, distill_tokens
         )
         train_heads(inputs, out, settings, num_workers, resume, for_vllm)
+
+
+@app.command()
+def bench(
+    model: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    heads: Annotated[
+        Path | None, typer.Option(help="Medusa heads. Default: MODEL/propd.")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to cut prompts from. Default: Python's library, unseen."),
+    ] = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Separated by spaces; known: plain, medusa, ngram, suffix, chain, static, "
+            "propd. Overrides: propd:num_speculative_tokens=16,num_candidates=4."
+        ),
+    ] = "plain medusa ngram chain static propd",
+    batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
+    max_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each.")] = 128,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Turns of each arm, after a warm-up.")
+    ] = 3,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bench"),
+) -> None:
+    """Arms in turns on the same prompts: speed against plain vLLM, steps, equality."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Stopwatches go into the workers as functions.
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    with _errors():
+        from vllm_propd.bench.run import BenchSettings, run_bench
+
+        sizes = tuple(sorted({int(size) for size in batch_sizes.split(",")}))
+        settings = BenchSettings(
+            arms=arms,
+            batch_sizes=sizes,
+            max_tokens=max_tokens,
+            prompt_tokens=prompt_tokens,
+            rounds=rounds,
+            temperature=temperature,
+            dtype=dtype,
+            enforce_eager=enforce_eager,
+            seed=seed,
+        )
+        run_bench(model, heads or model / "propd", prompts or [], out, settings)
 
 
 @contextmanager

@@ -6,32 +6,7 @@ parameters with the installed vLLM, so that an upgrade fails at the right line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """One touched symbol.
-
-    Attributes:
-        path: ``module:qualified.name``.
-        use: how it is touched.
-        parameters: its parameters (of a dataclass: its fields) that must exist, by name,
-            with spaces between; for ``patched`` and ``overridden`` ones exactly these,
-            in this order.
-        what, why, retired_by: one line each.
-        attributes: those of its instances that we use, likewise.
-    """
-
-    path: str
-    use: Literal["patched", "overridden", "replaced", "called", "read"]
-    parameters: str
-    what: str
-    why: str
-    retired_by: str
-    attributes: str = ""
-
+from vllm_propd.engine.symbol import Symbol
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _CPU_ATTENTION = "vllm.v1.attention.backends.cpu_attn"
@@ -384,5 +359,29 @@ SYMBOLS = (
         "names the architectures of a model without loading it",
         "see is_pp_supported_model",
         "nothing",
+    ),
+    Symbol(
+        "vllm.v1.engine.llm_engine:LLMEngine.step",
+        "called",
+        "self",
+        "demo and benchmark run requests step by step, and count steps and tokens",
+        "LLM.generate does not say in how many steps a text was made",
+        "steps per request in vLLM's RequestOutput.metrics",
+    ),
+    Symbol(
+        "vllm.v1.metrics.loggers:StatLoggerManager.record",
+        "replaced",
+        "scheduler_stats",
+        "the benchmark's own counter takes the place of an engine's stat loggers",
+        "all engines of a process share one metrics registry, the last one's",
+        "a registry for each engine",
+    ),
+    Symbol(
+        "vllm.v1.spec_decode.metrics:SpecDecodingStats",
+        "read",
+        "num_drafts num_draft_tokens num_accepted_tokens_per_pos",
+        "the benchmark counts drafted and accepted tokens",
+        "see StatLoggerManager.record",
+        "see StatLoggerManager.record",
     ),
 )

@@ -66,7 +66,8 @@ def plot(calibration: Calibration, path: Path) -> None:
     sizes = calibration.tokens_per_step
     right.plot(list(sizes), list(sizes.values()), marker="o")
     right.set_xscale("log", base=2)
-    right.set_xticks(list(sizes), labels=map(str, sizes))
+    powers = [size for size in sizes if size & (size - 1) == 0]
+    right.set_xticks(powers, labels=map(str, powers))
     right.set(title="Walked acceptance", xlabel="tree nodes", ylabel="tokens per step")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)

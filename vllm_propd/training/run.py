@@ -97,13 +97,17 @@ def train_heads(
         _check_same_inputs(work, inputs)
     else:
         _prepare(inputs, settings, work)
+    data = _training(inputs)
     if num_workers > 1:
-        train_on_ray(inputs.model, work, _training(inputs), settings, num_workers, resume)
-        resume = True  # the loop below finds the training finished
+        train_on_ray(inputs.model, work, data, settings, num_workers, resume)
     trainee = load_trainee(inputs.model, settings)
-    loop = Loop(trainee, load_data(work, _training(inputs)), settings, work, resume)
-    with Bar(*Bar.get_default_columns(), TextColumn("{task.fields[state]}")) as bar:
-        loop.run(_Reporter(bar, settings, load_data(work, "held_out"), work, loop.progress))
+    # The workers' heads are in their last checkpoint.
+    resume |= num_workers > 1
+    loop = Loop(trainee, load_data(work, data), settings, work, resume)
+    if num_workers == 1:
+        with Bar(*Bar.get_default_columns(), TextColumn("{task.fields[state]}")) as bar:
+            held_out = load_data(work, "held_out")
+            loop.run(_Reporter(bar, settings, held_out, work, loop.progress))
     calibration = _measure(trainee, settings, work)
     early = trainee.early_tensors()
     vocabulary = len(trainee.output.weight)

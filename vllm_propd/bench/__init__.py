@@ -1,0 +1,1 @@
+"""Side-by-side measurement: every claim about speed comes from here."""

@@ -1,0 +1,110 @@
+"""What is compared: an arm is a name and the speculative config behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to generate.
+
+    Attributes:
+        name: as the user gave it, overrides included.
+        speculative_config: vLLM's argument; None: no speculation.
+    """
+
+    name: str
+    speculative_config: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads that the arms share.
+
+    Attributes:
+        folder: in ProPD's format.
+        for_vllm: the same in vLLM's own.
+        num_heads: heads K, the depth of every draft.
+    """
+
+    folder: Path
+    for_vllm: Path
+    num_heads: int
+
+
+def _propd(heads: Heads, **keys: Any) -> dict[str, Any]:
+    return {"method": "propd", "model": str(heads.folder), **keys}
+
+
+def _suffix(heads: Heads) -> dict[str, Any]:
+    if importlib.util.find_spec("arctic_inference") is None:
+        raise ValueError("arm 'suffix' needs vLLM's optional package arctic-inference")
+    return {"method": "suffix"}
+
+
+ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
+    "plain": lambda heads: None,
+    "medusa": lambda heads: {
+        "method": "medusa",
+        "model": str(heads.for_vllm),
+        "num_speculative_tokens": heads.num_heads,
+    },
+    "ngram": lambda heads: {
+        "method": "ngram",
+        "num_speculative_tokens": heads.num_heads,
+        "prompt_lookup_min": 2,
+        "prompt_lookup_max": 4,
+    },
+    "suffix": _suffix,
+    "chain": lambda heads: _propd(
+        heads, tree="chain", num_speculative_tokens=heads.num_heads
+    ),
+    # Node values of the calibration give every step a tree of the same shape: Medusa's.
+    "static": lambda heads: _propd(
+        heads, node_values="rank_accuracy", num_speculative_tokens=32
+    ),
+    "propd": _propd,
+}
+"""Plain vLLM; its own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
+our chain, a tree of fixed shape, and ProPD as it is by default."""
+
+
+def parse_arm(text: str, heads: Heads) -> Arm:
+    """An arm, with overrides if it has some: ``propd:num_speculative_tokens=16``.
+
+    Raises:
+        ValueError: an unknown arm, a bad override, or an arm that cannot run here.
+    """
+    name, _, overrides = text.partition(":")
+    if name not in ARMS:
+        raise ValueError(f"--arms: unknown arm '{name}'; known are {', '.join(ARMS)}")
+    config = ARMS[name](heads)
+    if not overrides:
+        return Arm(text, config)
+    if config is None:
+        raise ValueError(f"--arms {text}: plain vLLM has no speculative setting")
+    for override in overrides.split(","):
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"--arms {text}: '{override}' is not key=value")
+        config[key] = yaml.safe_load(value)
+    return Arm(text, config)
+
+
+def parse_arms(text: str, heads: Heads) -> list[Arm]:
+    """The arms of a list like ``plain chain propd:tree=chain,num_speculative_tokens=4``.
+
+    Raises:
+        ValueError: see ``parse_arm``; or none of them is plain vLLM.
+    """
+    arms = [parse_arm(part, heads) for part in text.split()]
+    if not any(arm.name == "plain" for arm in arms):
+        raise ValueError("--arms: 'plain' must be among them: all ratios are to it")
+    return arms

@@ -1,0 +1,107 @@
+"""What a benchmark found: ``results.json``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+PACKAGES = ("vllm-propd", "torch", "transformers", "numba", "numpy")
+
+
+class Row(BaseModel):
+    """One arm at one batch size; medians over rounds."""
+
+    arm: str
+    batch_size: int
+    tokens_per_s: float = Field(description="New tokens per second, all sequences.")
+    tokens_per_s_min: float = Field(description="Of the slowest round.")
+    tokens_per_s_max: float = Field(description="Of the fastest round.")
+    ratio_to_plain: float = Field(
+        description="Median over rounds of tokens/s over plain vLLM's in the same round."
+    )
+    tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
+    drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
+    acceptance_by_depth: list[float] = Field(
+        description="Share of such steps that accepted a draft of depth 1, 2, ..."
+    )
+    step_ms: dict[str, float] = Field(
+        description="Medians by part of a step (`bench/stopwatch.py`), in milliseconds; "
+        "`rest`: what no part explains; `step`: all of it, seen from outside."
+    )
+    peak_rss_mib: float = Field(description="Of the engine's workers together.")
+    identical_to_plain: int = Field(description="Prompts whose text is plain vLLM's.")
+    prompts: int = Field(description="Prompts compared.")
+    config: dict[str, Any] | None = Field(description="The speculative config.")
+    seed: int
+
+
+class Machine(BaseModel):
+    """Where it was measured."""
+
+    processor: str
+    cores: int
+    system: str
+
+
+class Results(BaseModel):
+    """All of a benchmark."""
+
+    model: str
+    parameters: int = Field(description="Of the target.")
+    inflated: bool = Field(description="Made large out of a small model.")
+    dtype: str
+    max_tokens: int
+    rounds: int
+    temperature: float
+    machine: Machine
+    versions: dict[str, str]
+    rows: list[Row] = Field(default_factory=list)
+
+    def row(self, arm: str, batch_size: int) -> Row | None:
+        """The row of an arm at a batch size; None where it was not measured."""
+        wanted = (arm, batch_size)
+        found = [row for row in self.rows if (row.arm, row.batch_size) == wanted]
+        return found[0] if found else None
+
+    @property
+    def arms(self) -> list[str]:
+        """In the order of measurement."""
+        return list(dict.fromkeys(row.arm for row in self.rows))
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """In ascending order."""
+        return sorted({row.batch_size for row in self.rows})
+
+    def caption(self) -> str:
+        """One line that says what the figures are of."""
+        kind = "an inflated small model, not a published one" if self.inflated else ""
+        size = f"{self.parameters / 1e9:.2f}B parameters" + (f" ({kind})" if kind else "")
+        return (
+            f"{size}, {self.dtype}, {self.max_tokens} new tokens, temperature "
+            f"{self.temperature:g}; {self.machine.cores} cores of "
+            f"{self.machine.processor}; medians of {self.rounds} rounds"
+        )
+
+
+def this_machine() -> Machine:
+    """The processor's name as the system gives it."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if "model name" in line]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return Machine(processor=name, cores=os.cpu_count() or 1, system=platform.platform())
+
+
+def installed_versions() -> dict[str, str]:
+    """Of the packages that decide the figures, Python and vLLM included."""
+    import vllm
+
+    found = {"python": platform.python_version(), "vllm": vllm.__version__}
+    return found | {name: version(name) for name in PACKAGES}
