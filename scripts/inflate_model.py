@@ -6,7 +6,7 @@ are filled with noise. RMSNorm sees the same vector among zeros: its weights are
 the square root of the factor, its epsilon by the factor. Medusa heads and early heads are
 inflated along.
 
-    python scripts/inflate_model.py demo/model /tmp/inflated --factor 8 --layers 16
+    python scripts/inflate_model.py demo/model build/inflated --factor 8 --layers 16
 
 The result is for measuring cost with real acceptance. It is an inflated small model, not
 a published one, and no figure of it should be shown as a real model's.
@@ -100,6 +100,13 @@ class Inflation:
             large["layer_types"] = [config["layer_types"][0]] * self.layers
         return large
 
+    @staticmethod
+    def _spread(small: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
+        """A vector at ``places`` of ``size`` zeros."""
+        large = torch.zeros(size, dtype=small.dtype)
+        large[places] = small
+        return large
+
     def _scatter(
         self,
         small: torch.Tensor,
@@ -121,17 +128,14 @@ class Inflation:
 
     def norm(self, weight: torch.Tensor) -> torch.Tensor:
         """An RMSNorm's weight."""
-        large = torch.zeros(self.hidden * self.factor, dtype=weight.dtype)
-        large[self.dims] = (weight.float() / math.sqrt(self.factor)).to(weight.dtype)
-        return large
+        scaled = (weight.float() / math.sqrt(self.factor)).to(weight.dtype)
+        return self._spread(scaled, self.dims, self.hidden * self.factor)
 
     def square(self, weight: torch.Tensor) -> torch.Tensor:
         """A head's weight ``[hidden, hidden]``, or its bias ``[hidden]``."""
         size = self.hidden * self.factor
         if weight.ndim == 1:
-            large = torch.zeros(size, dtype=weight.dtype)
-            large[self.dims] = weight
-            return large
+            return self._spread(weight, self.dims, size)
         return self._scatter(weight, self.dims, self.dims, (size, size), noisy=False)
 
     def embedding(self, weight: torch.Tensor) -> torch.Tensor:
@@ -155,9 +159,7 @@ class Inflation:
             "down_proj": (neurons, self.neurons * self.factor),
         }[name]
         if weight.ndim == 1:  # a bias
-            large = torch.zeros(count, dtype=weight.dtype)
-            large[rows] = weight
-            return large
+            return self._spread(weight, rows, count)
         if name in ("o_proj", "down_proj"):  # these write: nothing but the real values
             return self._scatter(weight, dims, rows, (size, count), noisy=False)
         return self._scatter(weight, rows, dims, (count, size), noisy=True)

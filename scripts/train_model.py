@@ -7,7 +7,7 @@ hashes into the held-out share are never read), on two CPU cores in about an hou
 
 Other families and sizes make models that the repo has never seen:
 
-    python scripts/train_model.py --out /tmp/qwen3 --family qwen3 --hidden-size 192
+    python scripts/train_model.py --out build/qwen3 --family qwen3 --hidden-size 192
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from vllm import SamplingParams
 from vllm_propd.bench.arms import Heads, parse_arms
 from vllm_propd.bench.report import show, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
-from vllm_propd.bench.turn import ArmEngine, Turn
+from vllm_propd.bench.turn import ArmEngine, Turn, ratio_to, start_engines
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
@@ -79,12 +79,7 @@ def run_bench(
         most = max(*settings.batch_sizes, FEWEST_PROMPTS)
         ids = cut_prompts(model, prompts, most, settings)
         with Progress(console=console) as bar:
-            task = bar.add_task("starting engines", total=len(arms))
-            engines = []
-            for arm in arms:
-                bar.update(task, description=f"starting {arm.name}")
-                engines.append(ArmEngine(arm, _options(model, settings), timed=True))
-                bar.advance(task)
+            engines = start_engines(arms, _options(model, settings), bar, timed=True)
             results = _results(model, settings)
             params = SamplingParams(
                 temperature=settings.temperature,
@@ -208,10 +203,6 @@ def _rows(
     for engine in engines:
         turns = found[engine.arm.name][1:]
         speeds = [turn.tokens_per_s for turn in turns]
-        ratios = [
-            turn.tokens_per_s / base.tokens_per_s
-            for turn, base in zip(turns, plain, strict=True)
-        ]
         last, texts = turns[-1], plain[-1].texts
         same = sum(a == b for a, b in zip(last.texts, texts, strict=True))
         rows.append(
@@ -221,7 +212,7 @@ def _rows(
                 tokens_per_s=median(speeds),
                 tokens_per_s_min=min(speeds),
                 tokens_per_s_max=max(speeds),
-                ratio_to_plain=median(ratios),
+                ratio_to_plain=ratio_to(turns, plain),
                 tokens_per_step=median(turn.tokens_per_step for turn in turns),
                 drafted_per_step=last.drafted / max(last.drafts, 1),
                 step_ms={part: round(ms, 3) for part, ms in last.step_ms().items()},

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from statistics import median
 from typing import Any
 
+from rich.progress import Progress
 from vllm import LLM, SamplingParams
 
 from vllm_propd.bench import stopwatch
@@ -52,7 +53,6 @@ class Turn:
         seconds: wall time from the first request to the last token.
         tokens: new tokens, over all sequences.
         steps: decode steps summed over sequences, prefills left out.
-        engine_steps: steps of the engine.
         texts: token ids per prompt.
         drafted, drafts: draft tokens, and steps of sequences with drafts.
         accepted_at: such steps that accepted a draft of depth 1, 2, ...
@@ -64,7 +64,6 @@ class Turn:
     seconds: float = 0.0
     tokens: int = 0
     steps: int = 0
-    engine_steps: int = 0
     texts: list[list[int]] = field(default_factory=list)
     drafted: int = 0
     drafts: int = 0
@@ -74,7 +73,7 @@ class Turn:
 
     def __iadd__(self, other: Turn) -> Turn:
         """Adds a turn that ran after this one."""
-        for name in ("seconds", "tokens", "steps", "engine_steps", "drafted", "drafts"):
+        for name in ("seconds", "tokens", "steps", "drafted", "drafts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.texts = self.texts + other.texts
         self.step_seconds = self.step_seconds + other.step_seconds
@@ -136,7 +135,6 @@ class ArmEngine:
             step_started = time.perf_counter()
             outputs = engine.step()
             if outputs:
-                turn.engine_steps += 1
                 turn.step_seconds.append(time.perf_counter() - step_started)
             for output in outputs:
                 ids = output.outputs[0].token_ids
@@ -161,3 +159,24 @@ class ArmEngine:
     def close(self) -> None:
         """Ends the engine's processes."""
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def start_engines(
+    arms: list[Arm], options: dict[str, Any], bar: Progress, timed: bool = False
+) -> list[ArmEngine]:
+    """An engine for each arm, one after the other; see ``ArmEngine``."""
+    task = bar.add_task("starting engines", total=len(arms))
+    engines = []
+    for arm in arms:
+        bar.update(task, description=f"starting {arm.name}")
+        engines.append(ArmEngine(arm, options, timed))
+        bar.advance(task)
+    return engines
+
+
+def ratio_to(turns: list[Turn], plain: list[Turn]) -> float:
+    """Median over rounds of tokens/s over plain vLLM's in the same round."""
+    return median(
+        turn.tokens_per_s / base.tokens_per_s
+        for turn, base in zip(turns, plain, strict=True)
+    )

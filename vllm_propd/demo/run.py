@@ -15,7 +15,7 @@ from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.results import installed_versions, this_machine
-from vllm_propd.bench.turn import ArmEngine, Turn
+from vllm_propd.bench.turn import Turn, ratio_to, start_engines
 from vllm_propd.demo.picture import draw_tree
 from vllm_propd.training.corpus import held_out_snippets
 
@@ -62,12 +62,7 @@ def run_demo(
     console = Console()
     turns: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
     with Progress(console=console) as bar:
-        task = bar.add_task("starting engines", total=len(arms))
-        engines = []
-        for arm in arms:
-            bar.update(task, description=f"starting {arm.name}")
-            engines.append(ArmEngine(arm, _options(model)))
-            bar.advance(task)
+        engines = start_engines(arms, _options(model), bar)
         tokenizer = engines[0].llm.get_tokenizer()
         snippets = held_out_snippets(num_prompts, seed=7, min_chars=4000)
         prompts = [tokenizer(text)["input_ids"][:PROMPT_TOKENS] for text in snippets]
@@ -102,17 +97,13 @@ def _result(turns: dict[str, list[Turn]], model: Path) -> dict[str, Any]:
     plain = next(iter(turns.values()))
     rows = []
     for name, found in turns.items():
-        ratios = [
-            turn.tokens_per_s / base.tokens_per_s
-            for turn, base in zip(found, plain, strict=True)
-        ]
         rows.append(
             {
                 "arm": name,
                 "identical_to_plain": found[-1].texts == plain[-1].texts,
                 "tokens_per_step": round(found[-1].tokens_per_step, 3),
                 "tokens_per_s": round(median(turn.tokens_per_s for turn in found), 1),
-                "ratio_to_plain": round(median(ratios), 3),
+                "ratio_to_plain": round(ratio_to(found, plain), 3),
                 "seconds": [round(turn.seconds, 3) for turn in found],
             }
         )

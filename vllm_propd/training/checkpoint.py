@@ -77,8 +77,7 @@ def load_checkpoint(
     path = folder / FILE
     if not path.exists():
         return Progress()
-    device = trainee.output.weight.device
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = torch.load(path, map_location=trainee.device, weights_only=True)
     then = TrainSettings.model_validate_json(state["settings"]).model_dump()
     now = settings.model_dump()
     changed = [k for k in now if k not in MAY_DIFFER and then[k] != now[k]]

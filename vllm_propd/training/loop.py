@@ -68,7 +68,7 @@ class Loop:
     ):
         self.trainee, self.data, self.settings = trainee, data, settings
         self.folder = folder
-        self.device = trainee.output.weight.device
+        self.device = trainee.device
         self.parameters = trainee.trained()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -102,12 +102,11 @@ class Loop:
             group["lr"] = learning_rate(settings, step, done)
         parts = self._parts(step)
         total = torch.zeros((), device=self.device)
-        mixed = settings.precision == "bfloat16"
         for i, ids in enumerate(parts):
             wait = i + 1 < len(parts) and isinstance(self.model, DistributedDataParallel)
             with (
                 self.model.no_sync() if wait else nullcontext(),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=mixed),
+                self.trainee.autocast(),
             ):
                 loss = self.model(ids) / len(parts)
             loss.backward()

@@ -31,8 +31,7 @@ class _Measured:
 
     def add(self, trainee: Trainee, prompt: list[int], text: list[int]) -> None:
         """One prompt and its continuation."""
-        device = trainee.output.weight.device
-        ids = torch.tensor([prompt + text], device=device)
+        ids = torch.tensor([prompt + text], device=trainee.device)
         predicted = trainee.predict(ids)
         heads = predicted.medusa[:, 0].float()
         # From the first step, which knows the text's first token, to the last one whose

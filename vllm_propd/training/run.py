@@ -108,7 +108,7 @@ def train_heads(
         with Bar(*Bar.get_default_columns(), TextColumn("{task.fields[state]}")) as bar:
             held_out = load_data(work, "held_out")
             loop.run(_Reporter(bar, settings, held_out, work, loop.progress))
-    calibration = _measure(trainee, settings, work)
+    calibration = _measure(trainee, work)
     early = trainee.early_tensors()
     vocabulary = len(trainee.output.weight)
     dtype = stored_dtype(inputs.model)
@@ -188,18 +188,13 @@ def _prepare(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     (work / INPUTS).write_text(inputs.dump())
 
 
-def _measure(trainee: Trainee, settings: TrainSettings, work: Path) -> Calibration:
+def _measure(trainee: Trainee, work: Path) -> Calibration:
     spoken = json.loads((work / CONTINUATIONS).read_text())
-    mixed = settings.precision == "bfloat16"
-    with Bar() as bar, torch.autocast(_device(trainee).type, torch.bfloat16, enabled=mixed):
+    with Bar() as bar, trainee.autocast():
         task = bar.add_task("measuring", total=len(spoken["prompts"]))
         return calibrate(
             trainee, spoken["prompts"], spoken["texts"], lambda: bar.advance(task)
         )
-
-
-def _device(trainee: Trainee) -> torch.device:
-    return trainee.output.weight.device
 
 
 class _Reporter:
@@ -224,8 +219,8 @@ class _Reporter:
         self.history.add(progress)
         if progress.seconds - self.measured > SECONDS_BETWEEN_MEASUREMENTS:
             self.measured = progress.seconds
-            with torch.no_grad():
-                found = top_accuracy(trainee, self.ids.to(_device(trainee)))
+            with trainee.autocast():
+                found = top_accuracy(trainee, self.ids.to(trainee.device))
             shares = " ".join(f"{top1:.0%}/{top10:.0%}" for top1, top10 in found)
             self.accuracy = f", held-out top-1/top-10 by head: {shares}"
         done = self.settings.progress(progress.step, progress.seconds)

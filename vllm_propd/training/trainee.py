@@ -47,6 +47,7 @@ class Trainee(nn.Module):
         # In a list, so that the target's weights are no weights of this module.
         self._target = [target.eval().requires_grad_(False)]
         self._labels = settings.labels
+        self._mixed = settings.precision == "bfloat16"
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self.output = target.get_output_embeddings()
         hidden, vocabulary = config.hidden_size, len(self.output.weight)
@@ -71,6 +72,15 @@ class Trainee(nn.Module):
     def target(self) -> PreTrainedModel:
         """The frozen target."""
         return self._target[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where target and heads are."""
+        return self.output.weight.device
+
+    def autocast(self) -> torch.autocast:
+        """The precision to predict in, for training and measuring alike."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed)
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters of the heads."""
@@ -118,8 +128,7 @@ class Trainee(nn.Module):
         Raises:
             ValueError: the logits differ.
         """
-        device = self.output.weight.device
-        ids = torch.arange(8, device=device)[None]
+        ids = torch.arange(8, device=self.device)[None]
         out = self.target(input_ids=ids, output_hidden_states=True, use_cache=False)
         rebuilt = self._cap(self.output(out.hidden_states[-1]))
         if not torch.allclose(rebuilt.float(), out.logits.float(), rtol=1e-2, atol=1e-2):
