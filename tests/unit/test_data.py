@@ -148,10 +148,11 @@ def test_batches_start_where_sequences_start(tmp_path: Path) -> None:
 
 def test_prompts_are_windows_of_plain_text() -> None:
     data = counting(500)
-    prompts = data.prompts(20, 6, 3)
-    assert [len(prompt) for prompt in prompts] == [6] * 20
-    assert all(prompt == list(range(prompt[0], prompt[0] + 6)) for prompt in prompts)
-    assert prompts == data.prompts(20, 6, 3) != data.prompts(20, 6, 4)
+    prompts = data.prompts(200, 40, 3)
+    assert all(p == list(range(p[0], p[0] + len(p))) for p in prompts)
+    assert {len(prompt) for prompt in prompts} == set(range(16, 41))
+    assert prompts == data.prompts(200, 40, 3) != data.prompts(200, 40, 4)
+    assert {len(prompt) for prompt in data.prompts(20, 6, 3)} == {6}
 
 
 def test_prompts_are_chats_that_fit_where_there_are_chats() -> None:

@@ -31,7 +31,7 @@ def check_trainable(model: str) -> None:
 def greedy_continuations(
     model: str,
     prompts: list[list[int]],
-    max_tokens: int,
+    max_tokens: list[int],
     description: str,
 ) -> list[list[int]]:
     """Each prompt's greedy continuation, token ids.
@@ -39,16 +39,19 @@ def greedy_continuations(
     Args:
         model: the target.
         prompts: token ids.
-        max_tokens: of each continuation; shorter where the text ends.
+        max_tokens: of each prompt's continuation; fewer where the text ends.
         description: of the progress bar.
     """
-    longest = max(map(len, prompts)) + max_tokens
+    longest = max(len(p) + new for p, new in zip(prompts, max_tokens, strict=True))
     options: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": 128}
     if current_platform.is_cpu():  # by default it would claim nearly all memory
         options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
     llm = LLM(model, enforce_eager=True, **options)
     try:
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, detokenize=False)
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=new, detokenize=False)
+            for new in max_tokens
+        ]
         outputs = llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts],
             params,

@@ -22,6 +22,9 @@ Starts = npt.NDArray[np.int64]
 HELD_OUT = 16
 """One document in this many is not trained on, but measured with."""
 
+SHORTEST = 16
+"""Tokens of the shortest prompt cut from text."""
+
 
 @dataclass(frozen=True)
 class TokenData:
@@ -47,21 +50,26 @@ class TokenData:
             starts = rng.integers(0, len(self.tokens) - length + 1, size=size)
         return self.tokens[starts[:, None] + np.arange(length)].astype(np.int64)
 
-    def prompts(self, count: int, length: int, seed: int) -> list[list[int]]:
-        """``count`` prompts of at most ``length`` tokens: chats to be answered, or windows.
+    def prompts(self, count: int, longest: int, seed: int) -> list[list[int]]:
+        """``count`` prompts of at most ``longest`` tokens.
+
+        Chats, up to the answer; or windows of text, their lengths drawn evenly, since
+        what a model writes after little context (it repeats itself) is easier to draft.
 
         Raises:
             DataError: no chat is as short as that.
         """
+        rng = np.random.default_rng(seed)
         if not self.chats:
-            return self.batch(count, length, (seed, 0)).tolist()
-        fitting = [chat for chat in self.chats if len(chat) <= length]
+            lengths = rng.integers(min(SHORTEST, longest), longest + 1, size=count)
+            rows = self.batch(count, longest, (seed, 0)).tolist()
+            return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        fitting = [chat for chat in self.chats if len(chat) <= longest]
         if not fitting:
             raise DataError(
                 f"--data: of {len(self.chats)} chats none asks its first question in "
-                f"{length} tokens; give a larger --length"
+                f"{longest} tokens; give a larger --length"
             )
-        rng = np.random.default_rng(seed)
         return [fitting[i] for i in rng.integers(0, len(fitting), size=count)]
 
 

@@ -172,14 +172,15 @@ def _prepare(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         inputs.most_tokens,
     )
     check_enough(train, held_out, settings.length)
-    # Chats ask at length; of plain text a short beginning is enough.
-    longest = settings.length // 2 if train.chats else min(64, settings.length // 2)
+    longest = settings.length * 3 // 4
     prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
-    texts = greedy_continuations(inputs.model, prompts, NEW_TOKENS, "held-out text")
+    new = [NEW_TOKENS] * len(prompts)
+    texts = greedy_continuations(inputs.model, prompts, new, "held-out text")
     if inputs.self_distill:
-        new = settings.length - longest
-        count = max(1, inputs.distill_tokens // new)
+        # About as many prompts as it takes: their mean length is half of the longest.
+        count = max(1, inputs.distill_tokens // (settings.length - longest // 2))
         asked = train.prompts(count, longest, settings.seed)
+        new = [settings.length - len(prompt) for prompt in asked]
         written = greedy_continuations(inputs.model, asked, new, "training text")
         rows = [prompt + text for prompt, text in zip(asked, written, strict=True)]
         distilled = save_sequences(work, "distilled", rows)
