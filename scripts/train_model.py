@@ -161,8 +161,7 @@ def main(
         config = target_config(family, hidden_size, layers, vocab_size)
         make_target(out, files, config, minutes, seed)
     if heads_minutes:
-        # As long as the contexts of the target's own training.
-        settings = TrainSettings(minutes=heads_minutes, seed=seed, length=512, batch_size=4)
+        settings = TrainSettings(minutes=heads_minutes, seed=seed)
         inputs = Inputs(str(out), files, library_files("held_out"), self_distill=True)
         train_heads(inputs, out / "propd", settings, for_vllm=False)
 
