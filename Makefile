@@ -57,6 +57,7 @@ bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --out build/bench
 	$(BIN)/python scripts/bench_attention.py
 	$(BIN)/python scripts/bench_host.py
+	$(BIN)/python scripts/bench_pruning.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

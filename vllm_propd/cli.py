@@ -183,6 +183,47 @@ def bench(
         run_bench(model, heads or model / "propd", prompts or [], out, settings)
 
 
+@app.command()
+def tune(
+    model: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    heads: Annotated[
+        Path | None, typer.Option(help="With early heads. Default: MODEL/propd.")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to cut prompts from. Default: Python's own library."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=2, max=255, help="Of a tree.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 4,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Of each turn.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each.")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Turns of each setting, after a warm-up.")
+    ] = 3,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    out: Annotated[Path, typer.Option(help="Preset to write.")] = Path("tuned.yaml"),
+) -> None:
+    """Early pruning on your prompts: measures layers, rules and K; writes a preset."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    with _errors():
+        from vllm_propd.bench.run import BenchSettings
+        from vllm_propd.bench.tune import run_tune
+
+        settings = BenchSettings(
+            batch_sizes=(batch_size,),
+            max_tokens=max_tokens,
+            prompt_tokens=prompt_tokens,
+            rounds=rounds,
+            dtype=dtype,
+            seed=seed,
+        )
+        folder = heads or model / "propd"
+        run_tune(model, folder, prompts or [], out, nodes, num_prompts, settings)
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """What a user got wrong is one line, not a traceback."""

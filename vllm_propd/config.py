@@ -16,6 +16,8 @@ ONLY_WITH = {
     "node_values": ("tree", "best_first"),
     "typical_epsilon": ("acceptance", "typical"),
     "typical_delta": ("acceptance", "typical"),
+    "top_k": ("pruning", "top_k"),
+    "keep_nodes": ("pruning", "path_probability"),
 }
 """Keys that have an effect with one value of another key only."""
 
@@ -58,6 +60,22 @@ class ProPDConfig(BaseModel):
         "step's head probabilities on its path, or of its ranks' accuracies in "
         "`calibration.json` (the paper's).",
     )
+    pruning: Literal["off", "top_k", "path_probability"] = Field(
+        "off",
+        description="Early pruning, by an early head after a shallow layer. `top_k`: a "
+        "node goes on if it is among its parent's best K (the paper's rule); "
+        "`path_probability`: each tree's best paths go on.",
+    )
+    early_layer: int | None = Field(
+        None,
+        ge=1,
+        description="Layer after which nodes are judged, counted from 1. Default: the "
+        "first that the heads have an early head for.",
+    )
+    top_k: int = Field(20, ge=1, description="K of the rule `top_k`.")
+    keep_nodes: int = Field(
+        16, ge=1, le=255, description="Nodes of a tree kept by `path_probability`."
+    )
     acceptance: Literal["exact", "typical"] = Field(
         "exact",
         description="`exact`: the target's own text (greedy) or distribution (sampled). "
@@ -85,6 +103,8 @@ class ProPDConfig(BaseModel):
             for key, (other, value) in ONLY_WITH.items()
             if key in self.model_fields_set and getattr(self, other) != value
         ]
+        if self.early_layer is not None and self.pruning == "off":
+            problems.append("early_layer has no effect with pruning 'off': remove one")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -127,6 +147,8 @@ def parse_config(keys: dict[str, Any]) -> ProPDConfig:
         for key, (other, value) in ONLY_WITH.items():
             if keys.get(other, value) != value:
                 preset.pop(key, None)
+        if keys.get("pruning") == "off":
+            preset.pop("early_layer", None)
         keys = {**preset, **keys}
     try:
         return ProPDConfig.model_validate(keys)

@@ -41,6 +41,17 @@ BUSY: dict[str, Any] = {
 }
 """Requests compete for a small token budget, beside chunks of prompts."""
 
+PRUNING: dict[str, dict[str, Any]] = {
+    "unpruned": {},
+    "top_k": {"pruning": "top_k", "top_k": 10, "early_layer": 1},
+    "path_probability": {
+        "pruning": "path_probability",
+        "keep_nodes": 12,
+        "early_layer": 2,
+    },
+}
+"""Every rule of early pruning, and none: settings of method propd."""
+
 Prompt = dict[str, list[int]]
 
 

@@ -1,5 +1,6 @@
 """The benchmark on real engines, and the inflated model that it measures."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from vllm_propd.bench.results import Results
 from vllm_propd.cli import app
+from vllm_propd.config import parse_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inflate_model.py"
 
@@ -37,17 +39,20 @@ def test_an_inflated_model_computes_the_small_ones_logits(inflated: Path) -> Non
 
 
 def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
-    options = ["--arms", "plain medusa static propd", "--batch-sizes", "1,4"]
+    pruned = "propd:pruning=top_k,top_k=5"
+    options = ["--arms", f"plain medusa static propd {pruned}", "--batch-sizes", "1,4"]
     options += ["--dtype", "float32", "--max-tokens", "32", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, ["bench", str(inflated), *options])
     assert done.exit_code == 0, done.output
     results = Results.model_validate_json((tmp_path / "results.json").read_text())
     assert results.inflated
-    assert len(results.rows) == 8
+    assert len(results.rows) == 10
     for row in results.rows:
         assert row.identical_to_plain == row.prompts == max(row.batch_size, 2)
         assert {"prepare", "forward", "verify", "rest", "step"} <= row.step_ms.keys()
         assert 0 < row.step_ms["forward"] < row.step_ms["step"]
+        assert (row.work_ratio < 0.9) == (row.arm == pruned)
+        assert (row.kept_per_step < 0.9 * row.drafted_per_step) == (row.arm == pruned)
         assert row.peak_rss_mib > 300
         assert row.tokens_per_s_min <= row.tokens_per_s <= row.tokens_per_s_max
         if row.arm == "plain":
@@ -59,3 +64,23 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     by_arm = {row.arm: row.tokens_per_step for row in results.rows if row.batch_size == 4}
     assert by_arm["propd"] > by_arm["medusa"] > 1
     assert (tmp_path / "report.html").exists()
+
+
+def test_tuning_writes_a_preset_that_serves(tmp_path: Path) -> None:
+    preset = tmp_path / "tuned.yaml"
+    options = ["--nodes", "16", "--batch-size", "2", "--num-prompts", "4"]
+    options += ["--rounds", "1", "--max-tokens", "16"]
+    done = CliRunner().invoke(app, ["tune", str(MODEL), *options, "--out", str(preset)])
+    assert done.exit_code == 0, done.output
+    config = parse_config({"config": str(preset)})
+    assert config.num_speculative_tokens == 16
+    assert preset.read_text().startswith("# Written by `vllm-propd tune`: batch size 2,")
+    assert preset.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_tuning_heads_without_early_heads_is_refused(tmp_path: Path) -> None:
+    shutil.copy(MODEL / "propd" / "model.safetensors", tmp_path)
+    options = ["--heads", str(tmp_path), "--out", str(tmp_path / "tuned.yaml")]
+    done = CliRunner().invoke(app, ["tune", str(MODEL), *options])
+    assert done.exit_code == 1
+    assert not (tmp_path / "tuned.yaml").exists()

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from conftest import (
     BUSY,
+    PRUNING,
     Prompt,
     Ties,
     engine,
@@ -17,7 +18,7 @@ from conftest import (
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
 
-SIZES = (1, 7, 48)
+ARMS = [(1, "unpruned"), (7, "unpruned"), *((48, rule) for rule in PRUNING)]
 LOGGED = greedy(logprobs=2)
 
 
@@ -66,13 +67,13 @@ def plain(request: pytest.FixtureRequest) -> tuple[str, list[CompletionOutput]]:
         return request.param, run(llm, prompts, params)
 
 
-@pytest.mark.parametrize("nodes", SIZES)
+@pytest.mark.parametrize(("nodes", "rule"), ARMS)
 def test_text_is_plain_vllms(
-    plain: tuple[str, list[CompletionOutput]], nodes: int, ties: Ties
+    plain: tuple[str, list[CompletionOutput]], nodes: int, rule: str, ties: Ties
 ) -> None:
     name, expected = plain
     options, prompts, params = workload(name)
-    with engine(nodes, **options) as llm:
+    with engine(nodes, propd=PRUNING[rule], **options) as llm:
         ours = run(llm, prompts, params)
         assert metric(llm, "spec_decode_num_accepted_tokens") > 0
         if name == "preemption":
@@ -83,12 +84,13 @@ def test_text_is_plain_vllms(
         assert left.text == right.text or ties.excused
 
 
-def test_aborted_request_leaves_the_others_alone(ties: Ties) -> None:
+@pytest.mark.parametrize("rule", ["unpruned", "top_k"])
+def test_aborted_request_leaves_the_others_alone(rule: str, ties: Ties) -> None:
     """A request aborted in mid-flight, with drafts outstanding, is simply gone."""
     prompts = prompts_of([60 + 9 * i for i in range(12)], seed=4)
     with engine() as llm:
         expected = run(llm, prompts, LOGGED)
-    with engine(48) as llm:
+    with engine(48, propd=PRUNING[rule]) as llm:
         core = llm.llm_engine
         for i, prompt in enumerate(prompts):
             core.add_request(str(i), prompt, LOGGED)
@@ -111,6 +113,7 @@ def test_compiled_engine(ties: Ties) -> None:
     prompts = mixed_prompts(16, seed=6)
     with engine(enforce_eager=False) as llm:
         expected = run(llm, prompts, LOGGED)
-    with engine(48, enforce_eager=False) as llm:
-        ours = run(llm, prompts, LOGGED)
-    ties.check(expected, ours)
+    for propd in PRUNING.values():
+        with engine(48, propd=propd, enforce_eager=False) as llm:
+            ours = run(llm, prompts, LOGGED)
+        ties.check(expected, ours)

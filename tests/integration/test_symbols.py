@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import vllm_propd.engine
-from vllm_propd.engine.symbols import SYMBOLS, Symbol
+from vllm_propd.engine.symbols import SYMBOLS
+from vllm_propd.engine.symbols.symbol import Symbol
 
 
 def resolve(path: str) -> Any:
@@ -31,6 +32,12 @@ def test_symbol_is_as_recorded(symbol: Symbol) -> None:
     source = inspect.getsource(resolve(symbol.path)) if symbol.attributes else ""
     for attribute in symbol.attributes.split():
         assert re.search(rf"\bself\.{attribute}\b.* = |\bself\.{attribute}:", source)
+
+
+def test_the_pipeline_group_is_where_the_halves_swap_it() -> None:
+    from vllm.distributed import parallel_state
+
+    assert "return _PP" in inspect.getsource(parallel_state.get_pp_group)
 
 
 def test_every_override_is_in_the_ledger() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+from conftest import MODEL, PRUNING, Ties, engine, greedy, mixed_prompts, run
 from safetensors.torch import load_file
 
 
@@ -20,9 +20,10 @@ def test_text_is_plain_vllms(ties: Ties) -> None:
     prompts = mixed_prompts(50, seed=21)
     with engine(tensor_parallel_size=2) as llm:
         expected = run(llm, prompts, greedy(logprobs=2))
-    with engine(48, tensor_parallel_size=2) as llm:
-        ours = run(llm, prompts, greedy(logprobs=2))
-    ties.check(expected, ours)
+    for propd in PRUNING.values():
+        with engine(48, propd=propd, tensor_parallel_size=2) as llm:
+            ours = run(llm, prompts, greedy(logprobs=2))
+        ties.check(expected, ours)
 
 
 NUM_LAYERS = 2
@@ -83,9 +84,10 @@ def skew(worker: Any) -> None:
     runner._prepare_inputs = slowed(runner._prepare_inputs, 0.002)
 
 
-def test_clocks_cannot_shape_trees() -> None:
+@pytest.mark.parametrize("rule", PRUNING)
+def test_clocks_cannot_shape_trees(rule: str) -> None:
     prompts = mixed_prompts(8, seed=22)
-    with engine(48, tensor_parallel_size=2) as llm:
+    with engine(48, propd=PRUNING[rule], tensor_parallel_size=2) as llm:
         llm.collective_rpc(skew)
         llm.collective_rpc("start_recording", args=(1000,))
         run(llm, prompts, greedy(48))

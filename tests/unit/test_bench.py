@@ -24,6 +24,8 @@ def row(arm: str, batch_size: int, ratio: float) -> Row:
         tokens_per_s_max=11 * ratio,
         ratio_to_plain=ratio,
         tokens_per_step=2 * ratio,
+        kept_per_step=20.0,
+        work_ratio=0.5,
         drafted_per_step=48,
         acceptance_by_depth=[0.5, 0.25],
         step_ms={"forward": 5.0, "rest": 1.0, "step": 6.0},

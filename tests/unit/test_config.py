@@ -18,6 +18,10 @@ def test_defaults_are_lossless() -> None:
         "tree": "best_first",
         "num_candidates": 10,
         "node_values": "head_probability",
+        "pruning": "off",
+        "early_layer": None,
+        "top_k": 20,
+        "keep_nodes": 16,
         "acceptance": "exact",
         "typical_epsilon": 0.09,
         "typical_delta": 0.3,
@@ -29,6 +33,9 @@ def test_keys_are_taken_over() -> None:
         "model": "/heads",
         "num_speculative_tokens": 5,
         "num_candidates": 3,
+        "pruning": "top_k",
+        "early_layer": 4,
+        "top_k": 7,
         "acceptance": "typical",
         "typical_epsilon": 0.2,
         "typical_delta": 0.5,
@@ -70,6 +77,14 @@ def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
         ("num_candidates", 0),
         ("num_candidates", 65),
         ("tree", "bush"),
+        ("pruning", "wrong"),
+        ("pruning", True),
+        ("early_layer", 0),
+        ("early_layer", "4"),
+        ("top_k", 0),
+        ("top_k", 2.5),
+        ("keep_nodes", 0),
+        ("keep_nodes", 256),
         ("acceptance", "wrong"),
         ("typical_epsilon", 0),
         ("typical_epsilon", 1),
@@ -92,11 +107,27 @@ def test_impossible_values_are_refused_by_name(key: str, value: Any) -> None:
         {"typical_epsilon": 0.2},
         {"acceptance": "exact", "typical_delta": 0.2},
         {"tree": "chain", "num_candidates": 3},
+        {"top_k": 5},
+        {"pruning": "off", "top_k": 5},
+        {"pruning": "path_probability", "top_k": 5},
+        {"keep_nodes": 5},
+        {"pruning": "off", "keep_nodes": 5},
+        {"pruning": "top_k", "keep_nodes": 5},
+        {"early_layer": 5},
+        {"pruning": "off", "early_layer": 5},
     ],
+    ids=str,
 )
 def test_contradictions_are_refused_with_the_way_out(keys: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"{[*keys][-1]} has no effect .*: remove it"):
+    with pytest.raises(ValueError, match=rf"{[*keys][-1]} has no effect .*: remove "):
         parse_config(keys)
+
+
+@pytest.mark.parametrize("rule", ["top_k", "path_probability"])
+def test_every_rule_of_pruning_has_an_early_layer(rule: str) -> None:
+    keys = {"pruning": rule, "early_layer": 3}
+    assert parse_config(keys).model_dump(exclude_unset=True) == keys
+    assert parse_config({"pruning": rule}).early_layer is None
 
 
 def test_a_float_may_be_written_as_an_integer() -> None:
@@ -137,6 +168,29 @@ def test_preset_keys_that_given_keys_leave_without_effect_are_dropped(
     same = {"tree": "best_first"}  # contradicts nothing, so nothing is dropped
     config = parse_config({"config": str(preset), **same})
     assert (config.num_candidates, config.typical_delta) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "pruning"),
+    [
+        ("pruning: top_k\ntop_k: 4\nearly_layer: 2\n", "off"),
+        ("pruning: path_probability\nkeep_nodes: 4\nearly_layer: 2\n", "off"),
+        ("pruning: top_k\ntop_k: 4\n", "path_probability"),
+        ("pruning: path_probability\nkeep_nodes: 4\n", "top_k"),
+    ],
+)
+def test_another_rule_of_pruning_drops_the_presets_settings(
+    preset: Path, text: str, pruning: str
+) -> None:
+    preset.write_text(text)
+    given = {"pruning": pruning}
+    assert parse_config({"config": str(preset), **given}) == parse_config(given)
+
+
+def test_another_rule_of_pruning_keeps_the_presets_early_layer(preset: Path) -> None:
+    preset.write_text("pruning: top_k\nearly_layer: 2\n")
+    config = parse_config({"config": str(preset), "pruning": "path_probability"})
+    assert config.early_layer == 2
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ class Row(BaseModel):
     )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
+    kept_per_step: float = Field(description="Of these, let through by early pruning.")
+    work_ratio: float = Field(
+        description="Node-layers run over those of the unpruned trees, roots included."
+    )
     acceptance_by_depth: list[float] = Field(
         description="Share of such steps that accepted a draft of depth 1, 2, ..."
     )

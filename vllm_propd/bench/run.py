@@ -79,7 +79,7 @@ def run_bench(
         most = max(*settings.batch_sizes, FEWEST_PROMPTS)
         ids = cut_prompts(model, prompts, most, settings)
         with Progress(console=console) as bar:
-            engines = start_engines(arms, _options(model, settings), bar, timed=True)
+            engines = start_engines(arms, engine_options(model, settings), bar, timed=True)
             results = _results(model, settings)
             params = SamplingParams(
                 temperature=settings.temperature,
@@ -95,7 +95,9 @@ def run_bench(
                     for engine in engines:
                         name = engine.arm.name
                         bar.update(task, description=f"batch {batch_size}: {name}")
-                        found[name].append(_turn(engine, ids, batch_size, params))
+                        prompts_now = ids[: max(batch_size, FEWEST_PROMPTS)]
+                        turn = engine.run_all(prompts_now, batch_size, params)
+                        found[name].append(turn)
                         bar.advance(task)
                 # The first turn of each warms it up, and is not counted.
                 results.rows += _rows(found, batch_size, engines, settings)
@@ -106,16 +108,6 @@ def run_bench(
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
-
-
-def _turn(
-    engine: ArmEngine, ids: list[list[int]], batch_size: int, params: SamplingParams
-) -> Turn:
-    """As many prompts as are generated together; small batches take turns themselves."""
-    turn = Turn()
-    for start in range(0, max(batch_size, FEWEST_PROMPTS), batch_size):
-        turn += engine.run(ids[start : start + batch_size], params)
-    return turn
 
 
 def output_layer(model: Path) -> Any:
@@ -155,7 +147,8 @@ def cut_prompts(
     return [ids[start * length : (start + 1) * length] for start in starts.tolist()]
 
 
-def _options(model: Path, settings: BenchSettings) -> dict[str, Any]:
+def engine_options(model: Path, settings: BenchSettings) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` that all arms share."""
     most = max(settings.batch_sizes)
     return {
         "model": str(model),
@@ -215,6 +208,8 @@ def _rows(
                 ratio_to_plain=ratio_to(turns, plain),
                 tokens_per_step=median(turn.tokens_per_step for turn in turns),
                 drafted_per_step=last.drafted / max(last.drafts, 1),
+                kept_per_step=last.kept_per_step,
+                work_ratio=last.work.ratio,
                 step_ms={part: round(ms, 3) for part, ms in last.step_ms().items()},
                 peak_rss_mib=round(engine.peak_rss_mib()),
                 acceptance_by_depth=[n / last.drafts for n in last.accepted_at if n],

@@ -6,24 +6,69 @@ import functools
 import resource
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 PARTS = {
     "_prepare_inputs": "prepare",
     "_model_forward": "forward",
+    "_pruned_forward.halves.run_lower": "lower half",
+    "_pruned_forward.judge.keep": "prune",
+    "_pruned_forward.halves.run_upper": "upper half",
     "_sample": "verify",
     "propose_draft_token_ids": "draft",
 }
-"""vLLM's runner methods, and what the report calls them. ``verify`` is sampling, and with
-ProPD also the walk and the commit."""
+"""vLLM's runner methods and, where trees are pruned, what they are made of; and what the
+report calls them. ``verify`` is sampling, and with ProPD also the walk and the commit."""
+
+INSIDE_FORWARD = ("lower half", "prune", "upper half")
+
+
+@dataclass
+class Work:
+    """What early pruning saw.
+
+    Attributes:
+        trees: of all steps.
+        rows, kept: tree rows, roots included, before and after.
+        layers, early_layer: of the model, and where it is cut.
+    """
+
+    trees: int = 0
+    rows: int = 0
+    kept: int = 0
+    layers: int = 0
+    early_layer: int = 0
+
+    def __iadd__(self, other: Work) -> Work:
+        """Adds a turn that ran after this one."""
+        self.trees, self.rows = self.trees + other.trees, self.rows + other.rows
+        self.kept = self.kept + other.kept
+        self.layers, self.early_layer = other.layers, other.early_layer
+        return self
+
+    @property
+    def ratio(self) -> float:
+        """Node-layers run over those of the unpruned trees."""
+        if not self.rows:
+            return 1.0
+        above = self.layers - self.early_layer
+        return (self.rows * self.early_layer + self.kept * above) / (
+            self.rows * self.layers
+        )
 
 
 def install(worker: Any) -> None:
-    """Runs in the worker (``collective_rpc``): times each call of the runner's methods."""
+    """Runs in the worker (``collective_rpc``): times each call of the runner's methods.
+
+    Again after ``use_pruning``, which makes some of what is timed anew.
+    """
     runner = worker.model_runner
-    worker.laps = defaultdict(list)
+    worker.laps, worker.work = defaultdict(list), Work()
 
     def timed(part: str, method: Any) -> Any:
+        method = getattr(method, "untimed", method)
+
         @functools.wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -32,17 +77,41 @@ def install(worker: Any) -> None:
             finally:
                 worker.laps[part].append(time.perf_counter() - start)
 
+        wrapper.untimed = method  # type: ignore[attr-defined]
         return wrapper
 
-    for name, part in PARTS.items():
-        setattr(runner, name, timed(part, getattr(runner, name)))
+    pruned_forward = getattr(runner, "_pruned_forward", None)
+    for path, part in PARTS.items():
+        *names, method = path.split(".")
+        if names and pruned_forward is None:
+            continue
+        owner = functools.reduce(getattr, names, runner)
+        setattr(owner, method, timed(part, getattr(owner, method)))
+    if pruned_forward is not None:
+        _count_rows(worker, pruned_forward)
 
 
-def take(worker: Any) -> dict[str, list[float]]:
-    """Runs in the worker: seconds of each call since the last time, by part."""
-    laps = dict(worker.laps)
+def _count_rows(worker: Any, pruned_forward: Any) -> None:
+    run = getattr(pruned_forward.run, "uncounted", pruned_forward.run)
+    cut = pruned_forward.judge.config.early_layer
+
+    def counted(step: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden_states, left = run(step, *args, **kwargs)
+        layers = pruned_forward.halves.num_layers
+        rows, kept = len(step.rows), len(left.rows)
+        worker.work += Work(len(step.sizes), rows, kept, layers, cut)
+        return hidden_states, left
+
+    counted.uncounted = run  # type: ignore[attr-defined]
+    pruned_forward.run = counted
+
+
+def take(worker: Any) -> tuple[dict[str, list[float]], Work]:
+    """Runs in the worker: seconds of each call since the last time by part, and work."""
+    laps, work = dict(worker.laps), worker.work
     worker.laps.clear()
-    return laps
+    worker.work = Work()
+    return laps, work
 
 
 def peak_rss(worker: Any) -> float:

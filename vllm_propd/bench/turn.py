@@ -13,6 +13,7 @@ from vllm import LLM, SamplingParams
 
 from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm
+from vllm_propd.bench.stopwatch import INSIDE_FORWARD, Work
 
 
 class DraftCounter:
@@ -59,6 +60,7 @@ class Turn:
         step_seconds: wall time of each engine step that put tokens out.
         parts: seconds of each call inside the worker, by ``stopwatch.PARTS``, where the
             engine has stopwatches.
+        work: what early pruning saw, likewise.
     """
 
     seconds: float = 0.0
@@ -70,6 +72,7 @@ class Turn:
     accepted_at: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
 
     def __iadd__(self, other: Turn) -> Turn:
         """Adds a turn that ran after this one."""
@@ -79,6 +82,7 @@ class Turn:
         self.step_seconds = self.step_seconds + other.step_seconds
         for part, laps in other.parts.items():
             self.parts[part] = self.parts.get(part, []) + laps
+        self.work += other.work
         pairs = zip_longest(self.accepted_at, other.accepted_at, fillvalue=0)
         self.accepted_at = [a + b for a, b in pairs]
         return self
@@ -93,8 +97,17 @@ class Turn:
         if not self.parts:
             return {}
         found = {part: 1e3 * median(laps) for part, laps in self.parts.items() if laps}
+        if "forward" in found:  # what is left of it beside its parts
+            found["forward"] -= sum(found.get(part, 0.0) for part in INSIDE_FORWARD)
         step = 1e3 * median(self.step_seconds)
         return {**found, "rest": step - sum(found.values()), "step": step}
+
+    @property
+    def kept_per_step(self) -> float:
+        """Nodes of a tree that early pruning let through; all, where nothing prunes."""
+        if not self.work.trees:
+            return self.drafted / max(self.drafts, 1)
+        return (self.work.kept - self.work.trees) / self.work.trees
 
     @property
     def tokens_per_step(self) -> float:
@@ -118,7 +131,12 @@ class ArmEngine:
         self._requests, self._drafts = 0, DraftCounter()
         self.llm.llm_engine.logger_manager = self._drafts
         if timed:
-            self.llm.collective_rpc(stopwatch.install)
+            self.watch()
+
+    def watch(self) -> None:
+        """Puts stopwatches into the worker, anew where pruning has changed."""
+        self.timed = True
+        self.llm.collective_rpc(stopwatch.install)
 
     def run(self, prompts: list[list[int]], params: SamplingParams) -> Turn:
         """Generates all prompts together."""
@@ -145,11 +163,20 @@ class ArmEngine:
                     texts[output.request_id] = list(ids)
         turn.seconds = time.perf_counter() - started
         if self.timed:
-            turn.parts = self.llm.collective_rpc(stopwatch.take)[0]
+            turn.parts, turn.work = self.llm.collective_rpc(stopwatch.take)[0]
         turn.texts = [texts[name] for name in names]
         turn.tokens = sum(map(len, turn.texts))
         turn.drafted, turn.drafts = drafts.drafted, drafts.drafts
         turn.accepted_at = drafts.accepted_at
+        return turn
+
+    def run_all(
+        self, prompts: list[list[int]], batch_size: int, params: SamplingParams
+    ) -> Turn:
+        """Generates the prompts, ``batch_size`` of them together."""
+        turn = Turn()
+        for start in range(0, len(prompts), batch_size):
+            turn += self.run(prompts[start : start + batch_size], params)
         return turn
 
     def peak_rss_mib(self) -> float:

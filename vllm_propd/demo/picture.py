@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 COLOURS = {
     "accepted": ("#2a9d5c", "white"),
     "verified": ("#d7e3f4", "#1d3557"),
+    "pruned early": ("#f6e3d7", "#a4552a"),
     "not verified": ("#f4f4f4", "#a0a0a0"),
 }
 """Fill and text colour of a node by what became of it."""
@@ -23,7 +24,9 @@ def status(tree: dict[str, Any], node: int) -> str:
     """What became of a node (0 is the root)."""
     if node == 0 or node in tree["accepted"]:
         return "accepted"
-    return "verified" if node <= tree["verified"] else "not verified"
+    if node > tree["verified"]:
+        return "not verified"
+    return "verified" if node in tree["kept"] else "pruned early"
 
 
 def layout(parents: list[int]) -> list[float]:
@@ -80,7 +83,10 @@ def draw_tree(
             color=ink, fontsize=8, family="monospace", zorder=2,
             bbox={"boxstyle": "round,pad=0.25", "facecolor": fill, "edgecolor": "none"},
         )  # fmt: skip
+    present = {status(tree, node) for node in range(len(tokens))}
     for name, (fill, ink) in COLOURS.items():
+        if name not in present:
+            continue
         axes.scatter([], [], s=90, marker="s", color=fill, edgecolors=ink, label=name)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     axes.set_xlim(-0.6, max(depths) + 0.6)
@@ -96,7 +102,7 @@ def draw_tree(
     axes.set_yticks([])
     tail = repr(context[-60:])[1:-1]
     axes.set_title(
-        f"…{tail}\n{tree['verified']} nodes verified in one step, "
+        f"…{tail}\n{len(tree['kept'])} of {tree['verified']} nodes verified in one step, "
         f"{len(tree['accepted'])} accepted, plus the bonus token "
         f"{decode(tree['bonus'])!r}",
         fontsize=9,

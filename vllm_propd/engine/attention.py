@@ -40,6 +40,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata):
         tiles: the kernel's work items.
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
+        group: query heads per key/value head.
     """
 
     step: TreeStep | None = None
@@ -48,6 +49,22 @@ class TreeAttentionMetadata(CPUAttentionMetadata):
     tiles: QueryTiles | None = None
     plain: CPUAttentionMetadata | None = None
     plain_rows: torch.Tensor | None = None
+    group: int = 1
+
+    def after_pruning(self, step: TreeStep, moved: torch.Tensor) -> TreeAttentionMetadata:
+        """The metadata of what is left.
+
+        Args:
+            step: the trees that are left.
+            moved: ``[tokens]`` int64 each batch row's new place.
+        """
+        return replace(
+            self,
+            step=step,
+            tree_rows=torch.from_numpy(step.rows),
+            tiles=QueryTiles(step.sizes, self.group),
+            plain_rows=None if self.plain_rows is None else moved[self.plain_rows],
+        )
 
 
 class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
@@ -84,6 +101,7 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
             common, plain_rows = _select(common, others)
             plain = super().build(common_prefix_len, common, fast_build)
         trees = torch.from_numpy(step.request)
+        group = self.num_heads // self.num_kv_heads
         # The fields of vLLM's own class describe the plain part or, without one, nothing.
         base = plain or CPUAttentionMetadata(
             num_actual_tokens=0,
@@ -100,9 +118,10 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
             step=step,
             tree_rows=torch.from_numpy(step.rows),
             tree_blocks=common_attn_metadata.block_table_tensor[trees].contiguous(),
-            tiles=QueryTiles(step.sizes, self.num_heads // self.num_kv_heads),
+            tiles=QueryTiles(step.sizes, group),
             plain=plain,
             plain_rows=plain_rows,
+            group=group,
         )
 
 

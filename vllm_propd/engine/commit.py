@@ -11,7 +11,8 @@ from vllm_propd.engine.step import TreeStep
 def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int]) -> None:
     """Caches the accepted nodes' keys and values at their final positions.
 
-    Goes through each backend's own cache update, so every cache format stays right.
+    Goes through each backend's own cache update, so every cache format stays right. A
+    pruned step holds the upper half's layers only, and the step that it was the lower's.
 
     Args:
         step: with the staged keys and values of all layers.
@@ -33,3 +34,5 @@ def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int])
                 slots[group_of_layer[staged.layer.layer_name]],
             )
     step.staged.clear()
+    if step.whole is not None:
+        commit(step.whole, step.kept[accepted], group_of_layer)

@@ -26,7 +26,7 @@ from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
-from vllm_propd.engine.support import check_engine
+from vllm_propd.engine.support import check_engine, choose_early_layer
 
 logger = init_logger("vllm.propd.doors")
 
@@ -163,6 +163,7 @@ def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
     config = parse_config(keys)
     heads = find_heads(config, args.model)
     config = config.model_copy(update={"model": str(heads.resolve())})
+    config = choose_early_layer(config, heads)
     if args.worker_cls != "auto":
         raise ValueError(
             f"speculative_config method '{METHOD}' brings its own worker: remove "

@@ -26,7 +26,8 @@ class RecordedTree:
         request_id: vLLM's.
         root: the root's token.
         token, parent, depth, score: the drafted nodes, as in ``TokenTree``.
-        verified: how many of them the target saw; the rest were candidates only.
+        verified: how many of them were scheduled; the rest were candidates only.
+        kept: those of them that early pruning let through.
         accepted: nodes on the accepted path, from the root down.
         bonus: the token emitted after them.
     """
@@ -38,8 +39,15 @@ class RecordedTree:
     depth: list[int]
     score: list[float]
     verified: int
+    kept: list[int]
     accepted: list[int]
     bonus: int
+
+
+def _nodes_of(step: TreeStep, tree: int, rows: np.ndarray) -> list[int]:
+    """The drafted nodes of one tree that are among ``rows`` of the step."""
+    inside = rows - step.first[tree]
+    return sorted(inside[(inside > 0) & (inside < step.sizes[tree])].tolist())
 
 
 class Recorder:
@@ -66,7 +74,7 @@ class Recorder:
         """Records one verified step.
 
         Args:
-            step: the trees that were verified.
+            step: what was verified.
             accepted: int64 indices among the step's tree rows.
             emitted: ``[requests]`` tokens emitted by each request of the batch.
             request_ids: ``[requests]``.
@@ -75,10 +83,11 @@ class Recorder:
         """
         if self.is_full:
             return
+        whole = step.whole or step
+        kept = np.arange(len(step.rows)) if step.whole is None else step.kept
         trees = []
         for t, request in enumerate(step.request.tolist()):
-            inside = accepted - step.first[t]
-            path = inside[(inside > 0) & (inside < step.sizes[t])]
+            path, left = (_nodes_of(whole, t, rows) for rows in (kept[accepted], kept))
             tree = proposed.get(request_ids[request], step.trees[t])
             trees.append(
                 RecordedTree(
@@ -88,8 +97,9 @@ class Recorder:
                     parent=tree.parent.tolist(),
                     depth=tree.depth.tolist(),
                     score=tree.score.tolist(),
-                    verified=len(step.trees[t]),
-                    accepted=sorted(path.tolist()),
+                    verified=len(whole.trees[t]),
+                    kept=left,
+                    accepted=path,
                     bonus=emitted[request][-1],
                 )
             )

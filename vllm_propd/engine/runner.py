@@ -1,8 +1,9 @@
 """vLLM's model runner with trees: what each hook adds to a step.
 
 One direction: scheduled drafts -> rows, positions and slots (`_prepare_inputs`) ->
-attention (`_build_attention_metadata`) -> verification and commit (`_sample`) -> next
-trees (`propose_draft_token_ids`) -> the scheduler.
+attention (`_build_attention_metadata`) -> lower half, pruning, upper half
+(`_model_forward`) -> verification and commit (`_sample`) -> next trees
+(`propose_draft_token_ids`) -> the scheduler.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from vllm_propd.config import ProPDConfig
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
+from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.record import EXTRA_NODES, Recorder
 from vllm_propd.engine.sampling import Verified, verify
 from vllm_propd.engine.step import TreeStep, build_step
@@ -61,9 +64,32 @@ class ProPDRunner(GPUModelRunner):
         self.propd = engine_config(vllm_config)
         self._trees: dict[str, TokenTree] = {}
         self._step: TreeStep | None = None
+        self._logits_indices = torch.empty(0)
+        self._pruned_forward: PrunedForward | None = None
         self._final_row: torch.Tensor | None = None
         self._root_row = np.empty(0, np.int64)
         self.recorder: Recorder | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Also splits the model, where trees are pruned early."""
+        super().load_model(*args, **kwargs)
+        if self.propd.pruning != "off":
+            self._pruned_forward = self._split(self.propd)
+
+    def _split(self, config: ProPDConfig) -> PrunedForward:
+        return PrunedForward(config, self.vllm_config, self.get_model())
+
+    def warm_up_halves(self) -> None:
+        """Compiles what a step with trees runs, where vLLM compiles the model."""
+        if self._pruned_forward is not None:
+            self._pruned_forward.warm_up()
+
+    def use_pruning(self, config: ProPDConfig) -> None:
+        """Prunes otherwise from the next step on; for measuring, one engine for all."""
+        self._pruned_forward = None
+        if config.pruning != "off":
+            self._pruned_forward = self._split(config)
+            self.warm_up_halves()
 
     def _prepare_inputs(
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
@@ -73,6 +99,7 @@ class ProPDRunner(GPUModelRunner):
         spec_decode = prepared[1]
         drafted = np.asarray(spec_decode.num_draft_tokens, np.int64)
         self._root_row = np.cumsum(drafted + 1) - drafted - 1
+        self._logits_indices = prepared[0]
         batch = self.input_batch
         step = build_step(
             scheduler_output.scheduled_spec_decode_tokens,
@@ -112,6 +139,36 @@ class ProPDRunner(GPUModelRunner):
             for builder in builders:
                 builder.step = None
 
+    def _model_forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """A step with trees runs in two halves, and the upper one without pruned rows."""
+        step, pruned_forward = self._step, self._pruned_forward
+        if step is None or pruned_forward is None or self._has_grammar():
+            return super()._model_forward(
+                input_ids, positions, intermediate_tensors, inputs_embeds, **model_kwargs
+            )
+        assert positions is not None
+        hidden_states, self._step = pruned_forward.run(
+            step, input_ids, positions, inputs_embeds, **model_kwargs
+        )
+        self._drop_logits(step, self._step)
+        return hidden_states
+
+    def _drop_logits(self, step: TreeStep, left: TreeStep) -> None:
+        """Takes the pruned rows out of vLLM's list of logits rows, in place."""
+        rows = self._root_row[step.request].repeat(step.sizes) + step.node
+        needed = np.ones(len(self._logits_indices), np.bool_)
+        needed[np.delete(rows, left.kept)] = False
+        kept = torch.from_numpy(np.flatnonzero(needed)).to(self.device)
+        self._logits_indices.set_(self._logits_indices[kept])
+        self._root_row = left.root_rows(len(self._root_row))
+
     def _sample(
         self,
         logits: torch.Tensor | None,
@@ -135,7 +192,8 @@ class ProPDRunner(GPUModelRunner):
         return verified.output
 
     def _record(self, recorder: Recorder, step: TreeStep, verified: Verified) -> None:
-        roots = self.input_ids.gpu[torch.from_numpy(step.rows[step.first])]
+        whole = step.whole or step
+        roots = self.input_ids.gpu[torch.from_numpy(whole.rows[whole.first])]
         emitted = verified.output.sampled_token_ids.tolist()
         recorder.add(
             step,
@@ -191,6 +249,13 @@ class ProPDRunner(GPUModelRunner):
         """A request that has ended needs no tree."""
         super()._on_request_state_removed(req_id, req_state)
         self._trees.pop(req_id, None)
+
+    def _has_grammar(self) -> bool:
+        """Vllm masks logits by the rows of the scheduled drafts: none may be missing."""
+        if not any(map(self._needs_chain, self.input_batch.req_ids)):
+            return False
+        logger.info_once("ProPD: steps with structured output are not pruned")
+        return True
 
     def _needs_chain(self, request_id: str) -> bool:
         """Structured output checks a draft list, and masks its logits, as a chain."""

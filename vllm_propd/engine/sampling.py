@@ -118,7 +118,8 @@ def verify(
     logprobs: list[LogprobsTensors] = []
     accepted: list[torch.Tensor] = []
     with _history(outputs):
-        for depth in range(int(nodes.depth.max()) + 1):
+        # Pruning may have left no node at all.
+        for depth in range(max(nodes.depth.tolist(), default=0) + 1):
             if depth:
                 metadata = _advance(metadata, outputs, emitted[-1], active)
             drawn = sampler(logits=logits[final_row], sampling_metadata=metadata)
@@ -204,7 +205,7 @@ def _typical_path(
     Greedy requests and batches that want logprobs keep the exact rule.
     """
     exact = config.acceptance == "exact" or metadata.all_greedy
-    if exact or metadata.max_num_logprobs is not None:
+    if exact or metadata.max_num_logprobs is not None or not len(nodes.depth):
         return None
     assert metadata.temperature is not None
     temperature = metadata.temperature

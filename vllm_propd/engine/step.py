@@ -31,7 +31,7 @@ class TreeStep:
     """All trees of one step, their rows one after another, each root first.
 
     Attributes:
-        trees: the drafted nodes, in batch order.
+        trees: the drafted nodes, in batch order, before any pruning.
         request: ``[trees]`` index of each tree's request in the batch.
         first: ``[trees]`` each root's index among the tree rows.
         sizes: ``[trees]`` rows of each tree, the root counted.
@@ -43,6 +43,8 @@ class TreeStep:
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
             ``root + i`` at the i-th row of a tree, for the commit.
         staged: what the attention layers of this step left for the commit.
+        whole: after pruning, the step as it was; the lower half's layers staged there.
+        kept: after pruning, ``[rows]`` each row's index in ``whole``.
     """
 
     trees: list[TokenTree]
@@ -57,15 +59,69 @@ class TreeStep:
     root_position: Ints
     slots: list[torch.Tensor] = field(default_factory=list)
     staged: list[StagedKV] = field(default_factory=list)
+    whole: TreeStep | None = None
+    kept: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def is_root(self) -> np.ndarray:
         """``[rows]`` bool."""
         return self.depth == 0
 
+    @property
+    def tree(self) -> Ints:
+        """``[rows]`` each row's tree."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @property
+    def node(self) -> Ints:
+        """``[rows]`` each row's node number in its tree, 0 for roots."""
+        return np.arange(len(self.rows)) - np.repeat(self.first, self.sizes)
+
+    @property
+    def parent_row(self) -> Ints:
+        """``[rows]`` each node's parent among the tree rows; a root's is itself."""
+        return np.repeat(self.first, self.sizes) + self.parent
+
     def positions(self) -> Ints:
         """``[rows]`` position in the sequence: root plus depth."""
         return np.repeat(self.root_position, self.sizes) + self.depth
+
+    def root_rows(self, requests: int) -> Ints:
+        """``[requests]`` logits row of each request's root, or of its only row."""
+        rows = np.ones(requests, np.int64)
+        rows[self.request] = self.sizes
+        return np.cumsum(rows) - rows
+
+    def keep(self, kept: np.ndarray, rows: Ints) -> TreeStep:
+        """The step that is left after pruning.
+
+        Args:
+            kept: ``[rows]`` bool, closed under parents.
+            rows: ``[kept rows]`` their places in the batch that goes on.
+        """
+        index = np.flatnonzero(kept)
+        sizes = np.add.reduceat(kept, self.first, dtype=np.int64)
+        first = np.cumsum(sizes) - sizes
+        moved = np.cumsum(kept) - 1  # each kept row's new number
+        parent = moved[self.parent_row[index]] - np.repeat(first, sizes)
+        # A path of depth d has d + 1 rows, so the first rows' slots are enough.
+        within = np.arange(len(index)) - np.repeat(first, sizes)
+        place = torch.from_numpy(np.repeat(self.first, sizes) + within)
+        return TreeStep(
+            trees=self.trees,
+            request=self.request,
+            first=first,
+            sizes=sizes,
+            rows=rows,
+            parent=parent,
+            depth=self.depth[index],
+            token=self.token[index],
+            masks=ancestor_masks(parent, first, sizes),
+            root_position=self.root_position,
+            slots=[slots[place] for slots in self.slots],
+            whole=self,
+            kept=index,
+        )
 
 
 def _scheduled_tree(

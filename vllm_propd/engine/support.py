@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from vllm import ModelRegistry
 from vllm.config import VllmConfig
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
+from vllm_propd.heads.early import early_layers, load_early_head
 
 
 def unsupported_features(vllm_config: VllmConfig) -> list[str]:
@@ -44,6 +46,50 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
     return [reason for reason, present in reasons.items() if present]
 
 
+def choose_early_layer(config: ProPDConfig, folder: Path) -> ProPDConfig:
+    """The config with an early layer, where it prunes: its own, or the heads' first.
+
+    Raises:
+        ValueError: the heads have no early head there.
+    """
+    if config.pruning == "off":
+        return config
+    known = early_layers(folder)
+    if not known:
+        raise ValueError(
+            f"pruning '{config.pruning}' needs early heads, and {folder} has none: set "
+            "pruning to 'off', or train them with `vllm-propd train --early-layers`"
+        )
+    layer = known[0] if config.early_layer is None else config.early_layer
+    if layer not in known:
+        raise ValueError(
+            f"early_layer {layer}: the heads in {folder} have early heads after layers "
+            f"{', '.join(map(str, known))}"
+        )
+    return config.model_copy(update={"early_layer": layer})
+
+
+def _check_pruning(vllm_config: VllmConfig, config: ProPDConfig, folder: Path) -> None:
+    """Refuses a model that cannot be split where the config says."""
+    if config.pruning == "off":
+        return
+    model = vllm_config.model_config
+    if not ModelRegistry.is_pp_supported_model(model.architectures, model):
+        raise ValueError(
+            f"pruning '{config.pruning}': vLLM has no pipeline-parallel support for "
+            f"{', '.join(model.architectures)}, which early pruning needs to stop after a "
+            "layer; set pruning to 'off'"
+        )
+    layers = model.hf_text_config.num_hidden_layers
+    assert config.early_layer is not None
+    if config.early_layer >= layers:
+        raise ValueError(
+            f"early_layer {config.early_layer}: the target has {layers} layers, and some "
+            "must be left after it"
+        )
+    load_early_head(folder, config.early_layer, model.hf_text_config)
+
+
 def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> None:
     """Refuses an engine or heads that cannot work.
 
@@ -60,3 +106,4 @@ def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> None:
     checkpoint = load_heads(folder, shapes_only=True)
     checkpoint.check_fits(model.get_hidden_size(), model.get_vocab_size())
     calibration_for(config, folder, checkpoint.num_heads)
+    _check_pruning(vllm_config, config, folder)

@@ -39,7 +39,13 @@ class ProPDCPUWorker(CPUWorker):
         """Compiles our kernels too, so that no request waits for them."""
         times = super().compile_or_warm_up_model()
         warm_up_kernels(self.model_config.dtype)
+        self.model_runner.warm_up_halves()
         return times
+
+    def use_pruning(self, keys: dict[str, Any]) -> None:
+        """Changes the engine's keys of early pruning (``LLM.collective_rpc``)."""
+        config = self.model_runner.propd.model_copy(update=keys)
+        self.model_runner.use_pruning(config)
 
     def start_recording(self, steps: int = 100) -> None:
         """Records the trees of the next steps (``LLM.collective_rpc``)."""

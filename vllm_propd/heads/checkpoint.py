@@ -48,20 +48,21 @@ class HeadsError(ValueError):
     """A folder of heads that cannot be used; the message says why and what to do."""
 
 
-def _error(place: Path, what: object) -> HeadsError:
+def heads_error(place: Path, what: object) -> HeadsError:
+    """The error that names a folder or a file of heads, and what is wrong with it."""
     return HeadsError(f"cannot use the heads in {place}: {what}")
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turns whatever a reader raises over a damaged ``path`` into HeadsError."""
     try:
         yield
     except pickle.UnpicklingError:
         # Torch's own text advises to let the pickle run its code.
-        raise _error(path, "it is damaged, or holds more than tensors") from None
+        raise heads_error(path, "it is damaged, or holds more than tensors") from None
     except Exception as error:
-        raise _error(path, str(error) or type(error).__name__) from error
+        raise heads_error(path, str(error) or type(error).__name__) from error
 
 
 @dataclass
@@ -94,10 +95,14 @@ class HeadsCheckpoint:
         for name, tensor in self.tensors.items():
             if not tensor.ndim or not tensor.numel():
                 shape = tuple(tensor.shape)
-                raise _error(self.folder, f"{name} has shape {shape}: no rows or columns")
+                raise heads_error(
+                    self.folder, f"{name} has shape {shape}: no rows or columns"
+                )
         blocks = [m for name in self.tensors if (m := _BLOCK.fullmatch(name))]
         if not blocks:
-            raise _error(self.folder, "it has no Medusa head (blocks.0.layers.0.weight)")
+            raise heads_error(
+                self.folder, "it has no Medusa head (blocks.0.layers.0.weight)"
+            )
         # Counted, so that a gap in the numbers is a missing tensor.
         self.num_heads = len({m[1] for m in blocks})
         self.num_layers = len({m[2] for m in blocks})
@@ -120,11 +125,11 @@ class HeadsCheckpoint:
             or token_map.min() < 0
             or len(token_map.unique()) < len(token_map)
         ):
-            raise _error(self.folder, "token_map is no list of distinct token ids")
+            raise heads_error(self.folder, "token_map is no list of distinct token ids")
         for name, rows in self.tensors.items():
             if _OUTPUT.fullmatch(name) and len(rows) > len(token_map):
                 if token_map.max() >= len(rows):
-                    raise _error(
+                    raise heads_error(
                         self.folder,
                         f"token_map names token {token_map.max()}, {name} has {len(rows)}",
                     )
@@ -147,9 +152,9 @@ class HeadsCheckpoint:
     def _check_tensors(self) -> None:
         expected = self._expected()
         if missing := sorted(expected.keys() - self.tensors.keys()):
-            raise _error(self.folder, f"missing tensors: {', '.join(missing)}")
+            raise heads_error(self.folder, f"missing tensors: {', '.join(missing)}")
         if unused := sorted(self.tensors.keys() - expected.keys()):
-            raise _error(
+            raise heads_error(
                 self.folder,
                 f"it has tensors that no head uses: {', '.join(unused[:8])}"
                 + (f" and {len(unused) - 8} more" if len(unused) > 8 else ""),
@@ -157,7 +162,9 @@ class HeadsCheckpoint:
         for name, shape in expected.items():
             found = tuple(self.tensors[name].shape)
             if found != shape:
-                raise _error(self.folder, f"{name} has shape {found}, expected {shape}")
+                raise heads_error(
+                    self.folder, f"{name} has shape {found}, expected {shape}"
+                )
 
     def block(self, head: int, layer: int, kind: str) -> torch.Tensor:
         """One block's ``weight`` or ``bias``."""
@@ -191,7 +198,7 @@ class HeadsCheckpoint:
             problem = f"vocabulary is {size}, the target's {vocab_size}"
         else:
             return
-        raise _error(self.folder, f"their {problem}: they belong to another model")
+        raise heads_error(self.folder, f"their {problem}: they belong to another model")
 
 
 def _vllm_name(name: str, num_layers: int) -> str:
@@ -243,11 +250,11 @@ def load_heads(folder: Path, shapes_only: bool = False) -> HeadsCheckpoint:
     """
     path = next((p for n in WEIGHT_FILES if (p := folder / n).is_file()), None)
     if path is None:
-        raise _error(folder, f"it has none of {', '.join(WEIGHT_FILES)}")
-    with _reading(path):
+        raise heads_error(folder, f"it has none of {', '.join(WEIGHT_FILES)}")
+    with reading(path):
         raw = _read_tensors(path)
     if any(_BACKBONE.match(name) and name != "lm_head.weight" for name in raw):
-        raise _error(
+        raise heads_error(
             folder,
             "this is a Medusa-2 checkpoint, a whole model whose backbone was trained "
             "together with its heads. Its heads do not fit the base model; serve heads "
@@ -259,10 +266,10 @@ def load_heads(folder: Path, shapes_only: bool = False) -> HeadsCheckpoint:
     for name, tensor in zip(bare, raw.values(), strict=True):
         name = _vllm_name(name, max(layers, default=0))
         if name in tensors:
-            raise _error(path, f"two of its tensors mean {name}")
+            raise heads_error(path, f"two of its tensors mean {name}")
         tensors[name] = tensor.to("meta") if shapes_only and name != "token_map" else tensor
     config_path = folder / "config.json"
-    with _reading(config_path):
+    with reading(config_path):
         logit_scale, shared = _read_config(config_path)
     shared |= "lm_head.weight" in bare
     return HeadsCheckpoint(folder, tensors, logit_scale, shared)

@@ -7,8 +7,14 @@ layer is the target's, or with a large vocabulary a product of two thin ones.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import safe_open
 from torch import nn
+
+from vllm_propd.heads.checkpoint import EARLY_FILE, heads_error, reading
 
 
 class EarlyHead(nn.Module):
@@ -52,7 +58,74 @@ class EarlyHead(nn.Module):
 
     def logits(self, hidden_states: torch.Tensor, output: nn.Module) -> torch.Tensor:
         """``[..., hidden]`` to ``[..., vocabulary]``; ``output`` is the target's layer."""
-        states = self(hidden_states)
-        if self.down is None or self.up is None:
-            return output(states)
-        return self.up(self.down(states))
+        if self.up is None:
+            return output(self(hidden_states))
+        return self.own_logits(hidden_states)
+
+    def own_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``[..., hidden]`` to the logits of its own output layer, or of its share."""
+        assert self.down is not None and self.up is not None
+        return self.up(self.down(self(hidden_states)))
+
+    def keep_share(self, rank: int, world: int) -> int:
+        """Keeps one tensor-parallel rank's rows of its own output layer.
+
+        Returns:
+            The first token of the share.
+        """
+        assert self.up is not None
+        share = -(-self.up.out_features // world)
+        rows = self.up.weight.detach()[rank * share : (rank + 1) * share]
+        self.up.weight = nn.Parameter(rows.clone(), requires_grad=False)
+        return rank * share
+
+
+def early_layers(folder: Path) -> list[int]:
+    """The layers that the heads in ``folder`` have early heads for, ascending."""
+    path = folder / EARLY_FILE
+    if not path.is_file():
+        return []
+    with reading(path), safe_open(path, "pt") as file:
+        return sorted({int(name.split(".")[1]) for name in file.keys()})  # noqa: SIM118
+
+
+def load_early_head(folder: Path, layer: int, target: Any) -> EarlyHead:
+    """One of the early heads in ``folder``.
+
+    Args:
+        folder: of the heads.
+        layer: counted from 1.
+        target: the target's Hugging Face text config.
+
+    Raises:
+        HeadsError: none for this layer, unreadable, or tensors missing, unused or
+            misshapen.
+    """
+    path = folder / EARLY_FILE
+    if layer not in (known := early_layers(folder)):
+        have = ", ".join(map(str, known)) or "none"
+        raise heads_error(folder, f"no early head after layer {layer}; they have {have}")
+    prefix = f"early.{layer}."
+    with reading(path), safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    down = tensors.get("down.weight")
+    rank = len(down) if down is not None and down.ndim else 0
+    head = EarlyHead(target.hidden_size, norm_eps(target), rank, target.vocab_size)
+    expected = head.state_dict()
+    problems = [f"missing tensor {prefix}{n}" for n in sorted(expected.keys() - tensors)]
+    problems += [f"unused tensor {prefix}{n}" for n in sorted(tensors.keys() - expected)]
+    problems += [
+        f"{prefix}{n} has shape {tuple(tensors[n].shape)}, expected {tuple(t.shape)}"
+        for n, t in expected.items()
+        if n in tensors and tensors[n].shape != t.shape
+    ]
+    if problems:
+        raise heads_error(path, "; ".join(problems))
+    head.load_state_dict(tensors)
+    return head.requires_grad_(False)
+
+
+def norm_eps(target: Any) -> float:
+    """The epsilon of the early heads' norms: the target's."""
+    return getattr(target, "rms_norm_eps", None) or 1e-6

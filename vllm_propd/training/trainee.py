@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vllm_propd.heads.early import EarlyHead
+from vllm_propd.heads.early import EarlyHead, norm_eps
 from vllm_propd.heads.medusa import MedusaHeads
 from vllm_propd.training.losses import distillation, labels_of, medusa_loss
 from vllm_propd.training.settings import TrainSettings
@@ -56,7 +56,7 @@ class Trainee(nn.Module):
         if settings.output_layer == "own":
             weight = self.output.weight.detach().float()
             self.own_output = nn.Parameter(weight.repeat(settings.num_heads, 1, 1))
-        eps = getattr(config, "rms_norm_eps", None) or 1e-6
+        eps = norm_eps(config)
         self.early = nn.ModuleDict()
         if settings.early_rank > min(hidden, vocabulary):
             raise ValueError(

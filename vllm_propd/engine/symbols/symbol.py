@@ -1,4 +1,4 @@
-"""One entry of the ledger in ``symbols.py``."""
+"""One entry of the ledger."""
 
 from __future__ import annotations
 

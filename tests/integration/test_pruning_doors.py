@@ -1,0 +1,79 @@
+"""Early pruning that cannot be: one clear error at start-up, or one line in the log."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL
+from safetensors.torch import load_file, save_file
+from vllm.engine.arg_utils import EngineArgs
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.engine.proposer import engine_config
+from vllm_propd.heads.checkpoint import EARLY_FILE
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Path:
+    """A copy of the demo's heads."""
+    shutil.copytree(MODEL / "propd", tmp_path / "heads")
+    return tmp_path / "heads"
+
+
+def config_of(heads: Path, target: Path = MODEL, **keys: Any) -> ProPDConfig:
+    args = EngineArgs(
+        model=str(target),
+        speculative_config={"method": "propd", "model": str(heads), **keys},
+        skip_tokenizer_init=target != MODEL,
+    )
+    return engine_config(args.create_engine_config())
+
+
+def rewrite(heads: Path, old: str, new: str | None) -> None:
+    """Renames the early heads' tensors, or drops them."""
+    tensors = load_file(heads / EARLY_FILE)
+    named = {name.replace(old, new or ""): tensor for name, tensor in tensors.items()}
+    if new is None:
+        named = {name: tensor for name, tensor in tensors.items() if old not in name}
+    save_file(named, heads / EARLY_FILE)
+
+
+def test_the_first_early_head_is_the_default(heads: Path) -> None:
+    assert config_of(heads, pruning="top_k").early_layer == 1
+    assert config_of(heads, pruning="top_k", early_layer=3).early_layer == 3
+
+
+def test_a_layer_without_a_head(heads: Path) -> None:
+    with pytest.raises(ValueError, match=r"early_layer 5: .* after layers 1, 2, 3"):
+        config_of(heads, pruning="top_k", early_layer=5)
+
+
+def test_a_layer_that_leaves_none_after_it(heads: Path) -> None:
+    rewrite(heads, "early.3.", "early.6.")
+    with pytest.raises(ValueError, match="early_layer 6: the target has 6 layers"):
+        config_of(heads, pruning="top_k", early_layer=6)
+
+
+def test_heads_without_early_heads(heads: Path) -> None:
+    (heads / EARLY_FILE).unlink()
+    with pytest.raises(ValueError, match=r"pruning 'top_k' needs early heads.*'off'"):
+        config_of(heads, pruning="top_k")
+    assert config_of(heads).pruning == "off"
+
+
+def test_a_damaged_early_head(heads: Path) -> None:
+    rewrite(heads, "early.2.linear.bias", None)
+    with pytest.raises(ValueError, match=r"missing tensor early\.2\.linear\.bias"):
+        config_of(heads, pruning="top_k", early_layer=2)
+
+
+def test_a_model_that_cannot_be_split(heads: Path, tmp_path: Path) -> None:
+    config = json.loads((MODEL / "config.json").read_text())
+    config |= {"architectures": ["Gemma3nForCausalLM"], "model_type": "gemma3n_text"}
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"no pipeline-parallel support .*'off'"):
+        config_of(heads, target, pruning="top_k")

@@ -1,0 +1,157 @@
+"""Early pruning: which nodes go on after the shallow layers (paper section 3.2).
+
+An early head predicts the next token at each node. The rule ``top_k`` keeps a child that
+is among its parent's best K; ``path_probability`` keeps the m nodes whose paths the early
+heads find most probable. Both keep the root, and cut a node with its whole subtree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vllm_propd.core.tree import Ints
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of a step's trees, one for each drafted node.
+
+    Attributes:
+        child: ``[edges]`` int64 rows of the drafted nodes.
+        parents: ``[parents]`` int64 rows that have children, ascending.
+        place: ``[edges]`` int64 each child's parent, as an index into ``parents``.
+    """
+
+    child: Ints
+    parents: Ints
+    place: Ints
+
+
+def edges_of(parent_row: Ints, depth: Ints) -> Edges:
+    """The edges of trees whose rows know their parents' rows.
+
+    Args:
+        parent_row: ``[rows]`` int64 row of each node's parent; read for drafted nodes.
+        depth: ``[rows]`` int64, 0 for roots.
+    """
+    child = np.flatnonzero(depth)
+    parents, place = np.unique(parent_row[child], return_inverse=True)
+    return Edges(child, parents, place)
+
+
+def ranks(
+    logits: torch.Tensor, token: torch.Tensor, place: torch.Tensor, start: int, add: Reduce
+) -> torch.Tensor:
+    """How many tokens the early head prefers to each child's.
+
+    Args:
+        logits: ``[parents, tokens]`` of this rank's share of the vocabulary.
+        token: ``[edges]`` int64 the children's tokens.
+        place: ``[edges]`` int64 the children's parents, rows of ``logits``.
+        start: first token of this rank's share.
+        add: sums a tensor over the tensor-parallel ranks.
+
+    Returns:
+        ``[edges]`` int64, 0 for the best token; the same on every rank.
+    """
+    own = add(_own_logits(logits, token, place, start))
+    # Counted in float32, which every all-reduce knows, and which is exact up to 2^24.
+    return add((logits[place] > own[:, None]).sum(-1, dtype=torch.float32)).long()
+
+
+def log_probs(
+    logits: torch.Tensor, token: torch.Tensor, place: torch.Tensor, start: int, add: Reduce
+) -> torch.Tensor:
+    """The early head's log probability of each child's token.
+
+    ``log p = -log sum_j exp(l_j - l)``, so that ranks exchange one number a child, as for
+    ``ranks``, whose arguments these are.
+
+    Returns:
+        ``[edges]`` float32, never above 0; the same on every rank.
+    """
+    own = add(_own_logits(logits, token, place, start))
+    # A share without any larger logit underflows to 0, one with a huge one to -inf: both
+    # are what the sum over all shares would say.
+    total = add((logits[place].float() - own[:, None].float()).exp().sum(-1))
+    return (-total.log().clamp(min=0.0)).masked_fill(own == -torch.inf, -torch.inf)
+
+
+def _own_logits(
+    logits: torch.Tensor, token: torch.Tensor, place: torch.Tensor, start: int
+) -> torch.Tensor:
+    """``[edges]`` the children's logits where this rank holds them, else 0."""
+    if not logits.shape[1]:  # more ranks than tokens
+        return logits.new_zeros(len(token))
+    column = token - start
+    here = (column >= 0) & (column < logits.shape[1])
+    found = logits[place, column.clamp(0, logits.shape[1] - 1)]
+    return torch.where(here, found, torch.zeros_like(found))
+
+
+def _down(values: npt.NDArray[Any], parent_row: Ints, depth: Ints, join: np.ufunc) -> None:
+    """Joins each row's value with its ancestors', level by level, in place."""
+    for level in range(2, int(depth.max(initial=0)) + 1):
+        at = np.flatnonzero(depth == level)
+        values[at] = join(values[at], values[parent_row[at]])
+
+
+def keep_top_k(rank: Ints, edges: Edges, parent_row: Ints, depth: Ints, k: int) -> Bools:
+    """Rule ``top_k``: nodes that are, like all their ancestors, in their parent's top K.
+
+    Args:
+        rank: ``[edges]`` as ``ranks`` gives them.
+        edges: the trees' edges.
+        parent_row, depth: ``[rows]``, as for ``edges_of``.
+        k: K.
+
+    Returns:
+        ``[rows]`` bool, true for roots.
+    """
+    keep = np.ones(len(depth), np.bool_)
+    keep[edges.child] = rank < k
+    _down(keep, parent_row, depth, np.logical_and)
+    return keep
+
+
+def keep_best_paths(
+    log_prob: Floats,
+    edges: Edges,
+    parent_row: Ints,
+    depth: Ints,
+    tree: Ints,
+    most: int,
+) -> Bools:
+    """Rule ``path_probability``: each tree's ``most`` best nodes by their whole paths.
+
+    A path is never more probable than a part of it, and among equals parents come first:
+    the best m nodes are closed under ancestors.
+
+    Args:
+        log_prob: ``[edges]`` as ``log_probs`` gives them.
+        edges: the trees' edges.
+        parent_row, depth: ``[rows]``, as for ``edges_of``.
+        tree: ``[rows]`` int64 ascending number of each row's tree.
+        most: m.
+
+    Returns:
+        ``[rows]`` bool, true for roots.
+    """
+    path = np.zeros(len(depth), np.float32)
+    path[edges.child] = log_prob
+    _down(path, parent_row, depth, np.add)
+    order = np.lexsort((-path, tree))  # stable
+    within = np.arange(len(tree)) - np.searchsorted(tree, tree)
+    keep = np.empty(len(depth), np.bool_)
+    keep[order] = within <= most
+    return keep

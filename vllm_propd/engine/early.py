@@ -1,0 +1,119 @@
+"""The early head in a worker: judges the nodes after the lower half.
+
+No rank gathers logits: each counts, or sums, over its share of the vocabulary, and the
+ranks exchange one number for each node.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.core.pruning import (
+    Bools,
+    edges_of,
+    keep_best_paths,
+    keep_top_k,
+    log_probs,
+    ranks,
+)
+from vllm_propd.engine.step import TreeStep
+from vllm_propd.heads.early import load_early_head
+
+
+class EarlyJudge:
+    """Says which rows of a step go on.
+
+    Args:
+        config: layer and rule.
+        vllm_config: of the engine.
+        target: vLLM's model, whose output layer the early head may share.
+    """
+
+    def __init__(self, config: ProPDConfig, vllm_config: VllmConfig, target: Any):
+        self.config = config
+        model = vllm_config.model_config
+        assert config.model is not None and config.early_layer is not None
+        head = load_early_head(Path(config.model), config.early_layer, model.hf_text_config)
+        device = vllm_config.device_config.device
+        self.head = head.to(dtype=model.dtype, device=device)
+        self.hidden_size = model.get_hidden_size()
+        if self.head.up is None:
+            self._output = _TargetOutput(target, self.hidden_size, model.dtype, device)
+            self.start = self._output.start
+        else:
+            self.start = self.head.keep_share(
+                get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+            )
+
+    def keep(self, step: TreeStep, stream: torch.Tensor) -> Bools:
+        """Which rows of the step's trees go on.
+
+        Args:
+            step: this step's trees.
+            stream: ``[tree rows, hidden]`` the residual stream after the early layer.
+
+        Returns:
+            ``[tree rows]`` bool; roots are always kept, rows without meaning never.
+        """
+        parent_row, depth, tree = step.parent_row, step.depth, step.tree
+        edges = edges_of(parent_row, depth)
+        states = stream[torch.from_numpy(edges.parents).to(stream.device)]
+        logits = self._logits(states)
+        token, place = (
+            torch.from_numpy(values).to(logits.device)
+            for values in (step.token[edges.child], edges.place)
+        )
+        shares = (logits, token, place, self.start, _sum_over_ranks)
+        if self.config.pruning == "top_k":
+            rank = ranks(*shares).cpu().numpy()
+            kept = keep_top_k(rank, edges, parent_row, depth, self.config.top_k)
+        else:
+            log_prob = log_probs(*shares).cpu().numpy()
+            most = self.config.keep_nodes
+            kept = keep_best_paths(log_prob, edges, parent_row, depth, tree, most)
+        kept[(step.token < 0) & (depth > 0)] = False
+        return kept
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """``[parents, hidden]`` to this rank's ``[parents, tokens]``."""
+        if self.head.up is None:
+            return self._output(self.head(states))
+        return self.head.own_logits(states)
+
+
+class _TargetOutput:
+    """This rank's part of the target's output layer, never gathered."""
+
+    def __init__(self, target: Any, hidden_size: int, dtype: Any, device: Any):
+        processors = [m for m in target.modules() if isinstance(m, LogitsProcessor)]
+        self.processor = processors[0]
+        seen: list[tuple[Any, ...]] = []
+        # Where a model keeps its output layer is its own affair: one call shows it.
+        hook = self.processor.register_forward_pre_hook(lambda _, args: seen.append(args))
+        target.compute_logits(torch.zeros(1, hidden_size, dtype=dtype, device=device))
+        hook.remove()
+        self.layer, _, *self.bias = seen[0]
+        indices = self.layer.shard_indices
+        self.start = indices.org_vocab_start_index
+        self.tokens = indices.num_org_elements
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        logits = self.processor(self.layer, states, *self.bias, skip_gather=True)
+        return logits[:, : self.tokens]
+
+
+def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    if get_tensor_model_parallel_world_size() == 1:
+        return values
+    return tensor_model_parallel_all_reduce(values)

@@ -1,0 +1,106 @@
+"""A step in two halves: what the early head rejects never enters the upper one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import CompilationMode, VllmConfig
+from vllm.forward_context import get_forward_context, set_forward_context
+from vllm.sequence import IntermediateTensors
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.engine.attention import TreeAttentionMetadata
+from vllm_propd.engine.early import EarlyJudge
+from vllm_propd.engine.halves import ModelHalves, residual_stream
+from vllm_propd.engine.step import TreeStep
+
+WARM_UP_ROWS = 8
+
+
+class PrunedForward:
+    """Runs a step with trees in two halves.
+
+    Args:
+        config: early layer and rule.
+        vllm_config: of the engine.
+        model: vLLM's.
+    """
+
+    def __init__(self, config: ProPDConfig, vllm_config: VllmConfig, model: Any):
+        assert config.early_layer is not None
+        self.halves = ModelHalves(model, config.early_layer, vllm_config)
+        self.judge = EarlyJudge(config, vllm_config, model)
+        self.vllm_config = vllm_config
+
+    def run(
+        self,
+        step: TreeStep,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        inputs_embeds: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, TreeStep]:
+        """Lower half, pruning, upper half; inside vLLM's forward context.
+
+        Args:
+            step: this step's trees.
+            input_ids, positions, inputs_embeds, kwargs: the model's.
+
+        Returns:
+            The model's output ``[batch rows, hidden]``, undefined in pruned rows, and
+            the step that is left.
+        """
+        between = self.halves.run_lower(
+            input_ids=input_ids, positions=positions, inputs_embeds=inputs_embeds, **kwargs
+        )
+        tree_rows = torch.from_numpy(step.rows).to(positions.device)
+        kept = self.judge.keep(step, residual_stream(between, tree_rows))
+        going_on = np.ones(len(positions), np.bool_)
+        going_on[step.rows[~kept]] = False
+        moved = np.cumsum(going_on) - 1
+        left = step.keep(kept, moved[step.rows[kept]])
+        rows = torch.from_numpy(np.flatnonzero(going_on)).to(positions.device)
+        context = get_forward_context()
+        before = context.attn_metadata, context.slot_mapping
+        context.attn_metadata = _each(
+            before[0], lambda meta: _narrowed(meta, left, torch.from_numpy(moved))
+        )
+        context.slot_mapping = _each(before[1], lambda slots: slots[rows])
+        try:
+            upper = self.halves.run_upper(
+                IntermediateTensors({k: v[rows] for k, v in between.tensors.items()}),
+                input_ids=None if input_ids is None else input_ids[rows],
+                positions=positions[rows],
+                inputs_embeds=None if inputs_embeds is None else inputs_embeds[rows],
+                **kwargs,
+            )
+        finally:
+            context.attn_metadata, context.slot_mapping = before
+        out = upper.new_empty(len(positions), upper.shape[-1])
+        out[rows] = upper
+        return out, left
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compiles both halves, where the engine compiles its model."""
+        if self.vllm_config.compilation_config.mode == CompilationMode.NONE:
+            return
+        device = self.vllm_config.device_config.device
+        ids = torch.zeros(WARM_UP_ROWS, dtype=torch.int32, device=device)
+        inputs = {"input_ids": ids, "positions": ids.long(), "inputs_embeds": None}
+        with set_forward_context(None, self.vllm_config, num_tokens=WARM_UP_ROWS):
+            between = self.halves.run_lower(**inputs)
+            self.halves.run_upper(between, **inputs)
+
+
+def _each(by_layer: Any, change: Any) -> dict[str, Any]:
+    """A dict by layer, changed; layers that share a value go on sharing one."""
+    changed = {id(value): change(value) for value in by_layer.values()}
+    return {name: changed[id(value)] for name, value in by_layer.items()}
+
+
+def _narrowed(meta: Any, left: TreeStep, moved: torch.Tensor) -> Any:
+    assert isinstance(meta, TreeAttentionMetadata)
+    return meta.after_pruning(left, moved)

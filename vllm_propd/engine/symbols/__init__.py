@@ -1,0 +1,25 @@
+"""The ledger of every vLLM symbol that ProPD touches or relies on.
+
+For each: what we do with it, why, and what would let us stop. A test compares the
+parameters with the installed vLLM, so that an upgrade fails at the right line.
+"""
+
+from vllm_propd.engine.symbols import (
+    attention,
+    doors,
+    halves,
+    runner,
+    sampling,
+    tools,
+    worker,
+)
+
+SYMBOLS = (
+    *doors.SYMBOLS,
+    *worker.SYMBOLS,
+    *runner.SYMBOLS,
+    *attention.SYMBOLS,
+    *halves.SYMBOLS,
+    *sampling.SYMBOLS,
+    *tools.SYMBOLS,
+)

@@ -1,0 +1,93 @@
+"""Tree attention on the CPU, and the commit of accepted nodes."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+_CPU_ATTENTION = "vllm.v1.attention.backends.cpu_attn"
+
+SYMBOLS = (
+    Symbol(
+        "vllm.model_executor.layers.attention:Attention",
+        "read",
+        "",
+        "a layer's name and implementation, for staging and commit",
+        "the cache update belongs to the implementation",
+        "nothing",
+        "layer_name impl",
+    ),
+    Symbol(
+        "vllm.v1.attention.backends.registry:register_backend",
+        "called",
+        "backend class_path is_mamba",
+        "puts our CPU attention backend in place of vLLM's, in workers with ProPD only",
+        "the supported way to override a backend",
+        "nothing: this is the supported way",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionBackend.get_impl_cls",
+        "overridden",
+        "",
+        "returns our layer implementation",
+        "trees need a mask that vLLM's kernel does not take",
+        "a mask, or log-sum-exp output, in vLLM's CPU attention",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionBackend.get_builder_cls",
+        "overridden",
+        "",
+        "returns our metadata builder",
+        "see get_impl_cls",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionMetadataBuilder.build",
+        "overridden",
+        "self common_prefix_len common_attn_metadata fast_build",
+        "splits a step into requests with and without drafts",
+        "each part has its kernel",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionMetadataBuilder._set_isa_to_layers",
+        "called",
+        "self layer_names",
+        "chooses the cache layout 'vec' where vLLM would choose AMX tiles",
+        "our kernel reads the cache by address",
+        "an option for the layout, or see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionMetadata",
+        "read",
+        "num_actual_tokens query_start_loc seq_lens block_table",
+        "is extended by the step's trees",
+        "the builder's product is what layers see",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionBackendImpl.forward",
+        "overridden",
+        "self layer query key value kv_cache attn_metadata output output_scale "
+        "output_block_scale",
+        "attends trees by our kernel, stages their keys and values",
+        "see get_impl_cls",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionBackendImpl.do_kv_cache_update",
+        "called",
+        "self layer key value kv_cache slot_mapping",
+        "writes accepted nodes into the cache",
+        "so that every cache format stays right",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.v1.attention.backend:CommonAttentionMetadata",
+        "read",
+        "query_start_loc query_start_loc_cpu seq_lens num_reqs num_actual_tokens "
+        "max_query_len max_seq_len block_table_tensor slot_mapping",
+        "is narrowed to the requests without drafts",
+        "vLLM's own builder then does the rest",
+        "see get_impl_cls",
+    ),
+)

@@ -1,0 +1,57 @@
+"""How users turn ProPD on: what is touched in vLLM's arguments and configs."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+SYMBOLS = (
+    Symbol(
+        "vllm.engine.arg_utils:EngineArgs.add_cli_args",
+        "patched",
+        "parser",
+        "teaches --speculative-config and --spec-method the word propd",
+        "argparse validates both before any plugin could translate them",
+        "an extension point for speculative methods in vLLM's argument parser",
+    ),
+    Symbol(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        "patched",
+        "self usage_context headless",
+        "translates method propd to custom_class plus worker_cls, then checks support",
+        "SpeculativeConfig.method is a closed list, and drops keys it does not know",
+        "a registry of speculative methods with their own config classes",
+    ),
+    Symbol(
+        "vllm.sampling_params:SamplingParams._validate_spec_decode",
+        "patched",
+        "self speculative_config",
+        "accepts min_p and logit_bias when the method is propd",
+        "vLLM's rejection sampler ignores them, so it refuses them for every method",
+        "min_p and logit_bias with speculative decoding in vLLM",
+    ),
+    Symbol(
+        "vllm.engine.arg_utils:EngineArgs",
+        "read",
+        "model speculative_config spec_method spec_model spec_tokens worker_cls "
+        "additional_config",
+        "its fields carry the user's wishes in, and our worker and settings out",
+        "all doors meet here",
+        "see create_engine_config",
+    ),
+    Symbol(
+        "vllm.config:SpeculativeConfig",
+        "read",
+        "method model num_speculative_tokens",
+        "holds method custom_class and the dotted path of our proposer",
+        "the supported door for proposers of third parties",
+        "nothing: this is the supported way",
+    ),
+    Symbol(
+        "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
+        "called",
+        "vllm_config",
+        "vLLM builds our proposer by its dotted path, and its load_model runs",
+        "the supported door for proposers of third parties; forces the V1 runner",
+        "nothing: this is the supported way",
+    ),
+)

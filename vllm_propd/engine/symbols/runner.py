@@ -1,0 +1,130 @@
+"""The model runner: what a step passes through."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+
+SYMBOLS = (
+    Symbol(
+        f"{_RUNNER}._prepare_inputs",
+        "overridden",
+        "self scheduler_output num_scheduled_tokens",
+        "positions root + depth and slot -1 for tree nodes, after vLLM's own work",
+        "vLLM lays drafts out as a chain of cached positions",
+        "tree drafts in vLLM",
+    ),
+    Symbol(
+        f"{_RUNNER}._build_attention_metadata",
+        "overridden",
+        "self num_tokens num_reqs max_query_len num_tokens_padded num_reqs_padded "
+        "ubatch_slices logits_indices max_num_sampled_tokens use_spec_decode "
+        "for_cudagraph_capture num_scheduled_tokens slot_mappings",
+        "hands this step's trees to our metadata builders",
+        "CommonAttentionMetadata has no place for a tree",
+        "tree masks in CommonAttentionMetadata",
+    ),
+    Symbol(
+        f"{_RUNNER}._sample",
+        "overridden",
+        "self logits spec_decode_metadata",
+        "verifies trees and commits their accepted keys and values",
+        "vLLM's rejection sampler knows chains",
+        "tree verification in vLLM",
+    ),
+    Symbol(
+        f"{_RUNNER}._input_fits_in_drafter",
+        "overridden",
+        "self common_attn_metadata",
+        "says yes",
+        "near max_model_len vLLM would schedule token 0 as every request's drafts",
+        "a drafter that can say it has no context limit",
+    ),
+    Symbol(
+        f"{_RUNNER}.propose_draft_token_ids",
+        "overridden",
+        "self scheduler_output sampled_token_ids sampling_metadata hidden_states "
+        "sample_hidden_states aux_hidden_states spec_decode_metadata "
+        "common_attn_metadata slot_mappings",
+        "drafts from the hidden states of the last accepted nodes",
+        "custom_class proposers are not given hidden states",
+        "hidden states in the custom_class interface",
+    ),
+    Symbol(
+        f"{_RUNNER}._on_request_state_removed",
+        "overridden",
+        "self req_id req_state",
+        "forgets the tree of a request that has ended",
+        "trees are kept by request id",
+        "nothing: this is the place for it",
+    ),
+    Symbol(
+        f"{_RUNNER}._attn_group_iterator",
+        "called",
+        "self",
+        "finds our metadata builders",
+        "they are made by vLLM",
+        "see _build_attention_metadata",
+    ),
+    Symbol(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
+        "read",
+        "vllm_config device",
+        "the state that our hooks read and correct",
+        "positions and slots of drafts are vLLM's until then",
+        "tree drafts in vLLM",
+        "input_batch input_ids kv_cache_config positions requests sampler scheduler_config",
+    ),
+    Symbol(
+        "vllm.v1.worker.gpu_input_batch:InputBatch",
+        "read",
+        "max_num_reqs max_model_len",
+        "who is in the batch, and how far each request is",
+        "trees are kept by request, rows by position in the batch",
+        "tree drafts in vLLM",
+        "block_table num_computed_tokens_cpu_tensor req_id_to_index sampling_metadata",
+    ),
+    Symbol(
+        "vllm.v1.worker.block_table:MultiGroupBlockTable",
+        "read",
+        "",
+        "the slot mapping of each KV cache group: saved for the commit, -1 for drafts",
+        "rejected drafts must never enter the cache",
+        "tree drafts in vLLM",
+        "block_tables",
+    ),
+    Symbol(
+        "vllm.v1.worker.block_table:BlockTable",
+        "read",
+        "",
+        "see MultiGroupBlockTable",
+        "see MultiGroupBlockTable",
+        "see MultiGroupBlockTable",
+        "slot_mapping",
+    ),
+    Symbol(
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        "read",
+        "scheduled_spec_decode_tokens",
+        "the scheduled drafts",
+        "the only channel of a tree's size",
+        "tree drafts in vLLM",
+    ),
+    Symbol(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+        "read",
+        "num_draft_tokens logits_indices",
+        "which rows of the logits belong to which request",
+        "verification starts from the roots' rows",
+        "tree verification in vLLM",
+    ),
+    Symbol(
+        "vllm.distributed:tensor_model_parallel_all_gather",
+        "called",
+        "input_ dim",
+        "gathers the logits of heads with output layers of their own",
+        "all ranks must grow the same tree",
+        "nothing",
+    ),
+)

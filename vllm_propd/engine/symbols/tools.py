@@ -1,0 +1,56 @@
+"""Training, demo and benchmark."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+SYMBOLS = (
+    Symbol(
+        "vllm.model_executor.models.registry:_ModelRegistry.is_pp_supported_model",
+        "called",
+        "architectures model_config",
+        "refuses to train heads for a model that cannot stop after a layer",
+        "early pruning runs a model in two parts, as pipeline parallelism does",
+        "nothing",
+    ),
+    Symbol(
+        "vllm:LLM.generate",
+        "called",
+        "prompts sampling_params use_tqdm",
+        "writes the texts that heads are measured on, and with --self-distill trained on",
+        "what heads meet in serving is the target's own text",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.config:ModelConfig",
+        "called",
+        "model",
+        "names the architectures of a model without loading it",
+        "see is_pp_supported_model",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.v1.engine.llm_engine:LLMEngine.step",
+        "called",
+        "self",
+        "demo and benchmark run requests step by step, and count steps and tokens",
+        "LLM.generate does not say in how many steps a text was made",
+        "steps per request in vLLM's RequestOutput.metrics",
+    ),
+    Symbol(
+        "vllm.v1.metrics.loggers:StatLoggerManager.record",
+        "replaced",
+        "scheduler_stats",
+        "the benchmark's own counter takes the place of an engine's stat loggers",
+        "all engines of a process share one metrics registry, the last one's",
+        "a registry for each engine",
+    ),
+    Symbol(
+        "vllm.v1.spec_decode.metrics:SpecDecodingStats",
+        "read",
+        "num_drafts num_draft_tokens num_accepted_tokens_per_pos",
+        "the benchmark counts drafted and accepted tokens",
+        "see StatLoggerManager.record",
+        "see StatLoggerManager.record",
+    ),
+)
