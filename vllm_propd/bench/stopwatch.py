@@ -6,7 +6,7 @@ import functools
 import resource
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 PARTS = {
@@ -106,9 +106,12 @@ def _count_rows(worker: Any, pruned_forward: Any) -> None:
     pruned_forward.run = counted
 
 
-def take(worker: Any) -> tuple[dict[str, list[float]], Work]:
-    """Runs in the worker: seconds of each call since the last time by part, and work."""
-    laps, work = dict(worker.laps), worker.work
+def take(worker: Any) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Runs in the worker: seconds of each call since the last time by part, and work.
+
+    In plain types, which travel between processes.
+    """
+    laps, work = dict(worker.laps), asdict(worker.work)
     worker.laps.clear()
     worker.work = Work()
     return laps, work

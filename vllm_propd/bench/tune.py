@@ -137,13 +137,18 @@ def run_tune(
 
 def _show(tried: list[Tried], best: Tried, console: Console) -> None:
     table = Table(
-        "pruning", "kept", "tokens per step", "of unpruned", "work", "step, ms", "tokens/s",
+        "layer", "rule", "K or m", "kept", "tokens per step", "of unpruned", "work",
+        "step, ms", "tokens/s",
         title="early pruning, medians over rounds",
     )  # fmt: skip
     whole = tried[0].last.tokens_per_step
     for one in tried:
+        keys = one.keys
+        amount = keys.get("top_k", keys.get("keep_nodes", ""))
         table.add_row(
-            one.name,
+            str(keys.get("early_layer", "")),
+            keys["pruning"],
+            str(amount),
             f"{one.last.kept_per_step:.1f}",
             f"{one.last.tokens_per_step:.2f}",
             f"{one.last.tokens_per_step / whole:.1%}",

@@ -163,7 +163,8 @@ class ArmEngine:
                     texts[output.request_id] = list(ids)
         turn.seconds = time.perf_counter() - started
         if self.timed:
-            turn.parts, turn.work = self.llm.collective_rpc(stopwatch.take)[0]
+            turn.parts, work = self.llm.collective_rpc(stopwatch.take)[0]
+            turn.work = Work(**work)
         turn.texts = [texts[name] for name in names]
         turn.tokens = sum(map(len, turn.texts))
         turn.drafted, turn.drafts = drafts.drafted, drafts.drafts
