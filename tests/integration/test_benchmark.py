@@ -68,8 +68,8 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
 
 def test_tuning_writes_a_preset_that_serves(tmp_path: Path) -> None:
     preset = tmp_path / "tuned.yaml"
-    options = ["--nodes", "16", "--batch-size", "2", "--num-prompts", "4"]
-    options += ["--rounds", "1", "--max-tokens", "16"]
+    options = ["--nodes", "16", "--batch-size", "2", "--num-prompts", "2"]
+    options += ["--rounds", "1", "--max-tokens", "8"]
     done = CliRunner().invoke(app, ["tune", str(MODEL), *options, "--out", str(preset)])
     assert done.exit_code == 0, done.output
     config = parse_config({"config": str(preset)})
