@@ -113,7 +113,7 @@ def test_compiled_engine(ties: Ties) -> None:
     prompts = mixed_prompts(16, seed=6)
     with engine(enforce_eager=False) as llm:
         expected = run(llm, prompts, LOGGED)
-    for propd in PRUNING.values():
-        with engine(48, propd=propd, enforce_eager=False) as llm:
+    for rule in ("unpruned", "top_k"):
+        with engine(48, propd=PRUNING[rule], enforce_eager=False) as llm:
             ours = run(llm, prompts, LOGGED)
         ties.check(expected, ours)
