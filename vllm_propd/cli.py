@@ -162,9 +162,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bench"),
 ) -> None:
     """Arms in turns on the same prompts: speed against plain vLLM, steps, equality."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # Stopwatches go into the workers as functions.
-    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    _allow_stopwatches()
     with _errors():
         from vllm_propd.bench.run import BenchSettings, run_bench
 
@@ -206,8 +204,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="Preset to write.")] = Path("tuned.yaml"),
 ) -> None:
     """Early pruning on your prompts: measures layers, rules and K; writes a preset."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    _allow_stopwatches()
     with _errors():
         from vllm_propd.bench.run import BenchSettings
         from vllm_propd.bench.tune import run_tune
@@ -222,6 +219,12 @@ def tune(
         )
         folder = heads or model / "propd"
         run_tune(model, folder, prompts or [], out, nodes, num_prompts, settings)
+
+
+def _allow_stopwatches() -> None:
+    """They go into the workers as functions; and the engines are to be quiet."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 
 
 @contextmanager

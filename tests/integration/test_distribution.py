@@ -121,7 +121,7 @@ def test_exact_acceptance_samples_the_models_distribution(
     for tokens in (2, TOKENS):
         found = p_value(counts, expected, tokens)
         print(f"{rule}, {pruning}, {tokens} tokens: p = {found:.3f}")
-        assert found > 0.001  # twelve such values: the least of them is often below 0.05
+        assert found > 0.01
 
 
 def test_typical_acceptance_does_not(tiny: Path) -> None:

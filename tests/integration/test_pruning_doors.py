@@ -1,4 +1,4 @@
-"""Early pruning that cannot be: one clear error at start-up, or one line in the log."""
+"""Early pruning that cannot be: one clear error at start-up."""
 
 import json
 import shutil

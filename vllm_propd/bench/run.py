@@ -91,11 +91,11 @@ def run_bench(
             task = bar.add_task("measuring", total=turns)
             for batch_size in settings.batch_sizes:
                 found: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
+                prompts_now = ids[: max(batch_size, FEWEST_PROMPTS)]
                 for _ in range(settings.rounds + 1):
                     for engine in engines:
                         name = engine.arm.name
                         bar.update(task, description=f"batch {batch_size}: {name}")
-                        prompts_now = ids[: max(batch_size, FEWEST_PROMPTS)]
                         turn = engine.run_all(prompts_now, batch_size, params)
                         found[name].append(turn)
                         bar.advance(task)

@@ -47,9 +47,10 @@ class EarlyJudge:
         head = load_early_head(Path(config.model), config.early_layer, model.hf_text_config)
         device = vllm_config.device_config.device
         self.head = head.to(dtype=model.dtype, device=device)
-        self.hidden_size = model.get_hidden_size()
         if self.head.up is None:
-            self._output = _TargetOutput(target, self.hidden_size, model.dtype, device)
+            self._output = _TargetOutput(
+                target, model.get_hidden_size(), model.dtype, device
+            )
             self.start = self._output.start
         else:
             self.start = self.head.keep_share(

@@ -73,10 +73,11 @@ class ProPDRunner(GPUModelRunner):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Also splits the model, where trees are pruned early."""
         super().load_model(*args, **kwargs)
-        if self.propd.pruning != "off":
-            self._pruned_forward = self._split(self.propd)
+        self._pruned_forward = self._split(self.propd)
 
-    def _split(self, config: ProPDConfig) -> PrunedForward:
+    def _split(self, config: ProPDConfig) -> PrunedForward | None:
+        if config.pruning == "off":
+            return None
         return PrunedForward(config, self.vllm_config, self.get_model())
 
     def warm_up_halves(self) -> None:
@@ -86,10 +87,8 @@ class ProPDRunner(GPUModelRunner):
 
     def use_pruning(self, config: ProPDConfig) -> None:
         """Prunes otherwise from the next step on; for measuring, one engine for all."""
-        self._pruned_forward = None
-        if config.pruning != "off":
-            self._pruned_forward = self._split(config)
-            self.warm_up_halves()
+        self._pruned_forward = self._split(config)
+        self.warm_up_halves()
 
     def _prepare_inputs(
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray

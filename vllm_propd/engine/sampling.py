@@ -118,8 +118,7 @@ def verify(
     logprobs: list[LogprobsTensors] = []
     accepted: list[torch.Tensor] = []
     with _history(outputs):
-        # Pruning may have left no node at all.
-        for depth in range(max(nodes.depth.tolist(), default=0) + 1):
+        for depth in range(int(step.depth.max()) + 1):
             if depth:
                 metadata = _advance(metadata, outputs, emitted[-1], active)
             drawn = sampler(logits=logits[final_row], sampling_metadata=metadata)
