@@ -1,6 +1,7 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
 # make test   all tests          make lint   ruff and mypy
 # make bench  speed by arm on an inflated model; attention kernel; host time per step
+# make bench-pruning   what early pruning saves, by layer, rule and amount
 PYTHON ?= python3.11
 # The CPU build: where a package index serves the CUDA one under this name, set
 # TORCH="torch==2.13.0+cpu" with PyTorch's own CPU index.
@@ -18,7 +19,7 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint bench format clean
+.PHONY: setup demo test lint bench bench-pruning format clean
 
 setup: $(READY)
 
@@ -57,6 +58,26 @@ bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --out build/bench
 	$(BIN)/python scripts/bench_attention.py
 	$(BIN)/python scripts/bench_host.py
+
+# The same text with more layers: the early ones are a smaller part of the work.
+DEEP := build/inflated-32
+$(DEEP)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
+	$(BIN)/python scripts/inflate_model.py demo/model $(DEEP) --factor 8 --layers 32
+
+WIDE := propd:num_speculative_tokens=64
+bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
+	$(BIN)/vllm-propd tune demo/model --rounds 1 --out build/tune/demo.yaml
+	$(BIN)/vllm-propd tune $(INFLATED) --batch-size 4 --num-prompts 8 --rounds 1 \
+		--layers 1,3 --out build/tune/batch4.yaml
+	for size in 1 16; do $(BIN)/vllm-propd tune $(INFLATED) --batch-size $$size \
+		--num-prompts $$((size < 4 ? 4 : size)) --rounds 1 --layers 1 \
+		--top-k 20,50 --keep-nodes 16,24 --out build/tune/batch$$size.yaml || exit; done
+	$(BIN)/vllm-propd tune $(DEEP) --batch-size 4 --num-prompts 4 --rounds 1 --layers 1,6 \
+		--top-k 20,50 --keep-nodes 16,24 --out build/tune/deep.yaml
+	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 16 --max-tokens 64 --prompt-tokens 64 \
+		--arms "plain static static:pruning=top_k,top_k=20" --out build/tune/static
+	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 1 --max-tokens 64 --prompt-tokens 64 \
+		--arms "plain $(WIDE) $(WIDE),pruning=top_k,top_k=2048" --out build/tune/overhead
 	$(BIN)/python scripts/bench_pruning.py
 
 clean:

@@ -166,10 +166,9 @@ def bench(
     with _errors():
         from vllm_propd.bench.run import BenchSettings, run_bench
 
-        sizes = tuple(sorted({int(size) for size in batch_sizes.split(",")}))
         settings = BenchSettings(
             arms=arms,
-            batch_sizes=sizes,
+            batch_sizes=_integers(batch_sizes),
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
             rounds=rounds,
@@ -191,6 +190,19 @@ def tune(
         list[Path] | None,
         typer.Option(help="Text to cut prompts from. Default: Python's own library."),
     ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Early layers to try. Default: all with an early head.")
+    ] = "",
+    top_k: Annotated[str, typer.Option(help="K of rule top_k.")] = "2,5,10,20,50",
+    keep_nodes: Annotated[
+        str, typer.Option(help="m of rule path_probability.")
+    ] = "4,8,16,24,32",
+    least_acceptance: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Of the unpruned trees' tokens per step; less is not chosen."
+        ),
+    ] = 0.97,
     nodes: Annotated[int, typer.Option(min=2, max=255, help="Of a tree.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 4,
     num_prompts: Annotated[int, typer.Option(min=1, help="Of each turn.")] = 16,
@@ -207,7 +219,7 @@ def tune(
     _allow_stopwatches()
     with _errors():
         from vllm_propd.bench.run import BenchSettings
-        from vllm_propd.bench.tune import run_tune
+        from vllm_propd.bench.tune import Grid, run_tune
 
         settings = BenchSettings(
             batch_sizes=(batch_size,),
@@ -217,8 +229,20 @@ def tune(
             dtype=dtype,
             seed=seed,
         )
+        grid = Grid(_integers(layers), _integers(top_k), _integers(keep_nodes))
         folder = heads or model / "propd"
-        run_tune(model, folder, prompts or [], out, nodes, num_prompts, settings)
+        run_tune(
+            model, folder, prompts or [], out, nodes, num_prompts, settings, grid,
+            least_acceptance,
+        )  # fmt: skip
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    """Of an option like ``1,4,16``; in order, each once."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",") if part}))
+    except ValueError as error:
+        raise ValueError(f"'{text}': whole numbers with commas between them") from error
 
 
 def _allow_stopwatches() -> None:

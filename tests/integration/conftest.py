@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -16,7 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from vllm import LLM, SamplingParams
+from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+
+# isort: split
+
+from vllm import LLM, SamplingParams, envs
 from vllm.outputs import CompletionOutput
 
 from vllm_propd.training.corpus import held_out_snippets
@@ -56,20 +61,30 @@ Prompt = dict[str, list[int]]
 
 
 @contextmanager
-def engine(nodes: int = 0, **options: Any) -> Iterator[LLM]:
-    """A vLLM engine: plain with 0 nodes, else ProPD with trees of that size."""
+def engine(nodes: int = 0, own_processes: bool = False, **options: Any) -> Iterator[LLM]:
+    """A vLLM engine: plain with 0 nodes, else ProPD with trees of that size.
+
+    It runs inside the test's process, where it starts in two seconds; in processes of its
+    own, as vLLM has it by default, in twenty. Those are what tests of tensor parallelism,
+    compilation, serving and the commands have.
+    """
     propd = options.pop("propd", {})
+    own_processes |= options.get("tensor_parallel_size", 1) > 1
     if nodes:
         options["speculative_config"] = {
             "method": "propd",
             "num_speculative_tokens": nodes,
             **propd,
         }
-    llm = LLM(**{**ENGINE, **options})
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
+    processes = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_processes))}
+    with patch.dict(os.environ, processes):
+        envs.disable_envs_cache()
+        llm = LLM(**{**ENGINE, **options})
+        try:
+            yield llm
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+    envs.disable_envs_cache()  # an engine in this process keeps what it has read
 
 
 def run(llm: LLM, prompts: list[Prompt], params: Any) -> list[CompletionOutput]:

@@ -1,5 +1,6 @@
 """The benchmark on real engines, and the inflated model that it measures."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -69,13 +70,29 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
 def test_tuning_writes_a_preset_that_serves(tmp_path: Path) -> None:
     preset = tmp_path / "tuned.yaml"
     options = ["--nodes", "16", "--batch-size", "2", "--num-prompts", "2"]
-    options += ["--rounds", "1", "--max-tokens", "8"]
+    options += ["--rounds", "1", "--max-tokens", "8", "--layers", "1,3"]
+    options += ["--top-k", "2,2048", "--keep-nodes", "4,16", "--least-acceptance", "0"]
     done = CliRunner().invoke(app, ["tune", str(MODEL), *options, "--out", str(preset)])
     assert done.exit_code == 0, done.output
     config = parse_config({"config": str(preset)})
     assert config.num_speculative_tokens == 16
     assert preset.read_text().startswith("# Written by `vllm-propd tune`: batch size 2,")
     assert preset.with_suffix(".png").stat().st_size > 10_000
+    rows = json.loads(preset.with_suffix(".json").read_text())["rows"]
+    # No pruning; K 2 and 2048 and m 4 after both layers. A tree of 16 has no best 16.
+    assert len(rows) == 7
+    off, all_ranks = rows[0], [r for r in rows if r["config"].get("top_k") == 2048]
+    assert off["work_ratio"] == 1
+    for row in all_ranks:
+        assert row["kept_per_step"] == pytest.approx(off["kept_per_step"])
+    assert sum(row["work_ratio"] < 0.8 for row in rows) == 4
+
+
+def test_tuning_after_a_layer_without_a_head_is_refused(tmp_path: Path) -> None:
+    options = ["--layers", "1,5", "--out", str(tmp_path / "tuned.yaml")]
+    done = CliRunner().invoke(app, ["tune", str(MODEL), *options])
+    assert done.exit_code == 1
+    assert "no early head after layer 5; it has some after" in " ".join(done.output.split())
 
 
 def test_tuning_heads_without_early_heads_is_refused(tmp_path: Path) -> None:

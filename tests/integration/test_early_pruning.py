@@ -84,7 +84,6 @@ def test_eager(tiny: Path, ties: Ties) -> None:
             assert sum(kept) < sum(drafted)
 
 
-@pytest.mark.parametrize("tiny", ["llama", "gemma2"], indirect=True)  # minutes each
 def test_compiled(tiny: Path, ties: Ties) -> None:
     compiled = options_of(tiny, enforce_eager=False)
     with engine(**compiled) as llm:

@@ -111,9 +111,23 @@ def test_aborted_request_leaves_the_others_alone(rule: str, ties: Ties) -> None:
 def test_compiled_engine(ties: Ties) -> None:
     """VLLM's default on the CPU compiles the model; tree attention stays outside."""
     prompts = mixed_prompts(16, seed=6)
-    with engine(enforce_eager=False) as llm:
+    options = {"enforce_eager": False, "own_processes": True}
+    with engine(**options) as llm:
         expected = run(llm, prompts, LOGGED)
     for rule in ("unpruned", "top_k"):
-        with engine(48, propd=PRUNING[rule], enforce_eager=False) as llm:
+        with engine(48, propd=PRUNING[rule], **options) as llm:
             ours = run(llm, prompts, LOGGED)
         ties.check(expected, ours)
+
+
+def backends(worker: Any) -> list[str]:
+    """Where each attention layer's backend comes from."""
+    layers = worker.vllm_config.compilation_config.static_forward_context.values()
+    return [layer.get_attn_backend().__module__.partition(".")[0] for layer in layers]
+
+
+def test_an_engine_beside_propds_is_plain() -> None:
+    """One process, one registry of backends: another engine gets vLLM's own."""
+    for nodes, expected in ((0, "vllm"), (8, "vllm_propd"), (0, "vllm")):
+        with engine(nodes) as llm:
+            assert set(llm.collective_rpc(backends)[0]) == {expected}

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from vllm_propd.config import ProPDConfig
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -108,3 +110,10 @@ def parse_arms(text: str, heads: Heads) -> list[Arm]:
     if not any(arm.name == "plain" for arm in arms):
         raise ValueError("--arms: 'plain' must be among them: all ratios are to it")
     return arms
+
+
+def most_nodes(arms: list[Arm]) -> int:
+    """Draft tokens of the arm that drafts most."""
+    whole = ProPDConfig().num_speculative_tokens
+    configs = [arm.speculative_config or {} for arm in arms]
+    return max(int(config.get("num_speculative_tokens", whole)) for config in configs)

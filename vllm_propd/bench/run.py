@@ -15,7 +15,7 @@ from rich.progress import Progress
 from safetensors import safe_open
 from vllm import SamplingParams
 
-from vllm_propd.bench.arms import Heads, parse_arms
+from vllm_propd.bench.arms import Heads, most_nodes, parse_arms
 from vllm_propd.bench.report import show, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
 from vllm_propd.bench.turn import ArmEngine, Turn, ratio_to, start_engines
@@ -79,7 +79,8 @@ def run_bench(
         most = max(*settings.batch_sizes, FEWEST_PROMPTS)
         ids = cut_prompts(model, prompts, most, settings)
         with Progress(console=console) as bar:
-            engines = start_engines(arms, engine_options(model, settings), bar, timed=True)
+            options = engine_options(model, settings, most_nodes(arms))
+            engines = start_engines(arms, options, bar, timed=True)
             results = _results(model, settings)
             params = SamplingParams(
                 temperature=settings.temperature,
@@ -147,15 +148,22 @@ def cut_prompts(
     return [ids[start * length : (start + 1) * length] for start in starts.tolist()]
 
 
-def engine_options(model: Path, settings: BenchSettings) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` that all arms share."""
+def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` that all arms share.
+
+    Args:
+        model: folder of the target.
+        settings: what to measure.
+        nodes: of the largest tree.
+    """
     most = max(settings.batch_sizes)
     return {
         "model": str(model),
         "dtype": settings.dtype,
         "max_model_len": settings.prompt_tokens + settings.max_tokens + 64,
         "max_num_seqs": most,
-        "max_num_batched_tokens": max(2048, 2 * most * 49),
+        # Trees take at most half of it: room for all of them whole.
+        "max_num_batched_tokens": max(2048, 2 * most * (nodes + 1)),
         "enforce_eager": settings.enforce_eager,
         # The same prompts come round after round: a cache would skip their prefill.
         "enable_prefix_caching": False,

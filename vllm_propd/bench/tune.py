@@ -7,6 +7,7 @@ accepted, and how long a step takes.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,9 +25,48 @@ from vllm_propd.bench.run import BenchSettings, cut_prompts, engine_options
 from vllm_propd.bench.turn import ArmEngine, Turn
 from vllm_propd.heads.early import early_layers
 
-TOP_K = (2, 5, 10, 20, 50)
-KEEP = (4, 8, 16, 24, 32)
 OFF: dict[str, Any] = {"pruning": "off"}
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to try.
+
+    Attributes:
+        layers: early layers; empty: all with an early head.
+        top_k: K of rule ``top_k``.
+        keep_nodes: m of rule ``path_probability``.
+    """
+
+    layers: tuple[int, ...] = ()
+    top_k: tuple[int, ...] = (2, 5, 10, 20, 50)
+    keep_nodes: tuple[int, ...] = (4, 8, 16, 24, 32)
+
+    def settings(self, heads: Path, nodes: int) -> list[dict[str, Any]]:
+        """Every layer with every rule, for trees of ``nodes``; first, no pruning.
+
+        Raises:
+            ValueError: ``heads`` has no early head after a wanted layer.
+        """
+        trained = early_layers(heads)
+        if not trained:
+            raise ValueError(f"{heads} has no early heads: nothing to tune")
+        if missing := set(self.layers) - set(trained):
+            raise ValueError(
+                f"--layers: {heads} has no early head after layer {min(missing)}; "
+                f"it has some after layers {', '.join(map(str, trained))}"
+            )
+        tried = [OFF]
+        for layer in self.layers or trained:
+            at = {"early_layer": layer}
+            tried += [{"pruning": "top_k", **at, "top_k": k} for k in self.top_k]
+            tried += [
+                {"pruning": "path_probability", **at, "keep_nodes": m}
+                for m in self.keep_nodes
+                if m < nodes
+            ]
+        return tried
 
 
 @dataclass
@@ -42,12 +82,16 @@ class Tried:
     turns: list[Turn] = field(default_factory=list)
 
     @property
+    def amount(self) -> int | None:
+        """K, or m."""
+        return self.keys.get("top_k", self.keys.get("keep_nodes"))
+
+    @property
     def name(self) -> str:
         """As a column of the table."""
         if self.keys["pruning"] == "off":
             return "off"
-        amount = self.keys.get("top_k", self.keys.get("keep_nodes"))
-        return f"layer {self.keys['early_layer']}, {self.keys['pruning']} {amount}"
+        return f"layer {self.keys['early_layer']}, {self.keys['pruning']} {self.amount}"
 
     @property
     def last(self) -> Turn:
@@ -65,19 +109,6 @@ class Tried:
         return median(1e3 * median(turn.step_seconds) for turn in self.turns)
 
 
-def settings_to_try(layers: list[int], nodes: int) -> list[dict[str, Any]]:
-    """Every layer with every rule; and no pruning, which comes first."""
-    tried = [OFF]
-    for layer in layers:
-        tried += [{"pruning": "top_k", "early_layer": layer, "top_k": k} for k in TOP_K]
-        tried += [
-            {"pruning": "path_probability", "early_layer": layer, "keep_nodes": m}
-            for m in KEEP
-            if m < nodes
-        ]
-    return tried
-
-
 def run_tune(
     model: Path,
     heads: Path,
@@ -86,6 +117,8 @@ def run_tune(
     nodes: int,
     num_prompts: int,
     settings: BenchSettings,
+    grid: Grid,
+    least_acceptance: float,
 ) -> list[Tried]:
     """Measures, prints a table, writes the best setting as a preset, and a plot beside it.
 
@@ -97,58 +130,63 @@ def run_tune(
         nodes: of a tree, before pruning.
         num_prompts: of each turn; as many at a time as a batch holds.
         settings: prompts, tokens, rounds; its first batch size is the one measured.
+        grid: what to try.
+        least_acceptance: the share of the unpruned trees' tokens per step below which
+            no setting is the best one.
 
     Raises:
-        ValueError: the heads have no early heads, or there is too little text.
+        ValueError: early heads that are wanted are not there, or too little text.
     """
-    if not (layers := early_layers(heads)):
-        raise ValueError(f"{heads} has no early heads: nothing to tune")
+    tried = [Tried(keys) for keys in grid.settings(heads, nodes)]
     size = settings.batch_sizes[0]
     ids = cut_prompts(model, prompts, num_prompts, settings)
-    params = SamplingParams(
-        temperature=0.0, max_tokens=settings.max_tokens, ignore_eos=True, detokenize=False
+    params, warm_up = (
+        SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
+        for n in (settings.max_tokens, min(settings.max_tokens, WARM_UP_TOKENS))
     )
     keys = {"method": "propd", "model": str(heads), "num_speculative_tokens": nodes}
     # Started with pruning: what an engine with pruning refuses is refused at once.
-    first = {**keys, "pruning": "top_k", "early_layer": layers[0]}
-    engine = ArmEngine(Arm("tune", first), engine_options(model, settings))
-    tried = [Tried(wanted) for wanted in settings_to_try(layers, nodes)]
+    arm = Arm("tune", {**keys, **tried[-1].keys})
+    engine = ArmEngine(arm, engine_options(model, settings, nodes))
     console = Console()
     with Progress(console=console) as bar:
-        task = bar.add_task("measuring", total=len(tried) * (settings.rounds + 1))
+        task = bar.add_task("warming up", total=len(tried) * (settings.rounds + 1))
         for round_ in range(settings.rounds + 1):
             for one in tried:
-                bar.update(task, description=one.name)
                 engine.llm.collective_rpc("use_pruning", args=(one.keys,))
                 engine.watch()
-                turn = engine.run_all(ids, size, params)
-                if round_:  # the first one warms up
-                    one.turns.append(turn)
+                if round_:
+                    bar.update(task, description=one.name)
+                    one.turns.append(engine.run_all(ids, size, params))
+                else:
+                    engine.run(ids[:size], warm_up)
                 bar.advance(task)
     engine.close()
-    best = max(tried, key=lambda one: one.tokens_per_s)
-    _show(tried, best, console)
-    _write_preset(out, nodes, best, tried[0], size)
-    picture = out.with_suffix(".png")
-    plot(tried, best, picture)
-    console.print(f"{out}: {best.name}; {picture}")
+    whole = tried[0].last.tokens_per_step
+    good = [one for one in tried if one.last.tokens_per_step >= least_acceptance * whole]
+    best = max(good, key=lambda one: one.tokens_per_s)
+    show(tried, best, console)
+    write_preset(out, nodes, best, tried[0], size)
+    write_curve(tried, model.name, size, out.with_suffix(".json"))
+    plot(tried, best, out.with_suffix(".png"))
+    console.print(f"{out}: {best.name}; beside it the curve, .json and .png")
     return tried
 
 
-def _show(tried: list[Tried], best: Tried, console: Console) -> None:
+def show(tried: list[Tried], best: Tried, console: Console) -> None:
+    """Prints the table."""
     table = Table(
-        "layer", "rule", "K or m", "kept", "tokens per step", "of unpruned", "work",
-        "step, ms", "tokens/s",
+        "layer", "rule", "K, m", "kept", "tokens/step", "share", "work", "step, ms",
+        "tokens/s",
         title="early pruning, medians over rounds",
+        caption="share: of the unpruned trees' tokens per step; work: of their node-layers",
     )  # fmt: skip
     whole = tried[0].last.tokens_per_step
     for one in tried:
-        keys = one.keys
-        amount = keys.get("top_k", keys.get("keep_nodes", ""))
         table.add_row(
-            str(keys.get("early_layer", "")),
-            keys["pruning"],
-            str(amount),
+            str(one.keys.get("early_layer", "")),
+            one.keys["pruning"],
+            str(one.amount or ""),
             f"{one.last.kept_per_step:.1f}",
             f"{one.last.tokens_per_step:.2f}",
             f"{one.last.tokens_per_step / whole:.1%}",
@@ -160,7 +198,29 @@ def _show(tried: list[Tried], best: Tried, console: Console) -> None:
     console.print(table)
 
 
-def _write_preset(out: Path, nodes: int, best: Tried, off: Tried, batch_size: int) -> None:
+def write_curve(tried: list[Tried], model: str, batch_size: int, path: Path) -> None:
+    """Every setting's row, as JSON, with what it was measured on."""
+    rows = [
+        {
+            "config": one.keys,
+            "kept_per_step": one.last.kept_per_step,
+            "tokens_per_step": one.last.tokens_per_step,
+            "work_ratio": one.last.work.ratio,
+            "step_ms": one.step_ms,
+            "tokens_per_s": one.tokens_per_s,
+        }
+        for one in tried
+    ]
+    about = {
+        "model": model,
+        "batch_size": batch_size,
+        "machine": this_machine().model_dump(),
+    }
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def write_preset(out: Path, nodes: int, best: Tried, off: Tried, batch_size: int) -> None:
+    """The best setting, with what it was worth in a comment."""
     speed = best.tokens_per_s / off.tokens_per_s
     accepted = best.last.tokens_per_step / off.last.tokens_per_step
     kept, of = best.last.kept_per_step, off.last.kept_per_step

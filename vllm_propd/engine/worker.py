@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-# Numba counts cores when it is imported, after vLLM has bound this thread to one of them:
-# it would launch one thread, and OpenMP, which it shares with torch, would keep to that.
-if threads := os.environ.get("OMP_NUM_THREADS"):
-    os.environ.setdefault("NUMBA_NUM_THREADS", threads)
+from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+
+# isort: split
 
 from vllm.logger import init_logger
+from vllm.v1.attention import selector
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -22,18 +23,41 @@ from vllm_propd.engine.warmup import warm_up_kernels
 
 logger = init_logger("vllm.propd.worker")
 
+BACKEND = "vllm_propd.engine.attention.TreeAttentionBackend"
+
+
+@contextmanager
+def _tree_attention() -> Iterator[None]:
+    """The layers built inside get our attention backend.
+
+    The registry is one for the process, which may hold plain engines too
+    (``VLLM_ENABLE_V1_MULTIPROCESSING=0``): afterwards it is as before.
+    """
+    ours = AttentionBackendEnum.CPU_ATTN
+    before = ours.get_path() if ours.is_overridden() else None
+    register_backend(ours, BACKEND)
+    selector._cached_get_attn_backend.cache_clear()
+    try:
+        yield
+    finally:
+        ours.clear_override()
+        if before is not None:
+            register_backend(ours, before)
+        selector._cached_get_attn_backend.cache_clear()
+
 
 class ProPDCPUWorker(CPUWorker):
     """vLLM's CPU worker, with trees."""
 
     def init_device(self) -> None:
-        """Puts our attention backend and our runner in place of vLLM's."""
-        register_backend(
-            AttentionBackendEnum.CPU_ATTN,
-            "vllm_propd.engine.attention.TreeAttentionBackend",
-        )
+        """Puts our runner in place of vLLM's."""
         with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
             super().init_device()
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """Puts our attention backend in place of vLLM's, in this model."""
+        with _tree_attention():
+            super().load_model(load_dummy_weights=load_dummy_weights)
 
     def compile_or_warm_up_model(self) -> Any:
         """Compiles our kernels too, so that no request waits for them."""

@@ -6,6 +6,14 @@ from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
     Symbol(
+        "vllm.triton_utils.dispatcher:_rebind_kernels",
+        "called",
+        "overrides",
+        "finds an empty ``__dict__`` in llvmlite (engine/numba_beside_vllm.py)",
+        "it takes vars() of any object for a dict; a second engine would not start",
+        "a check of the type there",
+    ),
+    Symbol(
         "vllm.model_executor.models.registry:_ModelRegistry.is_pp_supported_model",
         "called",
         "architectures model_config",

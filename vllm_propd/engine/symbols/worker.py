@@ -9,7 +9,7 @@ SYMBOLS = (
         "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
         "overridden",
         "self",
-        "puts our attention backend and runner in place while vLLM builds its own",
+        "puts our runner in place while vLLM builds its own",
         "the worker names its runner class in the middle of this method",
         "a runner_cls option, or a method that returns the runner's class",
     ),
@@ -20,6 +20,14 @@ SYMBOLS = (
         "is our subclass while init_device runs",
         "see init_device",
         "see init_device",
+    ),
+    Symbol(
+        "vllm.v1.worker.cpu_worker:CPUWorker.load_model",
+        "overridden",
+        "self load_dummy_weights",
+        "puts our attention backend in place while the model's layers are built",
+        "layers look their backend up when they are built",
+        "a backend that the platform takes from the engine's config",
     ),
     Symbol(
         "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
