@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba import njit, prange
 
 from vllm_propd.core.tree import Ints
 
@@ -66,6 +67,8 @@ def ranks(
     """
     own = add(_own_logits(logits, token, place, start))
     # Counted in float32, which every all-reduce knows, and which is exact up to 2^24.
+    if logits.device.type == "cpu":
+        return add(_count_larger(logits, own, place)).long()
     return add((logits[place] > own[:, None]).sum(-1, dtype=torch.float32)).long()
 
 
@@ -83,8 +86,50 @@ def log_probs(
     own = add(_own_logits(logits, token, place, start))
     # A share without any larger logit underflows to 0, one with a huge one to -inf: both
     # are what the sum over all shares would say.
-    total = add((logits[place].float() - own[:, None].float()).exp().sum(-1))
+    total = add(_relative_mass(logits, own, place))
     return (-total.log().clamp(min=0.0)).masked_fill(own == -torch.inf, -torch.inf)
+
+
+def _relative_mass(
+    logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
+) -> torch.Tensor:
+    """``[edges]`` float32 sum over this rank's tokens of ``exp(logit - own)``."""
+    if not logits.shape[1]:
+        return torch.zeros(len(own), device=logits.device)
+    lowest = torch.finfo(torch.float32).min  # -inf has no differences
+    top = logits.amax(-1).float().clamp(min=lowest)
+    total = (logits.float() - top[:, None]).exp().sum(-1)
+    return total[place] * (top[place] - own.float()).exp()
+
+
+def _count_larger(
+    logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
+) -> torch.Tensor:
+    """``[edges]`` float32 how many of a parent's logits are above its child's."""
+    bits = torch.int16 if logits.element_size() == 2 else torch.int32
+    # Floats of one sign are ordered as their bits are, so one kernel reads all types.
+    limits = torch.where(own == 0, torch.zeros_like(own), own)  # no negative zero
+    out = np.empty(len(own), np.float32)
+    order = np.argsort(place.numpy(), kind="stable")
+    _count_above(
+        logits.contiguous().view(bits).numpy(), limits.view(bits).numpy(),
+        place.numpy()[order], order, out,
+    )  # fmt: skip
+    return torch.from_numpy(out)
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _count_above(bits, limits, place, order, out):  # type: ignore[no-untyped-def]
+    """Siblings follow each other in ``order``: their row is read from memory once."""
+    for at in prange(len(order)):
+        row, limit, count = bits[place[at]], limits[order[at]], 0
+        if limit >= 0:
+            for token in range(len(row)):
+                count += row[token] > limit
+        else:  # above a negative number are all positive ones, and those of smaller bits
+            for token in range(len(row)):
+                count += (row[token] >= 0) | (row[token] < limit)
+        out[order[at]] = count
 
 
 def _own_logits(

@@ -10,6 +10,7 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_propd.core.growth import grow
+from vllm_propd.core.pruning import ranks
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention import QueryTiles, tree_attention
 
@@ -30,6 +31,8 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
         torch.zeros(1, 1, 32, 64, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32),
         first, one, masks, depth, QueryTiles(sizes, 1), 1.0,
     )  # fmt: skip
+    zero = torch.zeros(1, dtype=torch.int64)
+    ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
     if numba.get_num_threads() != threads:
         logger.warning(
             "Tree attention runs on %d threads, the model on %d: set NUMBA_NUM_THREADS=%d",
