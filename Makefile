@@ -65,19 +65,20 @@ $(DEEP)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(DEEP) --factor 8 --layers 32
 
 WIDE := propd:num_speculative_tokens=64
+SHORT := --max-tokens 32 --prompt-tokens 64
 bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
-	$(BIN)/vllm-propd tune demo/model --rounds 1 --out build/tune/demo.yaml
-	$(BIN)/vllm-propd tune $(INFLATED) --batch-size 4 --num-prompts 8 --rounds 1 \
-		--layers 1,3 --out build/tune/batch4.yaml
-	for size in 1 16; do $(BIN)/vllm-propd tune $(INFLATED) --batch-size $$size \
-		--num-prompts $$((size < 4 ? 4 : size)) --rounds 1 --layers 1 \
-		--top-k 20,50 --keep-nodes 16,24 --out build/tune/batch$$size.yaml || exit; done
-	$(BIN)/vllm-propd tune $(DEEP) --batch-size 4 --num-prompts 4 --rounds 1 --layers 1,6 \
-		--top-k 20,50 --keep-nodes 16,24 --out build/tune/deep.yaml
-	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 16 --max-tokens 64 --prompt-tokens 64 \
-		--arms "plain static static:pruning=top_k,top_k=20" --out build/tune/static
-	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 1 --max-tokens 64 --prompt-tokens 64 \
+	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 1 $(SHORT) \
 		--arms "plain $(WIDE) $(WIDE),pruning=top_k,top_k=2048" --out build/tune/overhead
+	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 16 $(SHORT) \
+		--arms "plain static static:pruning=top_k,top_k=20" --out build/tune/static
+	$(BIN)/vllm-propd tune $(INFLATED) --batch-size 4 --num-prompts 8 --max-tokens 48 \
+		--rounds 1 --layers 1,3 --out build/tune/batch4.yaml
+	$(BIN)/vllm-propd tune demo/model --rounds 1 --out build/tune/demo.yaml
+	for size in 1 16; do $(BIN)/vllm-propd tune $(INFLATED) --batch-size $$size $(SHORT) \
+		--num-prompts $$((size < 8 ? 8 : size)) --rounds 1 --layers 1 \
+		--top-k 20,50 --keep-nodes 16,24 --out build/tune/batch$$size.yaml || exit; done
+	$(BIN)/vllm-propd tune $(DEEP) --batch-size 4 --num-prompts 8 $(SHORT) --rounds 1 \
+		--layers 1,6 --top-k 20,50 --keep-nodes 16,24 --out build/tune/deep.yaml
 	$(BIN)/python scripts/bench_pruning.py
 
 clean:
