@@ -21,8 +21,6 @@ PARTS = {
 """vLLM's runner methods and, where trees are pruned, what they are made of; and what the
 report calls them. ``verify`` is sampling, and with ProPD also the walk and the commit."""
 
-INSIDE_FORWARD = ("lower half", "prune", "upper half")
-
 
 @dataclass
 class Work:
@@ -61,21 +59,26 @@ class Work:
 def install(worker: Any) -> None:
     """Runs in the worker (``collective_rpc``): times each call of the runner's methods.
 
+    A part inside another one, as the halves are inside the forward, is not counted in it.
     Again after ``use_pruning``, which makes some of what is timed anew.
     """
     runner = worker.model_runner
     worker.laps, worker.work = defaultdict(list), Work()
+    worker.inside = 0.0
 
     def timed(part: str, method: Any) -> Any:
         method = getattr(method, "untimed", method)
 
         @functools.wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            before, worker.inside = worker.inside, 0.0
             start = time.perf_counter()
             try:
                 return method(*args, **kwargs)
             finally:
-                worker.laps[part].append(time.perf_counter() - start)
+                spent = time.perf_counter() - start
+                worker.laps[part].append(spent - worker.inside)
+                worker.inside = before + spent
 
         wrapper.untimed = method  # type: ignore[attr-defined]
         return wrapper

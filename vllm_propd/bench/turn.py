@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams
 
 from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm
-from vllm_propd.bench.stopwatch import INSIDE_FORWARD, Work
+from vllm_propd.bench.stopwatch import Work
 
 
 class DraftCounter:
@@ -97,8 +97,6 @@ class Turn:
         if not self.parts:
             return {}
         found = {part: 1e3 * median(laps) for part, laps in self.parts.items() if laps}
-        if "forward" in found:  # what is left of it beside its parts
-            found["forward"] -= sum(found.get(part, 0.0) for part in INSIDE_FORWARD)
         step = 1e3 * median(self.step_seconds)
         return {**found, "rest": step - sum(found.values()), "step": step}
 
