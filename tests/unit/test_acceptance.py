@@ -36,20 +36,20 @@ def random_tree(
 @seeds
 def test_matching_child_steps_like_a_naive_walk(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    nodes, roots, children = [], [], {}
-    rows = 0
+    rows, roots, children = [], [], {}
     for request, size in enumerate(rng.integers(0, 12, 7)):
         parent, token, _ = random_tree(rng, int(size), VOCAB)
-        roots.append(rows)
+        root = len(rows)
+        roots.append(root)
+        rows.append((root, -1, request))
         for node in range(1, len(parent)):
-            nodes.append((rows + parent[node], token[node], request, rows + node))
-            children[rows + parent[node], token[node]] = rows + node
-        nodes.append((rows, -1, request, rows + len(parent)))  # can never be accepted
-        rows += len(parent) + 1
-    columns = torch.tensor(nodes).unbind(1)
-    current = torch.tensor(roots)
+            children[root + parent[node], token[node]] = len(rows)
+            rows.append((root + parent[node], token[node], request))
+        rows.append((root, -1, request))  # can never be accepted
+    columns = np.array(rows).T
+    current = np.array(roots)
     while (current >= 0).any():
-        drawn = torch.from_numpy(rng.integers(0, VOCAB, len(roots)))
+        drawn = rng.integers(0, VOCAB, len(roots))
         pairs = zip(current.tolist(), drawn.tolist(), strict=True)
         expected = [children.get(pair, -1) for pair in pairs]
         current = matching_child(current, drawn, *columns)
@@ -84,7 +84,8 @@ def test_a_batch_without_nodes_accepts_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
     probs = torch.full((2, VOCAB), 1 / VOCAB)
     assert len(typical_nodes(probs, none, none, none, none, EPSILON, DELTA)) == 0
-    step = matching_child(torch.tensor([0, 1]), torch.zeros(2).long(), *[none] * 4)
+    nothing = np.empty(0, np.int64)
+    step = matching_child(np.array([-1, -1]), np.zeros(2, np.int64), *[nothing] * 3)
     assert step.tolist() == [-1, -1]
 
 
@@ -96,30 +97,30 @@ class Enumeration:
         self.parent, self.token, self.depth = random_tree(rng, nodes, VOCAB)
         self.probs = rng.dirichlet(np.ones(VOCAB), nodes + 1)
         outcomes = np.array(list(product(range(VOCAB), repeat=nodes + 1)))
-        self.outcomes = torch.from_numpy(outcomes)
+        self.outcomes = outcomes
         self.weight = self.probs[np.arange(nodes + 1), outcomes].prod(1)
 
     def walk(self, accepted: list[bool]) -> dict[tuple[int, ...], float]:
         """Each emitted sequence's probability; ``accepted`` nodes need no draw."""
         rows, trees = len(self.parent), len(self.outcomes)
-        columns = [self.parent[1:], self.token[1:], range(1, rows)]
-        parent, token, row = (torch.tensor(column).repeat(trees) for column in columns)
-        request = torch.arange(trees).repeat_interleave(rows - 1)
-        nodes = (parent + request * rows, token, request, row + request * rows)
+        parent, token = np.tile(self.parent, trees), np.tile(self.token, trees)
+        request = np.arange(trees).repeat(rows)
+        # A root is its own parent.
+        parent = np.where(parent < 0, 0, parent) + request * rows
         forced = {
             self.parent[node]: self.token[node]
             for node in range(rows - 1, 0, -1)
             if accepted[node]
         }
-        current, emitted = torch.arange(trees) * rows, [[] for _ in range(trees)]
+        current, emitted = np.arange(trees) * rows, [[] for _ in range(trees)]
         while (current >= 0).any():
             at = current % rows
-            drawn = self.outcomes.gather(1, at[:, None])[:, 0]
+            drawn = np.take_along_axis(self.outcomes, at[:, None], 1)[:, 0]
             for node, word in forced.items():
-                drawn = torch.where(at == node, word, drawn)
+                drawn = np.where(at == node, word, drawn)
             for text, word, place in zip(emitted, drawn, current, strict=True):
                 text += [int(word)] if place >= 0 else []
-            current = matching_child(current, drawn, *nodes)
+            current = matching_child(current, drawn, parent, token, request)
         totals: dict[tuple[int, ...], float] = defaultdict(float)
         for text, weight in zip(emitted, self.weight, strict=True):
             totals[tuple(text)] += weight

@@ -11,33 +11,33 @@ finds it probable enough. Longer, and *lossy*.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+
+from vllm_propd.core.tree import Ints
 
 
 def matching_child(
-    current: torch.Tensor,
-    drawn: torch.Tensor,
-    parent_row: torch.Tensor,
-    token: torch.Tensor,
-    request: torch.Tensor,
-    node_row: torch.Tensor,
-) -> torch.Tensor:
+    current: Ints, drawn: Ints, parent_row: Ints, token: Ints, request: Ints
+) -> Ints:
     """Steps each request to the child of its current node that carries the drawn token.
 
     Args:
         current: ``[requests]`` int64 row of each request's current node; a request that
             has stopped holds -1.
         drawn: ``[requests]`` int64 token drawn there.
-        parent_row, token, request, node_row: ``[nodes]`` int64 for every drafted node:
-            its parent's row, its token, its request and its own row.
+        parent_row, token, request: ``[rows]`` int64 for every row of the trees: its
+            parent's row, its token (-1 for roots, which nothing steps to) and its
+            request.
 
     Returns:
         ``[requests]`` int64 row of the child; -1 where there is none.
     """
     matches = (parent_row == current[request]) & (token == drawn[request])
-    step = torch.full_like(current, -1)
+    step = np.full_like(current, -1)
     # At most one child matches: siblings carry different tokens.
-    step[request[matches]] = node_row[matches]
+    found = np.flatnonzero(matches)
+    step[request[found]] = found
     return step
 
 

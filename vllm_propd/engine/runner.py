@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +26,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.growth import nodes_per_sequence
-from vllm_propd.core.tree import TokenTree
+from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
@@ -66,7 +67,7 @@ class ProPDRunner(GPUModelRunner):
         self._step: TreeStep | None = None
         self._logits_indices = torch.empty(0)
         self._pruned_forward: PrunedForward | None = None
-        self._final_row: torch.Tensor | None = None
+        self._final_row: Ints | None = None
         self._root_row = np.empty(0, np.int64)
         self.recorder: Recorder | None = None
 
@@ -176,7 +177,7 @@ class ProPDRunner(GPUModelRunner):
         """Verifies the trees and commits what was accepted."""
         step, self._step = self._step, None
         metadata = self.input_batch.sampling_metadata
-        self._final_row = torch.from_numpy(self._root_row)
+        self._final_row = self._root_row
         if step is None:
             return self.sampler(logits=logits, sampling_metadata=metadata)
         assert logits is not None
@@ -185,7 +186,7 @@ class ProPDRunner(GPUModelRunner):
             logits, step, self._root_row, self.sampler, metadata, outputs, self.propd
         )
         self._final_row = verified.final_row
-        commit(step, verified.accepted, self._group_of_layer())
+        commit(step, verified.accepted, self._group_of_layer)
         if self.recorder is not None:
             self._record(self.recorder, step, verified)
         return verified.output
@@ -203,6 +204,7 @@ class ProPDRunner(GPUModelRunner):
             self._trees,
         )
 
+    @cached_property
     def _group_of_layer(self) -> dict[str, int]:
         groups = self.kv_cache_config.kv_cache_groups
         return {name: g for g, group in enumerate(groups) for name in group.layer_names}
@@ -233,7 +235,7 @@ class ProPDRunner(GPUModelRunner):
         )
         if not drafting or not nodes:
             return drafts
-        rows = self._final_row[drafting]
+        rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
         sizes = np.full(len(drafting), nodes, np.int64)
         chain = np.array([self._needs_chain(ids[i]) for i in drafting])
         # A recording also shows what was nearly drafted; every prefix is a tree.

@@ -20,6 +20,7 @@ from vllm.v1.sample.sampler import Sampler
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.acceptance import matching_child, typical_nodes
+from vllm_propd.core.tree import Ints
 from vllm_propd.engine.step import TreeStep
 
 GREEDY_BELOW = 1e-5
@@ -27,6 +28,9 @@ GREEDY_BELOW = 1e-5
 
 PLACEHOLDER = -1
 """Marks, for vLLM, where a request's emitted tokens end."""
+
+NO_NODE = -1
+"""Where a request without a tree, or past its tree, stands."""
 
 
 @dataclass
@@ -41,40 +45,8 @@ class Verified:
     """
 
     output: SamplerOutput
-    final_row: torch.Tensor
+    final_row: Ints
     accepted: np.ndarray
-
-
-@dataclass
-class _Nodes:
-    """The drafted nodes of a step, by rows of the logits."""
-
-    parent_row: torch.Tensor
-    token: torch.Tensor
-    request: torch.Tensor
-    row: torch.Tensor
-    depth: torch.Tensor
-    tree_row: torch.Tensor
-
-
-def _nodes(step: TreeStep, root_row: np.ndarray) -> _Nodes:
-    """Logits rows of a tree follow its root's, in the tree's order."""
-    drafted = np.flatnonzero(~step.is_root)
-    base = np.repeat(root_row[step.request], step.sizes)
-    row = base + np.arange(len(base)) - np.repeat(step.first, step.sizes)
-    request = np.repeat(step.request, step.sizes)
-
-    def pick(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values[drafted])
-
-    return _Nodes(
-        parent_row=pick(base + step.parent),
-        token=pick(step.token),
-        request=pick(request),
-        row=pick(row),
-        depth=pick(step.depth),
-        tree_row=torch.from_numpy(drafted),
-    )
 
 
 @contextmanager
@@ -109,49 +81,51 @@ def verify(
         outputs: each request's list of output tokens; what logits processors look at.
         config: the acceptance rule.
     """
-    nodes = _nodes(step, root_row)
-    forced = _typical_path(logits, nodes, metadata, config)
-    current = torch.from_numpy(root_row)
-    final_row = current.clone()
-    active = torch.ones(len(current), dtype=torch.bool)
-    emitted: list[torch.Tensor] = []
+    request = step.request[step.tree]
+    logits_row = root_row[request] + step.node
+    forced = _typical_path(logits, logits_row, step, metadata, config)
+    parent_row = step.parent_row
+    current = np.full(len(root_row), NO_NODE)
+    current[step.request] = step.first
+    active = np.ones(len(root_row), np.bool_)
+    final_row = root_row.copy()
+    emitted: list[Ints] = []
     logprobs: list[LogprobsTensors] = []
-    accepted: list[torch.Tensor] = []
+    accepted: list[Ints] = []
     with _history(outputs):
         for depth in range(int(step.depth.max()) + 1):
             if depth:
                 metadata = _advance(metadata, outputs, emitted[-1], active)
-            drawn = sampler(logits=logits[final_row], sampling_metadata=metadata)
-            token = drawn.sampled_token_ids[:, 0].long()
+            rows = torch.from_numpy(final_row).to(logits.device)
+            drawn = sampler(logits=logits[rows], sampling_metadata=metadata)
+            token = drawn.sampled_token_ids[:, 0].cpu().numpy().astype(np.int64)
             if forced is not None:
-                token = torch.where(forced[depth] >= 0, forced[depth], token)
-            emitted.append(torch.where(active, token, PLACEHOLDER))
+                token = np.where(forced[depth] >= 0, forced[depth], token)
+            emitted.append(np.where(active, token, PLACEHOLDER))
             if drawn.logprobs_tensors is not None:
                 logprobs.append(drawn.logprobs_tensors)
-            current = matching_child(
-                torch.where(active, final_row, -1), token,
-                nodes.parent_row, nodes.token, nodes.request, nodes.row,
-            )  # fmt: skip
+            current = matching_child(current, token, parent_row, step.token, request)
             active = current >= 0
-            if not active.any():
+            reached = current[active]
+            if not len(reached):
                 break
-            accepted.append(current[active])
-            final_row = torch.where(active, current, final_row)
+            accepted.append(reached)
+            final_row[active] = logits_row[reached]
     return Verified(
         output=SamplerOutput(
-            sampled_token_ids=torch.stack(emitted, 1).to(torch.int32),
+            sampled_token_ids=torch.from_numpy(np.stack(emitted, 1).astype(np.int32)),
             logprobs_tensors=_by_request(logprobs),
         ),
         final_row=final_row,
-        accepted=_tree_rows(nodes, accepted),
+        accepted=np.concatenate([np.empty(0, np.int64), *accepted]),
     )
 
 
 def _advance(
     metadata: SamplingMetadata,
     outputs: list[list[int]],
-    emitted: torch.Tensor,
-    active: torch.Tensor,
+    emitted: Ints,
+    active: np.ndarray,
 ) -> SamplingMetadata:
     """The batch's metadata one token later.
 
@@ -185,50 +159,43 @@ def _by_request(steps: list[LogprobsTensors]) -> LogprobsTensors | None:
     )
 
 
-def _tree_rows(nodes: _Nodes, accepted: list[torch.Tensor]) -> np.ndarray:
-    if not accepted:
-        return np.empty(0, np.int64)
-    # Node rows ascend, so a search finds each accepted row's place.
-    place = torch.searchsorted(nodes.row, torch.cat(accepted))
-    return nodes.tree_row[place].numpy()
-
-
 def _typical_path(
     logits: torch.Tensor,
-    nodes: _Nodes,
+    logits_row: Ints,
+    step: TreeStep,
     metadata: SamplingMetadata,
     config: ProPDConfig,
-) -> torch.Tensor | None:
+) -> Ints | None:
     """``[depths, requests]`` int64 tokens that typical acceptance takes; -1 elsewhere.
 
     Greedy requests and batches that want logprobs keep the exact rule.
     """
     exact = config.acceptance == "exact" or metadata.all_greedy
-    if exact or metadata.max_num_logprobs is not None or not len(nodes.depth):
+    drafted = np.flatnonzero(~step.is_root)
+    if exact or metadata.max_num_logprobs is not None or not len(drafted):
         return None
     assert metadata.temperature is not None
-    temperature = metadata.temperature
-    owner = torch.zeros(len(logits), dtype=torch.int64)
-    owner[nodes.row] = nodes.request
-    owner[nodes.parent_row] = nodes.request
-    heat = torch.where(temperature < GREEDY_BELOW, 1.0, temperature)[owner]
-    probs = (logits.float() / heat[:, None]).softmax(-1)
+    rows = torch.from_numpy(logits_row).to(logits.device)
+    request = step.request[step.tree]
+    heat = metadata.temperature[torch.from_numpy(request).to(logits.device)]
+    sampled = (heat >= GREEDY_BELOW).cpu().numpy()
+    probs = (logits[rows].float() / heat.clamp(min=GREEDY_BELOW)[:, None]).softmax(-1)
+    parent_row, token, depth, row = (
+        torch.from_numpy(values[drafted]).to(logits.device)
+        for values in (step.parent_row, step.token, step.depth, np.arange(len(rows)))
+    )
     likely = typical_nodes(
-        probs, nodes.parent_row, nodes.token, nodes.depth, nodes.row,
+        probs, parent_row, token, depth, row,
         config.typical_epsilon, config.typical_delta,
     )  # fmt: skip
-    likely &= temperature[nodes.request] >= GREEDY_BELOW
-    depths = int(nodes.depth.max())
-    path = torch.full((depths + 1, len(temperature)), PLACEHOLDER)
-    for request in nodes.request.unique().tolist():
-        mine = torch.nonzero(likely & (nodes.request == request))[:, 0]
-        if not len(mine):
-            continue
+    taken = drafted[likely.cpu().numpy()]
+    taken = taken[sampled[taken]]
+    path = np.full((int(step.depth.max()) + 1, len(metadata.temperature)), PLACEHOLDER)
+    for tree in np.unique(step.tree[taken]).tolist():
+        mine = taken[step.tree[taken] == tree]
         # The deepest accepted node; of equals the first, the most probable draft.
-        at = mine[nodes.depth[mine].argmax()]
-        while True:
-            path[nodes.depth[at] - 1, request] = nodes.token[at]
-            if nodes.depth[at] == 1:
-                break
-            at = torch.nonzero(nodes.row == nodes.parent_row[at])[0, 0]
+        at = mine[step.depth[mine].argmax()]
+        while step.depth[at]:
+            path[step.depth[at] - 1, step.request[tree]] = step.token[at]
+            at = step.parent_row[at]
     return path
