@@ -71,13 +71,14 @@ bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
 		--arms "plain $(WIDE) $(WIDE),pruning=top_k,top_k=2048" --out build/tune/overhead
 	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 16 $(SHORT) \
 		--arms "plain static static:pruning=top_k,top_k=20" --out build/tune/static
+	$(BIN)/vllm-propd tune demo/model --num-prompts 64 --rounds 1 --out build/tune/demo.yaml
 	$(BIN)/vllm-propd tune $(INFLATED) --batch-size 4 --num-prompts 8 --max-tokens 48 \
-		--rounds 1 --layers 1,3 --out build/tune/batch4.yaml
-	$(BIN)/vllm-propd tune demo/model --rounds 1 --out build/tune/demo.yaml
+		--rounds 1 --layers 1,3 --top-k 10,20,50 --keep-nodes 8,16,28 \
+		--out build/tune/batch4.yaml
 	for size in 1 16; do $(BIN)/vllm-propd tune $(INFLATED) --batch-size $$size --rounds 1 \
-		--layers 1 --top-k 20 --keep-nodes 28 --out build/tune/batch$$size.yaml || exit; done
-	$(BIN)/vllm-propd tune $(DEEP) --batch-size 4 --num-prompts 8 $(SHORT) --rounds 1 \
-		--layers 1,6 --top-k 20,50 --keep-nodes 16,28 --out build/tune/deep.yaml
+		--layers 1 --top-k 50 --keep-nodes 16,28 --out build/tune/batch$$size.yaml || exit; done
+	$(BIN)/vllm-propd tune $(DEEP) --batch-size 4 --num-prompts 8 --max-tokens 48 --rounds 1 \
+		--layers 1 --top-k 50 --keep-nodes 16,28 --out build/tune/deep.yaml
 	$(BIN)/python scripts/bench_pruning.py
 
 clean:

@@ -18,6 +18,7 @@ ONLY_WITH = {
     "typical_delta": ("acceptance", "typical"),
     "top_k": ("pruning", "top_k"),
     "keep_nodes": ("pruning", "path_probability"),
+    "draft_weight": ("pruning", "path_probability"),
 }
 """Keys that have an effect with one value of another key only."""
 
@@ -64,7 +65,7 @@ class ProPDConfig(BaseModel):
         "off",
         description="Early pruning, by an early head after a shallow layer. `top_k`: a "
         "node goes on if it is among its parent's best K (the paper's rule); "
-        "`path_probability`: each tree's best paths go on.",
+        "`path_probability`: each tree's best `keep_nodes` paths go on.",
     )
     early_layer: int | None = Field(
         None,
@@ -75,6 +76,13 @@ class ProPDConfig(BaseModel):
     top_k: int = Field(20, ge=1, description="K of the rule `top_k`.")
     keep_nodes: int = Field(
         16, ge=1, le=255, description="Nodes of a tree kept by `path_probability`."
+    )
+    draft_weight: float = Field(
+        1.0,
+        ge=0,
+        description="How much `path_probability` also trusts the draft: a node counts as "
+        "the early head's probability times the Medusa head's to this power. 0: the "
+        "early head alone.",
     )
     acceptance: Literal["exact", "typical"] = Field(
         "exact",

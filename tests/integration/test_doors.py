@@ -68,6 +68,7 @@ def test_all_doors_are_alike(door: str) -> None:
         "early_layer": None,
         "top_k": 20,
         "keep_nodes": 16,
+        "draft_weight": 1.0,
         "acceptance": "exact",
         "typical_epsilon": 0.09,
         "typical_delta": 0.3,

@@ -23,6 +23,7 @@ from vllm_propd.core.pruning import (
     keep_best_paths,
     keep_top_k,
     log_probs,
+    own_part,
     ranks,
 )
 from vllm_propd.core.tree import Ints
@@ -109,6 +110,14 @@ def test_edges_lead_from_each_drafted_node_to_its_parent(forest: Forest) -> None
     parents = [int(forest.parent_row[row]) for row in forest.drafted]
     assert edges.parents.tolist() == sorted(set(parents))
     assert edges.parents[edges.place].tolist() == parents
+
+
+@relaxed
+@given(forests(), st.data())
+def test_own_parts_add_up_to_the_paths(forest: Forest, data: st.DataObject) -> None:
+    own = eighths(data, len(forest.drafted))
+    path = forest.path_sums(own)[forest.drafted]
+    assert own_part(path, forest.edges, forest.parent_row).tolist() == own.tolist()
 
 
 def test_roots_alone_have_no_edges_and_are_kept() -> None:

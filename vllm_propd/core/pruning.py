@@ -2,7 +2,8 @@
 
 An early head predicts the next token at each node. The rule ``top_k`` keeps a child that
 is among its parent's best K; ``path_probability`` keeps the m nodes whose paths the early
-heads find most probable. Both keep the root, and cut a node with its whole subtree.
+head, and the heads that drafted them, find most probable. Both keep the root, and cut a
+node with its whole subtree.
 """
 
 from __future__ import annotations
@@ -144,6 +145,21 @@ def _own_logits(
     return torch.where(here, found, torch.zeros_like(found))
 
 
+def own_part(path: Floats, edges: Edges, parent_row: Ints) -> Floats:
+    """What each drafted node adds to its path's log probability.
+
+    Args:
+        path: ``[edges]`` float32 log probability of each drafted node's whole path.
+        edges, parent_row: as for ``edges_of``.
+
+    Returns:
+        ``[edges]`` float32, never above 0 where no path is likelier than a part of it.
+    """
+    above = np.zeros(len(parent_row), np.float32)
+    above[edges.child] = path
+    return path - above[parent_row[edges.child]]
+
+
 def _down(values: npt.NDArray[Any], parent_row: Ints, depth: Ints, join: np.ufunc) -> None:
     """Joins each row's value with its ancestors', level by level, in place."""
     for level in range(2, int(depth.max(initial=0)) + 1):
@@ -183,7 +199,7 @@ def keep_best_paths(
     the best m nodes are closed under ancestors.
 
     Args:
-        log_prob: ``[edges]`` as ``log_probs`` gives them.
+        log_prob: ``[edges]`` float32 what each node adds to its path's; none above 0.
         edges: the trees' edges.
         parent_row, depth: ``[rows]``, as for ``edges_of``.
         tree: ``[rows]`` int64 ascending number of each row's tree.

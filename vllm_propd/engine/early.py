@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import (
@@ -25,6 +26,7 @@ from vllm_propd.core.pruning import (
     keep_best_paths,
     keep_top_k,
     log_probs,
+    own_part,
     ranks,
 )
 from vllm_propd.engine.step import TreeStep
@@ -81,6 +83,10 @@ class EarlyJudge:
             kept = keep_top_k(rank, edges, parent_row, depth, self.config.top_k)
         else:
             log_prob = log_probs(*shares).cpu().numpy()
+            if self.config.draft_weight:
+                drafted = np.concatenate([tree.score for tree in step.trees])
+                said = own_part(drafted, edges, parent_row)
+                log_prob = log_prob + np.float32(self.config.draft_weight) * said
             most = self.config.keep_nodes
             kept = keep_best_paths(log_prob, edges, parent_row, depth, tree, most)
         kept[(step.token < 0) & (depth > 0)] = False
