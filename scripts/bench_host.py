@@ -79,7 +79,9 @@ def laps_of(batch: int, nodes: int) -> list[dict[str, float]]:
     llm = LLM(
         str(MODEL), dtype="float32", max_num_seqs=batch, enforce_eager=True,
         kv_cache_memory_bytes=1 << 28, max_num_batched_tokens=4096,
-        speculative_config={"method": "propd", "num_speculative_tokens": nodes},
+        speculative_config={
+            "method": "propd", "num_speculative_tokens": nodes, "sizing": "fixed",
+        },
     )  # fmt: skip
     tokenizer = llm.get_tokenizer()
     texts = held_out_snippets(batch, seed=41, min_chars=2000)

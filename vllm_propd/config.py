@@ -41,8 +41,14 @@ class ProPDConfig(BaseModel):
         48,
         ge=1,
         le=255,
-        description="Nodes of a sequence's token tree: drafts verified per step. Under "
-        "load all trees together take at most half of `max_num_batched_tokens`.",
+        description="The most nodes of a sequence's token tree. Under load all trees "
+        "together take at most half of `max_num_batched_tokens`.",
+    )
+    sizing: Literal["dynamic", "fixed"] = Field(
+        "dynamic",
+        description="`dynamic`: before each step as many nodes as promise the most tokens "
+        "per second, by what steps have taken and candidates have been worth so far; "
+        "none where none pay. `fixed`: always `num_speculative_tokens`.",
     )
     tree: Literal["best_first", "chain"] = Field(
         "best_first",
@@ -57,9 +63,9 @@ class ProPDConfig(BaseModel):
     )
     node_values: Literal["head_probability", "rank_accuracy"] = Field(
         "head_probability",
-        description="What a node is worth to a `best_first` tree: the product of this "
-        "step's head probabilities on its path, or of its ranks' accuracies in "
-        "`calibration.json` (the paper's).",
+        description="What a node is thought to be worth: the product of this step's head "
+        "probabilities on its path, or of its ranks' accuracies in `calibration.json` (the "
+        "paper's). With `dynamic` sizing both are corrected by what comes true.",
     )
     pruning: Literal["off", "top_k", "path_probability"] = Field(
         "off",

@@ -74,6 +74,7 @@ def engine(nodes: int = 0, own_processes: bool = False, **options: Any) -> Itera
         options["speculative_config"] = {
             "method": "propd",
             "num_speculative_tokens": nodes,
+            "sizing": "fixed",
             **propd,
         }
     processes = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_processes))}

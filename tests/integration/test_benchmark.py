@@ -40,8 +40,13 @@ def test_an_inflated_model_computes_the_small_ones_logits(inflated: Path) -> Non
 
 
 def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
-    pruned = "propd:pruning=top_k,top_k=5"
-    options = ["--arms", f"plain medusa static propd {pruned}", "--batch-sizes", "1,4"]
+    pruned = "propd-no-dynamic:pruning=top_k,top_k=5"
+    options = [
+        "--arms",
+        f"plain medusa static propd-no-dynamic {pruned}",
+        "--batch-sizes",
+        "1,4",
+    ]
     options += ["--dtype", "float32", "--max-tokens", "32", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, ["bench", str(inflated), *options])
     assert done.exit_code == 0, done.output
@@ -63,7 +68,7 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
         accepted = sum(row.acceptance_by_depth)
         assert row.tokens_per_step == pytest.approx(1 + accepted, rel=0.1)
     by_arm = {row.arm: row.tokens_per_step for row in results.rows if row.batch_size == 4}
-    assert by_arm["propd"] > by_arm["medusa"] > 1
+    assert by_arm["propd-no-dynamic"] > by_arm["medusa"] > 1
     assert (tmp_path / "report.html").exists()
 
 

@@ -61,6 +61,7 @@ def test_all_doors_are_alike(door: str) -> None:
     assert config.model == HEADS
     assert config.model_dump(exclude={"model"}) == {
         "num_speculative_tokens": 48,
+        "sizing": "dynamic",
         "tree": "best_first",
         "num_candidates": 10,
         "node_values": "head_probability",

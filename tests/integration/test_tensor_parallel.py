@@ -84,10 +84,12 @@ def skew(worker: Any) -> None:
     runner._prepare_inputs = slowed(runner._prepare_inputs, 0.002)
 
 
+@pytest.mark.parametrize("sizing", ["fixed", "dynamic"])
 @pytest.mark.parametrize("rule", PRUNING)
-def test_clocks_cannot_shape_trees(rule: str) -> None:
+def test_clocks_cannot_shape_trees(rule: str, sizing: str) -> None:
     prompts = mixed_prompts(8, seed=22)
-    with engine(48, propd=PRUNING[rule], tensor_parallel_size=2) as llm:
+    propd = {**PRUNING[rule], "sizing": sizing}
+    with engine(48, propd=propd, tensor_parallel_size=2) as llm:
         llm.collective_rpc(skew)
         llm.collective_rpc("start_recording", args=(1000,))
         run(llm, prompts, greedy(48))

@@ -15,6 +15,7 @@ def test_defaults_are_lossless() -> None:
     assert parse_config({}).model_dump() == {
         "model": None,
         "num_speculative_tokens": 48,
+        "sizing": "dynamic",
         "tree": "best_first",
         "num_candidates": 10,
         "node_values": "head_probability",
@@ -78,6 +79,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
         ("num_candidates", 0),
         ("num_candidates", 65),
         ("tree", "bush"),
+        ("sizing", "large"),
         ("pruning", "wrong"),
         ("pruning", True),
         ("early_layer", 0),

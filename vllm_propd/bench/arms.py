@@ -66,16 +66,17 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     },
     "suffix": _suffix,
     "chain": lambda heads: _propd(
-        heads, tree="chain", num_speculative_tokens=heads.num_heads
+        heads, sizing="fixed", tree="chain", num_speculative_tokens=heads.num_heads
     ),
     # Node values of the calibration give every step a tree of the same shape: Medusa's.
     "static": lambda heads: _propd(
-        heads, node_values="rank_accuracy", num_speculative_tokens=32
+        heads, sizing="fixed", node_values="rank_accuracy", num_speculative_tokens=32
     ),
+    "propd-no-dynamic": lambda heads: _propd(heads, sizing="fixed"),
     "propd": _propd,
 }
 """Plain vLLM; its own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
-our chain, a tree of fixed shape, and ProPD as it is by default."""
+our chain, a tree of fixed shape, trees of one size, and ProPD as it is by default."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:

@@ -144,7 +144,12 @@ def run_tune(
         SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
         for n in (settings.max_tokens, min(settings.max_tokens, WARM_UP_TOKENS))
     )
-    keys = {"method": "propd", "model": str(heads), "num_speculative_tokens": nodes}
+    keys = {
+        "method": "propd",
+        "model": str(heads),
+        "num_speculative_tokens": nodes,
+        "sizing": "fixed",
+    }
     # Started with pruning: what an engine with pruning refuses is refused at once.
     arm = Arm("tune", {**keys, **tried[-1].keys})
     engine = ArmEngine(arm, engine_options(model, settings, nodes))
@@ -224,7 +229,7 @@ def write_preset(out: Path, nodes: int, best: Tried, off: Tried, batch_size: int
     speed = best.tokens_per_s / off.tokens_per_s
     accepted = best.last.tokens_per_step / off.last.tokens_per_step
     kept, of = best.last.kept_per_step, off.last.kept_per_step
-    keys = {"num_speculative_tokens": nodes, **best.keys}
+    keys = {"num_speculative_tokens": nodes, "sizing": "fixed", **best.keys}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         f"# Written by `vllm-propd tune`: batch size {batch_size}, "

@@ -53,11 +53,13 @@ def run_demo(
         num_speculative_tokens: nodes of ProPD's trees.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    propd = {"method": "propd", "num_speculative_tokens": num_speculative_tokens}
+    fixed = {"method": "propd", "sizing": "fixed"}
+    propd = {**fixed, "num_speculative_tokens": num_speculative_tokens}
     arms = [
         Arm("plain vLLM", None),
-        Arm("chain (same heads)", {"method": "propd", "tree": "chain"}),
-        Arm(f"ProPD, {num_speculative_tokens} nodes", propd),
+        Arm("chain (same heads)", {**fixed, "tree": "chain"}),
+        Arm("ProPD", {"method": "propd"}),
+        Arm(f"ProPD, always {num_speculative_tokens} nodes", propd),
     ]
     console = Console()
     turns: dict[str, list[Turn]] = {arm.name: [] for arm in arms}

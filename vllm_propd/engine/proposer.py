@@ -16,6 +16,8 @@ from vllm.distributed import (
 from vllm.logger import init_logger
 
 from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.core.estimates import Estimator, RankAccuracy, Reliability, hits
+from vllm_propd.core.grading import Ungraded
 from vllm_propd.core.growth import grow
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.heads.calibration import calibration_for
@@ -72,12 +74,16 @@ class MedusaTreeProposer:
         """What training has measured: node values, and what to expect."""
         config = self.config
         calibration = calibration_for(config, folder, self.num_heads)
-        self.rank_values: np.ndarray | None = None
+        self.learns = config.sizing == "dynamic"
+        self.estimator: Estimator | None = None
+        if self.learns:
+            self.estimator = Reliability(self.num_heads)
+        self._ungraded = Ungraded()
         if calibration is None:
             logger.info("%s has no calibration.json: nothing is known of its heads", folder)
             return
         if config.node_values == "rank_accuracy":
-            self.rank_values = calibration.rank_values(config.ranks)
+            self.estimator = RankAccuracy(np.exp(calibration.rank_values(config.ranks)))
         if config.tree == "best_first":
             nodes = config.num_speculative_tokens
             logger.info(
@@ -115,8 +121,8 @@ class MedusaTreeProposer:
                 predicted.
 
         Returns:
-            Tokens int64 and their values float32 (log probabilities of this step, or of
-            the calibration), ``[sequences, heads, ranks]``.
+            Tokens int64 and their log probabilities float32, ``[sequences, heads,
+            ranks]``.
         """
         logits = self._logits(hidden_states).float()
         ranks = min(self.config.ranks, logits.shape[-1])
@@ -124,24 +130,33 @@ class MedusaTreeProposer:
         log_probs = best - logits.logsumexp(-1, keepdim=True)
         if self.token_map is not None:
             tokens = self.token_map.to(tokens)[tokens]
-        candidates = tokens.transpose(0, 1).contiguous().cpu().numpy()
-        if self.rank_values is None:
-            values = log_probs.transpose(0, 1).contiguous().cpu().numpy()
-        else:
-            values = np.tile(self.rank_values[:, :ranks], (len(candidates), 1, 1))
-        return candidates, values
+        candidates, said = (
+            values.transpose(0, 1).contiguous().cpu().numpy()
+            for values in (tokens, log_probs)
+        )
+        return candidates, said
 
     def draft(
-        self, hidden_states: torch.Tensor, sizes: Ints, chain: np.ndarray
+        self,
+        texts: list[tuple[str, list[int]]],
+        hidden_states: torch.Tensor,
+        sizes: Ints,
+        chain: np.ndarray,
     ) -> list[TokenTree]:
-        """A tree for each sequence.
+        """A tree for each sequence; learns from what became of earlier candidates.
 
         Args:
+            texts: ``[sequences]`` request id, and the tokens it has put out.
             hidden_states: ``[sequences, hidden]``.
             sizes: ``[sequences]`` int64 wanted nodes.
             chain: ``[sequences]`` bool: whose draft must be a single branch.
         """
-        tokens, values = self.candidates(hidden_states)
+        tokens, log_probs = self.candidates(hidden_states)
+        values = log_probs
+        if self.estimator is not None:
+            if self.learns:
+                self._learn(self.estimator, texts, tokens, log_probs)
+            values = self.estimator.values(log_probs)
         trees = grow(tokens, values, sizes)
         if chain.any():
             rows = np.flatnonzero(chain)
@@ -153,6 +168,23 @@ class MedusaTreeProposer:
             for row, branch in zip(rows.tolist(), branches, strict=True):
                 trees[row] = branch
         return trees
+
+    def _learn(
+        self,
+        estimator: Estimator,
+        texts: list[tuple[str, list[int]]],
+        tokens: Ints,
+        log_probs: np.ndarray,
+    ) -> None:
+        if (graded := self._ungraded.take(texts)) is not None:
+            right = hits(graded.tokens, graded.truth)
+            estimator.observe(right, graded.log_probs)
+        for row, (request_id, text) in enumerate(texts):
+            self._ungraded.add(request_id, len(text), tokens[row], log_probs[row])
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        self._ungraded.forget(request_id)
 
 
 def _output_shard(checkpoint: HeadsCheckpoint) -> torch.Tensor:

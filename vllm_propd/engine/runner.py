@@ -8,6 +8,7 @@ attention (`_build_attention_metadata`) -> lower half, pruning, upper half
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,10 +26,11 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.growth import nodes_per_sequence
+from vllm_propd.core.sizing import FixedSizing, Load, Sizing
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
 from vllm_propd.engine.commit import commit
+from vllm_propd.engine.costs import dynamic_sizing
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.record import EXTRA_NODES, Recorder
@@ -69,6 +71,10 @@ class ProPDRunner(GPUModelRunner):
         self._pruned_forward: PrunedForward | None = None
         self._final_row: Ints | None = None
         self._root_row = np.empty(0, np.int64)
+        self._offered: set[str] = set()
+        self.sizing: Sizing = FixedSizing(
+            self.propd.num_speculative_tokens, self.max_num_tokens
+        )
         self.recorder: Recorder | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -86,6 +92,11 @@ class ProPDRunner(GPUModelRunner):
         if self._pruned_forward is not None:
             self._pruned_forward.warm_up()
 
+    def start_sizing(self) -> None:
+        """Times steps, where the trees' sizes are to follow what they cost."""
+        if self.propd.sizing == "dynamic":
+            self.sizing = dynamic_sizing(self)
+
     def use_pruning(self, config: ProPDConfig) -> None:
         """Prunes otherwise from the next step on; for measuring, one engine for all."""
         self._pruned_forward = self._split(config)
@@ -95,9 +106,11 @@ class ProPDRunner(GPUModelRunner):
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
     ) -> Any:
         """Tree nodes get the position root + depth, and no slot in the cache."""
+        began = time.perf_counter()
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         spec_decode = prepared[1]
         drafted = np.asarray(spec_decode.num_draft_tokens, np.int64)
+        self._step_begins(began, num_scheduled_tokens, drafted)
         self._root_row = np.cumsum(drafted + 1) - drafted - 1
         self._logits_indices = prepared[0]
         batch = self.input_batch
@@ -122,6 +135,19 @@ class ProPDRunner(GPUModelRunner):
             step.slots.append(slots[rows])
             slots[nodes] = -1
         return prepared
+
+    def _step_begins(self, began: float, num_scheduled: np.ndarray, drafted: Ints) -> None:
+        batch, count = self.input_batch, len(num_scheduled)
+        sequences = count - int(self.discard_request_mask.np[:count].sum())
+        tokens, nodes = int(num_scheduled.sum()), int(drafted.sum())
+        load = Load(
+            sequences=sequences,
+            tokens=tokens,
+            others=tokens - nodes - sequences,
+            context=int(batch.num_computed_tokens_cpu[:count].sum()),
+        )
+        offered = not self._offered.isdisjoint(batch.req_ids)
+        self.sizing.step_begins(began, load, offered, nodes > 0)
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """Hands the step to the builders for the time they build."""
@@ -175,6 +201,11 @@ class ProPDRunner(GPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """Verifies the trees and commits what was accepted."""
+        output = self._verify(logits)
+        self.sizing.step_verified()
+        return output
+
+    def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
         step, self._step = self._step, None
         metadata = self.input_batch.sampling_metadata
         self._final_row = self._root_row
@@ -228,28 +259,39 @@ class ProPDRunner(GPUModelRunner):
         ids = self.input_batch.req_ids
         drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
         drafts: list[list[int]] = [[] for _ in ids]
-        nodes = nodes_per_sequence(
-            self.propd.num_speculative_tokens,
-            self.scheduler_config.max_num_batched_tokens,
-            len(ids),
-        )
-        if not drafting or not nodes:
-            return drafts
+        self._offered.clear()
+        most = self.sizing.most(len(ids))
+        if drafting and most:
+            began = time.perf_counter()
+            trees = self._draft(drafting, most, sample_hidden_states)
+            sizes = self.sizing.sizes(trees, time.perf_counter() - began)
+            for i, tree, nodes in zip(drafting, trees, sizes.tolist(), strict=True):
+                self._offered.add(ids[i])
+                drafts[i] = tree.token[:nodes].tolist()
+        self.sizing.step_ends(sum(map(len, sampled_token_ids)))
+        return drafts
+
+    def _draft(
+        self, drafting: list[int], most: int, sample_hidden_states: torch.Tensor
+    ) -> list[TokenTree]:
+        """Trees of ``most`` nodes for some requests of the batch; remembered whole."""
+        assert self._final_row is not None
+        ids = [self.input_batch.req_ids[i] for i in drafting]
+        texts = [(i, self.requests[i].output_token_ids) for i in ids]
         rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
-        sizes = np.full(len(drafting), nodes, np.int64)
-        chain = np.array([self._needs_chain(ids[i]) for i in drafting])
         # A recording also shows what was nearly drafted; every prefix is a tree.
         extra = EXTRA_NODES if self.recorder is not None else 0
-        trees = self.drafter.draft(sample_hidden_states[rows], sizes + extra, chain)
-        for i, tree in zip(drafting, trees, strict=True):
-            self._trees[ids[i]] = tree
-            drafts[i] = tree.token[:nodes].tolist()
-        return drafts
+        sizes = np.full(len(ids), most + extra, np.int64)
+        chain = np.array([self._needs_chain(i) for i in ids])
+        trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, chain)
+        self._trees.update(zip(ids, trees, strict=True))
+        return [tree.prefix(most) for tree in trees]
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         """A request that has ended needs no tree."""
         super()._on_request_state_removed(req_id, req_state)
         self._trees.pop(req_id, None)
+        self.drafter.forget(req_id)
 
     def _has_grammar(self) -> bool:
         """Vllm masks logits by the rows of the scheduled drafts: none may be missing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 from unittest.mock import patch
 
@@ -64,12 +65,23 @@ class ProPDCPUWorker(CPUWorker):
         times = super().compile_or_warm_up_model()
         warm_up_kernels(self.model_config.dtype)
         self.model_runner.warm_up_halves()
+        self.model_runner.start_sizing()
         return times
 
     def use_pruning(self, keys: dict[str, Any]) -> None:
         """Changes the engine's keys of early pruning (``LLM.collective_rpc``)."""
         config = self.model_runner.propd.model_copy(update=keys)
         self.model_runner.use_pruning(config)
+
+    def start_sizing_records(self) -> None:
+        """Records plans, estimates and times of steps (``LLM.collective_rpc``)."""
+        self.model_runner.sizing.records = []
+
+    def take_sizing_records(self) -> list[dict[str, Any]]:
+        """Ends that; see ``StepRecord`` for what each entry holds."""
+        sizing = self.model_runner.sizing
+        records, sizing.records = sizing.records, None
+        return [asdict(record) for record in records or []]
 
     def start_recording(self, steps: int = 100) -> None:
         """Records the trees of the next steps (``LLM.collective_rpc``)."""

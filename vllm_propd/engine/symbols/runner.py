@@ -74,7 +74,8 @@ SYMBOLS = (
         "the state that our hooks read and correct",
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
-        "input_batch input_ids kv_cache_config positions requests sampler scheduler_config",
+        "discard_request_mask input_batch input_ids kv_cache_config max_num_reqs "
+        "max_num_tokens positions requests sampler",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
@@ -118,6 +119,30 @@ SYMBOLS = (
         "which rows of the logits belong to which request",
         "verification starts from the roots' rows",
         "tree verification in vLLM",
+    ),
+    Symbol(
+        f"{_RUNNER}._dummy_run",
+        "called",
+        "self num_tokens",
+        "times forward passes of some sizes at start-up",
+        "a tree's size follows what a step costs",
+        "nothing",
+    ),
+    Symbol(
+        f"{_RUNNER}._sync_device",
+        "called",
+        "self",
+        "waits for what is timed at start-up",
+        "see _dummy_run",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.config:VllmConfig.compute_hash",
+        "called",
+        "self",
+        "names the table of step costs in vLLM's cache",
+        "what is timed once need not be timed at every start",
+        "nothing",
     ),
     Symbol(
         "vllm.distributed:tensor_model_parallel_all_gather",

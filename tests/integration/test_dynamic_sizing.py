@@ -1,0 +1,150 @@
+"""Dynamic sizing in real engines: sizes follow what steps cost; the text stays plain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run
+from vllm import LLM
+
+from vllm_propd.core.planner import Batch, Plan
+
+DYNAMIC = {"sizing": "dynamic"}
+
+
+def sizing_of(llm: LLM) -> Any:
+    """The worker's; tests' engines run in this process."""
+    return llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
+
+
+@dataclass
+class AnySizes:
+    """Plans that no estimate explains: any sizes, and now and then a while of none."""
+
+    plans: int = 0
+
+    def plan(self, batch: Batch) -> Plan:
+        self.plans += 1
+        rng = np.random.default_rng(self.plans)
+        whole = np.bincount(batch.tree, minlength=batch.sequences)
+        room = max(0, batch.budget - batch.sequences - batch.others) // batch.sequences
+        sizes = rng.integers(0, np.minimum(whole, room) + 1)
+        return Plan(sizes * (self.plans % 12 < 9), None, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("rule", ["off", "path_probability"])
+def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
+    options, prompts = {**BUSY, "max_num_batched_tokens": 400}, mixed_prompts(60, seed=31)
+    pruning = {} if rule == "off" else {"pruning": rule, "keep_nodes": 6}
+    with engine(**options) as llm:
+        expected = run(llm, prompts, greedy(logprobs=2))
+    with engine(48, propd={**DYNAMIC, **pruning}, **options) as llm:
+        sizing_of(llm).planner.plan = AnySizes().plan
+        llm.collective_rpc("start_sizing_records")
+        ours = run(llm, prompts, greedy(logprobs=2))
+        records = llm.collective_rpc("take_sizing_records")[0]
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 0
+    ties.check(expected, ours)
+    nodes = [record["nodes"] for record in records]
+    assert 0 in nodes and max(nodes) > 100 and len(set(nodes)) > 30
+    emitted = sum(record["emitted"] for record in records)
+    kept = sum(len(output.token_ids) for output in ours)
+    # A request's last step may put out more than the request may still take.
+    assert kept <= emitted <= kept + 4 * len(prompts)
+
+
+@dataclass
+class Price:
+    """Seconds of a step: ``base``, and as much more for each token as ``slope`` says."""
+
+    slope: float
+    base: float = 0.01
+
+    def estimate(self, tokens: np.ndarray, context: float = 0.0) -> np.ndarray:
+        return self.base + self.slope * tokens
+
+
+def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> None:
+    prompts = prompts_of([50, 60, 70], seed=32)
+    with engine(24, propd=DYNAMIC) as llm:
+        sizing = sizing_of(llm)
+        drafts: list[int] = []
+        before = sizing.sizes
+
+        def counted(trees: Any, seconds: float) -> Any:
+            drafts.append(len(trees))
+            return before(trees, seconds)
+
+        sizing.sizes = counted
+        found = {}
+        sizing.planner.draft = Price(0.0, 1e-4)
+        for slope in (0.0, 1.0):
+            sizing.planner.whole = Price(slope)
+            drafts.clear()
+            llm.collective_rpc("start_sizing_records")
+            run(llm, prompts, greedy(96, ignore_eos=True))
+            records = llm.collective_rpc("take_sizing_records")[0]
+            found[slope] = records, len(drafts)
+    free, dear = found[0.0], found[1.0]
+    assert free[1] == len(free[0])
+    assert np.median([r["nodes"] / r["sequences"] for r in free[0]]) == 24
+    # The last plan of before still stands at the first step.
+    assert sum(r["nodes"] for r in dear[0][2:]) == 0
+    assert len(dear[0]) > 90 and dear[1] < 12
+
+
+def test_the_load_changes_the_size() -> None:
+    """Where a step's price bends at 24 tokens, one sequence has them all, eight share."""
+    prompts = prompts_of([40 + 5 * i for i in range(8)], seed=33)
+    sizes = {}
+    with engine(48, propd=DYNAMIC) as llm:
+        sizing = sizing_of(llm)
+
+        class Bend:
+            def estimate(self, tokens: np.ndarray, context: float = 0.0) -> np.ndarray:
+                return 0.1 + 0.02 * np.maximum(tokens - 24, 0)
+
+        sizing.planner.whole, sizing.planner.draft = Bend(), Price(0.0, 1e-4)
+        for count in (1, 8, 1):
+            llm.collective_rpc("start_sizing_records")
+            run(llm, prompts[:count], greedy(96, ignore_eos=True))
+            records = llm.collective_rpc("take_sizing_records")[0][10:60]
+            now = [r["nodes"] / count for r in records if r["sequences"] == count]
+            sizes.setdefault(count, []).append(float(np.mean(now)))
+    assert sizes[8][0] < 4 < 12 < min(sizes[1])
+    assert sizes[1][0] == pytest.approx(sizes[1][1], rel=0.15)
+
+
+def test_expected_tokens_are_what_steps_put_out() -> None:
+    prompts = prompts_of([100 + i for i in range(24)], seed=34)
+    with engine(32, propd=DYNAMIC, max_num_seqs=4) as llm:
+        run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
+        planner = sizing_of(llm).planner
+        planner.whole, planner.draft = Price(0.0005), Price(0.0, 1e-4)
+        llm.collective_rpc("start_sizing_records")
+        run(llm, prompts[8:], greedy(96, ignore_eos=True))
+        records = llm.collective_rpc("take_sizing_records")[0]
+    planned = [r for r in records if r["expected_tokens"] > 0]
+    assert len(planned) > 100
+    expected = sum(r["expected_tokens"] for r in planned)
+    assert expected == pytest.approx(sum(r["emitted"] for r in planned), rel=0.1)
+
+
+def test_costs_are_timed_once_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    tables = tmp_path / "propd" / "costs"
+    seconds = []
+    for case in ("new", "found", "broken"):
+        with engine(8, propd=DYNAMIC, max_num_seqs=4) as llm:
+            seconds.append(sizing_of(llm).whole.seconds.tolist())
+        (path,) = tables.iterdir()
+        if case == "found":
+            path.write_text("{}")
+    assert seconds[0] == seconds[1]
+    assert "step_s" in path.read_text()

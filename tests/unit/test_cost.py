@@ -1,0 +1,96 @@
+"""Step costs: the table at first, the machine as it is soon after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vllm_propd.core.cost import StepCost
+
+TOKENS = np.array([1, 8, 16, 32, 48, 64, 128, 256])
+STAIRCASE = np.array([50.0, 50, 51, 55, 90, 120, 230, 450]) / 1e3
+"""Flat to 32 tokens, then rising: two cores and 0.7 billion parameters."""
+
+
+def cost(**options: float) -> StepCost:
+    return StepCost(TOKENS, STAIRCASE, **options)
+
+
+def truth(tokens: np.ndarray, context: float, slower: float = 1.0) -> np.ndarray:
+    table = np.interp(tokens, TOKENS, STAIRCASE)
+    return slower * (table + 2e-7 * context) + 3e-3
+
+
+def errors(found: StepCost, context: float = 0.0, slower: float = 1.0) -> np.ndarray:
+    tokens = np.arange(1, 257)
+    real = truth(tokens, context, slower)
+    return np.abs(found.estimate(tokens, context) / real - 1)
+
+
+def serve(found: StepCost, steps: int, slower: float = 1.0, most: int = 256) -> None:
+    """Steps of every size and context, with a noise of 5% and some long pauses."""
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        tokens = int(np.exp(rng.uniform(0, np.log(most))))
+        context = float(rng.integers(0, 30_000))
+        seconds = float(truth(np.array([tokens]), context, slower)[0])
+        seconds *= np.exp(rng.normal(0, 0.05)) * (20 if rng.random() < 0.02 else 1)
+        found.observe(tokens, context, seconds)
+
+
+def test_the_table_is_what_is_known_at_first() -> None:
+    found = cost()
+    np.testing.assert_allclose(found.estimate(TOKENS), STAIRCASE)
+    np.testing.assert_allclose(found.estimate(np.array([24, 512])), [0.053, 0.89])
+
+
+def test_more_tokens_never_cost_less() -> None:
+    noisy = StepCost(np.array([1, 8, 16]), np.array([1.0, 0.9, 1.2]))
+    assert noisy.estimate(np.array([1, 4, 8, 16])).tolist() == [1.0, 1.0, 1.0, 1.2]
+
+
+def test_host_time_and_context_are_found() -> None:
+    found = cost()
+    serve(found, 200)
+    for context in (0.0, 20_000.0):
+        assert np.median(errors(found, context)) < 0.05
+        assert errors(found, context).max() < 0.15
+
+
+@pytest.mark.parametrize("slower", [2.5, 0.5])
+def test_a_machine_that_changes_is_followed_within_100_steps(slower: float) -> None:
+    found = cost()
+    serve(found, 200)
+    serve(found, 100, slower)
+    assert np.median(errors(found, 10_000.0, slower)) < 0.12
+
+
+@pytest.mark.parametrize("slower", [3.0, 0.6])
+def test_one_kind_of_step_speaks_for_the_others(slower: float) -> None:
+    """A server at batch 1 sees one size only, and must still price the others."""
+    found = cost()
+    for _ in range(100):
+        found.observe(33, 0.0, slower * float(np.interp(33, TOKENS, STAIRCASE)))
+    ratio = found.estimate(TOKENS) / STAIRCASE
+    np.testing.assert_allclose(ratio, slower, rtol=0.15)
+
+
+def test_a_tables_error_at_one_place_is_mended_there() -> None:
+    """Steps of 48 tokens cost what 64 do: the machine's tiles are wider than the table."""
+    found = cost()
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        tokens = int(rng.choice([1, 8, 32, 48, 64, 128]))
+        seconds = 0.120 if tokens == 48 else float(np.interp(tokens, TOKENS, STAIRCASE))
+        found.observe(tokens, 0.0, seconds)
+    assert found.estimate(np.array([48]))[0] == pytest.approx(0.120, rel=0.12)
+    assert found.estimate(np.array([8]))[0] == pytest.approx(0.050, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds"),
+    [([1], [1.0]), ([1, 1], [1.0, 1.0]), ([1, 2], [1.0]), ([1, 2], [0.0, 1.0])],
+)
+def test_a_table_that_is_none_is_refused(tokens: list[int], seconds: list[float]) -> None:
+    with pytest.raises(ValueError, match="a cost table needs"):
+        StepCost(np.array(tokens), np.array(seconds))

@@ -1,0 +1,62 @@
+"""Candidates are graded once, against the text that followed them."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_propd.core.grading import Ungraded
+
+HEADS, RANKS = 3, 2
+
+
+def candidates(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    said = -np.sort(rng.random((HEADS, RANKS)).astype(np.float32), -1)
+    return rng.integers(0, 5, (HEADS, RANKS)), said
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), max_size=12))
+def test_every_candidate_is_graded_once_with_its_text(steps: list[tuple[int, int]]) -> None:
+    """Two sequences that put out some tokens at each step, and draft after each."""
+    ungraded, texts = Ungraded(), {"a": [0], "b": [1000]}
+    drafted: list[tuple[str, int]] = []
+    truths: list[list[int]] = []
+    for lengths in steps:
+        for text, length in zip(texts.values(), lengths, strict=True):
+            text += range(text[0] + len(text), text[0] + len(text) + length)
+        if (graded := ungraded.take(texts.items())) is not None:
+            truths += graded.truth.tolist()
+            # The candidates' first token says where they were drafted.
+            assert graded.tokens[:, 0, 0].tolist() == graded.truth[:, 0].tolist()
+            assert graded.log_probs.shape == graded.tokens.shape
+        for name, text in texts.items():
+            tokens = np.full((HEADS, RANKS), text[0] + len(text))
+            ungraded.add(name, len(text), tokens, np.zeros((HEADS, RANKS), np.float32))
+            drafted.append((name, len(text)))
+    last = {name: len(text) for name, text in texts.items()}
+    due = [(n, at) for n, at in drafted if at + HEADS <= last[n]]
+    assert sorted(truths) == sorted(texts[n][at : at + HEADS] for n, at in due)
+
+
+def test_what_was_said_meets_what_came() -> None:
+    ungraded = Ungraded()
+    tokens, said = candidates(1)
+    ungraded.add("a", 2, tokens, said)
+    assert ungraded.take([("a", [7, 7, 1, 2])]) is None  # one token is missing
+    graded = ungraded.take([("a", [7, 7, 1, 2, 3, 4])])
+    assert graded is not None
+    assert graded.truth.tolist() == [[1, 2, 3]]
+    assert np.array_equal(graded.tokens, tokens[None])
+    assert np.array_equal(graded.log_probs, said[None])
+    assert ungraded.take([("a", [7, 7, 1, 2, 3, 4])]) is None
+
+
+def test_an_ended_sequence_is_forgotten() -> None:
+    ungraded = Ungraded()
+    ungraded.add("a", 0, *candidates(2))
+    ungraded.forget("a")
+    ungraded.forget("never seen")
+    assert ungraded.take([("a", [1, 2, 3])]) is None

@@ -1,0 +1,62 @@
+"""Pauses of drafting: taken where no tree pays, short after a change of load."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from vllm_propd.core.pauses import FIRST, LONGEST, Pauses
+
+
+def probes(pauses: Pauses, steps: int, sequences: int = 8) -> list[int]:
+    """The steps after which trees were drafted, if no plan ever schedules one."""
+    drafted, found = False, []
+    for step in range(steps):
+        pauses.observe(sequences, drafted, scheduled=False)
+        drafted = pauses.drafting
+        if drafted:
+            found.append(step)
+    return found
+
+
+def test_pauses_grow_while_trees_do_not_pay() -> None:
+    found = probes(Pauses(), 400)
+    gaps = [after - before for before, after in pairwise(found)]
+    assert gaps[:5] == [FIRST + 1, 9, 17, 33, LONGEST + 1]
+    assert set(gaps[4:]) == {LONGEST + 1}
+
+
+def test_no_pause_while_nodes_are_scheduled() -> None:
+    pauses = Pauses()
+    for _ in range(50):
+        pauses.observe(4, drafted=True, scheduled=True)
+        assert pauses.drafting
+
+
+def test_a_scheduled_tree_makes_the_next_pause_short() -> None:
+    pauses = Pauses()
+    probes(pauses, 400)
+    pauses.observe(8, drafted=True, scheduled=True)
+    assert probes(pauses, 20)[1] == FIRST + 1
+
+
+def test_another_load_ends_a_pause() -> None:
+    for load in (1, 32):
+        pauses = Pauses()
+        probes(pauses, 70)
+        assert not pauses.drafting
+        pauses.observe(9, drafted=False, scheduled=False)
+        assert not pauses.drafting  # nearly the same load
+        pauses.observe(load, drafted=False, scheduled=False)
+        assert pauses.drafting
+
+
+def test_ranks_that_see_the_same_steps_pause_alike() -> None:
+    one, other = Pauses(), Pauses()
+    assert probes(one, 333, 5) == probes(other, 333, 5)
+
+
+def test_a_step_without_drafted_sequences_says_nothing() -> None:
+    pauses = Pauses()
+    for _ in range(10):
+        pauses.observe(3, drafted=False, scheduled=False)
+        assert pauses.drafting

@@ -1,0 +1,147 @@
+"""Plans: the best cut of all sequences' nodes, within the budget, and steady."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_propd.core.planner import Batch, Halves, Plan, Planner
+
+relaxed = settings(deadline=None)
+
+
+@dataclass
+class Line:
+    """Seconds that grow by ``slope`` for each token beyond ``flat``."""
+
+    base: float
+    slope: float
+    flat: int = 0
+
+    def estimate(self, tokens: np.ndarray, context: float = 0.0) -> np.ndarray:
+        return self.base + self.slope * np.maximum(tokens - self.flat, 0)
+
+
+@dataclass
+class Kept:
+    """A kept share that depends on m alone."""
+
+    by_amount: dict[int, float]
+
+    def share(self, nodes: np.ndarray, kept: int) -> np.ndarray:
+        return np.where(nodes <= kept, 1.0, self.by_amount[kept])
+
+
+NOTHING = Line(0.0, 0.0)
+
+
+def batch_of(*trees: list[float], **fields: float) -> Batch:
+    probability = np.array([p for tree in trees for p in tree], np.float64)
+    owner = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    return replace(Batch(probability, owner, len(trees)), **fields)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    """Up to three sequences; probabilities in eighths, so that ties are common."""
+    eighths = st.lists(st.integers(1, 7), max_size=5)
+    trees = draw(st.lists(eighths, min_size=1, max_size=3))
+    sorted_ones = [[x / 8 for x in sorted(tree, reverse=True)] for tree in trees]
+    others, room = draw(st.integers(0, 3)), draw(st.integers(0, 12))
+    return batch_of(*sorted_ones, others=others, budget=len(trees) + others + room)
+
+
+def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> float:
+    """Tokens per second of trees of these sizes."""
+    tokens, nodes = float(batch.sequences), sum(sizes)
+    for tree, size in enumerate(sizes):
+        tokens += batch.probability[batch.tree == tree][:size].sum()
+    seconds = price.estimate(np.array(batch.sequences + batch.others + nodes))
+    return tokens / (float(seconds) + draft * (nodes > 0))
+
+
+@relaxed
+@given(batches(), st.integers(1, 20), st.integers(0, 4), st.integers(0, 8))
+def test_no_sizes_within_the_budget_are_worth_more(
+    batch: Batch, base: int, slope: int, flat: int
+) -> None:
+    price, draft = Line(base, slope / 4, flat), 0.5
+    plan = Planner(price, Line(draft, 0.0)).plan(batch)
+    counts = [int((batch.tree == tree).sum()) for tree in range(batch.sequences)]
+    room = batch.budget - batch.sequences - batch.others
+    allowed = [
+        sizes for sizes in product(*(range(c + 1) for c in counts)) if sum(sizes) <= room
+    ]
+    best = max(worth(batch, sizes, price, draft) for sizes in allowed)
+    assert tuple(plan.sizes.tolist()) in allowed
+    assert worth(batch, tuple(plan.sizes.tolist()), price, draft) == pytest.approx(best)
+    assert plan.rate == pytest.approx(best)
+    assert plan.keep is None
+
+
+def test_where_tokens_cost_what_they_do_alone_nothing_is_drafted() -> None:
+    plan = Planner(Line(0.0, 1.0), NOTHING).plan(batch_of([0.9, 0.5], [0.8]))
+    assert plan == Plan(plan.sizes, None, 2.0, 2.0)
+    assert plan.sizes.tolist() == [0, 0]
+
+
+def test_where_they_cost_nothing_everything_is() -> None:
+    plan = Planner(Line(1.0, 0.0), NOTHING).plan(batch_of([0.9, 0.01], [0.8]))
+    assert plan.sizes.tolist() == [2, 1]
+
+
+def test_sure_sequences_get_the_nodes() -> None:
+    plan = Planner(Line(4.0, 1.0, flat=4), NOTHING).plan(
+        batch_of([0.9, 0.8, 0.7], [0.2, 0.1])
+    )
+    assert plan.sizes.tolist() == [2, 0]
+
+
+def test_pruning_is_used_where_it_pays() -> None:
+    trees = [[0.9 * 0.95**i for i in range(40)]] * 4
+    kept = Kept({8: 0.97})
+    for slope, pruned in ((0.0, False), (0.05, True)):
+        halves = Halves(Line(0.1, slope / 8), Line(0.9, slope), NOTHING, kept, (8,))
+        planner = Planner(Line(1.0, slope * 9 / 8), NOTHING, halves)
+        plan = planner.plan(batch_of(*trees))
+        assert (plan.keep == 8) == pruned
+        if pruned:
+            unpruned = Planner(planner.whole, NOTHING).plan(batch_of(*trees))
+            assert plan.rate > unpruned.rate
+            assert plan.sizes.sum() > unpruned.sizes.sum()
+
+
+def test_small_advantages_do_not_move_it() -> None:
+    price = Line(1.0, 0.05, flat=8)
+    planner = Planner(price, NOTHING, hysteresis=0.03)
+    rng = np.random.default_rng(0)
+
+    def noisy() -> Batch:
+        base = 0.8 * 0.9 ** np.arange(40) * np.exp(rng.normal(0, 0.02, 40))
+        return batch_of(-np.sort(-base))
+
+    steady = {int(planner.plan(noisy()).sizes.sum()) for _ in range(50)}
+    restless = {int(Planner(price, NOTHING).plan(noisy()).sizes.sum()) for _ in range(50)}
+    assert len(steady) == 1 < len(restless)
+
+
+def test_a_jump_of_the_load_moves_it_at_once() -> None:
+    price = Line(1.0, 0.02, flat=32)
+    tree = [0.8 * 0.9**i for i in range(48)]
+    planner = Planner(price, NOTHING)
+    alone = planner.plan(batch_of(tree)).sizes
+    crowd = planner.plan(batch_of(*[tree] * 32)).sizes
+    fresh = Planner(price, NOTHING).plan(batch_of(*[tree] * 32)).sizes
+    assert alone[0] > 20 > 3 > crowd.mean()
+    assert abs(crowd.sum() - fresh.sum()) <= 0.15 * fresh.sum() + 1
+    assert planner.plan(batch_of(tree)).sizes[0] == pytest.approx(alone[0], rel=0.15)
+
+
+def test_no_sequence_no_plan() -> None:
+    plan = Planner(Line(1.0, 1.0), NOTHING).plan(Batch(np.empty(0), np.empty(0, int), 0))
+    assert len(plan.sizes) == 0

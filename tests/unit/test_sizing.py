@@ -1,0 +1,184 @@
+"""Dynamic sizing against a simulated machine: sizes, steps' times, changes of load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from vllm_propd.core.cost import StepCost
+from vllm_propd.core.growth import grow
+from vllm_propd.core.sizing import DynamicSizing, FixedSizing, Load, StepRecord
+from vllm_propd.core.tree import TokenTree
+
+HEADS, RANKS, NODES, BUDGET = 4, 10, 64, 2048
+TOKENS = np.array([1, 8, 16, 32, 64, 128, 256])
+HOST_S = 0.004
+DRAFT_S = 0.002
+
+
+def staircase(tokens: np.ndarray) -> np.ndarray:
+    """Seconds of a forward: flat up to 32 tokens, then 2 ms a token."""
+    return 0.08 + 0.002 * np.maximum(np.ceil(tokens / 8) * 8 - 32, 0)
+
+
+@dataclass
+class Machine:
+    """Runs steps of sequences whose candidates are as good as they claim.
+
+    ``speed`` divides the forward's time; every time has 3% of noise.
+    """
+
+    seed: int = 0
+    speed: float = 1.0
+    now: float = 0.0
+    tokens_out: int = 0
+    rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.trees: list[TokenTree] = []
+        self.sizes: list[int] = []
+
+    def sizing(self) -> DynamicSizing:
+        whole = StepCost(TOKENS, staircase(TOKENS))
+        draft = StepCost(np.array([1, 64]), np.array([DRAFT_S, DRAFT_S]))
+        return DynamicSizing(whole, draft, NODES, BUDGET, clock=lambda: self.now)
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds * float(self.rng.normal(1.0, 0.03))
+
+    def draft(self, sequences: int, nodes: int) -> list[TokenTree]:
+        sharpness = self.rng.uniform(0.3, 3.0, (sequences, HEADS, 1))
+        logits = -np.arange(RANKS) * sharpness - 0.3 * np.arange(HEADS)[:, None]
+        said = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) * 0.9)
+        tokens = np.tile(np.arange(RANKS), (sequences, HEADS, 1))
+        sizes = np.full(sequences, nodes, np.int64)
+        return grow(tokens, said.astype(np.float32), sizes)
+
+    def accepted(self, tree: TokenTree, size: int) -> int:
+        """A walk in which each child is right as often as its score says."""
+        at, probability, depth = 0, 1.0, 0
+        while True:
+            children = np.flatnonzero(tree.parent[:size] == at)
+            chances = np.exp(tree.score[children]) / probability
+            drawn = self.rng.random() - np.cumsum(chances)
+            found = np.flatnonzero(drawn < 0)
+            if not len(found):
+                return depth
+            at, depth = int(children[found[0]]) + 1, depth + 1
+            probability = float(np.exp(tree.score[at - 1]))
+
+    def step(self, sizing: DynamicSizing | FixedSizing, sequences: int) -> None:
+        if len(self.trees) != sequences:  # requests come and go: without trees
+            self.trees, self.sizes = [], []
+        nodes, drafted = sum(self.sizes), bool(self.trees)
+        load = Load(sequences, sequences + nodes, 0, 100 * sequences)
+        self.spend(HOST_S)
+        sizing.step_begins(self.now, load, drafted, nodes > 0)
+        self.spend(float(staircase(np.array([load.tokens]))[0]) / self.speed)
+        sizing.step_verified()
+        emitted = sequences + sum(
+            self.accepted(tree, size)
+            for tree, size in zip(self.trees, self.sizes, strict=True)
+        )
+        self.trees, self.sizes = [], []
+        if most := sizing.most(sequences):
+            before = self.now
+            trees = self.draft(sequences, most)
+            self.spend(DRAFT_S)
+            self.sizes = sizing.sizes(trees, self.now - before).tolist()
+            self.trees = trees
+        sizing.step_ends(emitted)
+        self.tokens_out += emitted
+
+    def tokens_per_s(
+        self, sizing: DynamicSizing | FixedSizing, sequences: int, steps: int
+    ) -> float:
+        started, before = self.now, self.tokens_out
+        for _ in range(steps):
+            self.step(sizing, sequences)
+        return (self.tokens_out - before) / (self.now - started)
+
+
+def recorded(sizing: DynamicSizing, run: Callable[[], object]) -> list[StepRecord]:
+    sizing.records = []
+    run()
+    return sizing.records
+
+
+@pytest.mark.parametrize("sequences", [1, 4, 16, 64])
+def test_no_fixed_size_is_faster(sequences: int) -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    machine.tokens_per_s(sizing, sequences, 50)
+    dynamic = machine.tokens_per_s(sizing, sequences, 300)
+    for nodes in (0, 2, 4, 8, 16, 32, 64):
+        other = Machine(seed=1)
+        fixed = FixedSizing(nodes, BUDGET)
+        assert dynamic > 0.97 * other.tokens_per_s(fixed, sequences, 300), nodes
+
+
+def mean_nodes(records: list[StepRecord]) -> float:
+    return float(np.mean([record.nodes / record.sequences for record in records]))
+
+
+def test_sizes_follow_a_jump_of_the_load() -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    machine.tokens_per_s(sizing, 1, 100)
+    alone = recorded(sizing, lambda: machine.tokens_per_s(sizing, 1, 200))
+    machine.tokens_per_s(sizing, 8, 30)
+    crowd = recorded(sizing, lambda: machine.tokens_per_s(sizing, 8, 200))
+    machine.tokens_per_s(sizing, 1, 30)
+    again = recorded(sizing, lambda: machine.tokens_per_s(sizing, 1, 200))
+    assert mean_nodes(alone) > 1.5 * mean_nodes(crowd) > 0
+    assert mean_nodes(again) == pytest.approx(mean_nodes(alone), rel=0.15)
+
+
+def error(records: list[StepRecord]) -> float:
+    return float(np.median([abs(r.estimated_s / r.measured_s - 1.0) for r in records]))
+
+
+def test_step_times_are_estimated_and_a_slower_machine_is_noticed() -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    loads = [1, 3, 9, 30, 64]
+
+    def mixed() -> None:
+        for sequences in loads:
+            machine.tokens_per_s(sizing, sequences, 12)
+
+    mixed()
+    assert error(recorded(sizing, mixed)) < 0.06
+    machine.speed = 0.5
+    mixed()
+    assert error(recorded(sizing, mixed)) < 0.1
+
+
+def test_an_expectation_belongs_to_the_step_it_was_made_for() -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    machine.tokens_per_s(sizing, 4, 100)
+    records = recorded(sizing, lambda: machine.tokens_per_s(sizing, 4, 400))
+    expected = sum(r.expected_tokens for r in records)
+    assert expected == pytest.approx(sum(r.emitted for r in records), rel=0.05)
+    assert all(r.tokens == r.sequences + r.nodes for r in records)
+
+
+def test_trees_leave_half_of_the_budget() -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    sizing.token_budget = 40
+    records = recorded(sizing, lambda: machine.tokens_per_s(sizing, 6, 30))
+    assert max(r.tokens for r in records) == 20
+    assert sizing.most(20) == 0
+
+
+def test_fixed_sizes_are_fixed() -> None:
+    sizing = FixedSizing(8, 64)
+    assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]
+    trees = Machine().draft(3, 5)
+    assert sizing.sizes(trees, 0.1).tolist() == [5, 5, 5]

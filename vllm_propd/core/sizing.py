@@ -1,0 +1,221 @@
+"""Real-time sizing: what steps took, and what nodes are worth, to the next trees' sizes.
+
+Times differ between tensor-parallel ranks. They shape nothing but the sizes, which travel
+in the scheduled lists: one rank's plan counts, the others' are never seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+
+from vllm_propd.core.cost import StepCost
+from vllm_propd.core.growth import nodes_per_sequence
+from vllm_propd.core.pauses import Pauses
+from vllm_propd.core.planner import Batch, Plan, Planner
+from vllm_propd.core.tree import Ints, TokenTree
+
+GAPS = 31
+"""Gaps between steps whose median is the engine's own time; idle ones are the few."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a step holds.
+
+    Attributes:
+        sequences: that put out a token.
+        tokens: all, drafts and prompts included.
+        others: tokens of prompts.
+        context: tokens of context, over all sequences.
+    """
+
+    sequences: int
+    tokens: int
+    others: int
+    context: int
+
+
+@dataclass
+class StepRecord:
+    """One step, for plots and metrics.
+
+    Attributes:
+        sequences, tokens: as in ``Load``.
+        nodes: drafted, over all sequences.
+        expected_tokens: that the plan expected of the step; 0 where there was no plan.
+        emitted: tokens put out.
+        estimated_s, measured_s: the step's time.
+    """
+
+    sequences: int
+    tokens: int
+    nodes: int
+    expected_tokens: float
+    emitted: int
+    estimated_s: float
+    measured_s: float
+
+
+class Sizing(Protocol):
+    """What a step asks, in this order; see ``DynamicSizing``."""
+
+    def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
+        """A step has begun."""
+
+    def step_verified(self) -> None:
+        """Its text is known."""
+
+    def most(self, sequences: int) -> int:
+        """Nodes to draft for each sequence; 0: do not draft."""
+
+    def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
+        """Nodes to verify in the next step."""
+
+    def step_ends(self, emitted: int) -> None:
+        """It is over, and has put out so many tokens."""
+
+
+class FixedSizing:
+    """Trees of the configured size.
+
+    Args:
+        nodes: of a tree.
+        token_budget: tokens that a step may hold (``max_num_batched_tokens``).
+    """
+
+    def __init__(self, nodes: int, token_budget: int):
+        self.nodes, self.token_budget = nodes, token_budget
+
+    def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
+        """Nothing to learn."""
+
+    def step_verified(self) -> None:
+        """Nothing to learn."""
+
+    def step_ends(self, emitted: int) -> None:
+        """Nothing to learn."""
+
+    def most(self, sequences: int) -> int:
+        """Nodes to draft for each sequence; 0: do not draft."""
+        return nodes_per_sequence(self.nodes, self.token_budget, sequences)
+
+    def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
+        """``[trees]`` int64 how many nodes of each to verify in the next step: all."""
+        return np.array([len(tree) for tree in trees], np.int64)
+
+
+class DynamicSizing:
+    """Measures steps, and sizes trees.
+
+    Args:
+        whole: cost of steps without drafting, by tokens.
+        draft: cost of drafting, by sequences.
+        nodes: the most of a tree.
+        token_budget: tokens that a step may hold (``max_num_batched_tokens``).
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        whole: StepCost,
+        draft: StepCost,
+        nodes: int,
+        token_budget: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.whole, self.draft = whole, draft
+        self.nodes, self.token_budget = nodes, token_budget
+        self.planner = Planner(whole, draft)
+        self.records: list[StepRecord] | None = None
+        self._clock = clock
+        self._pauses = Pauses()
+        self._gaps: deque[float] = deque(maxlen=GAPS)
+        self._load = Load(0, 0, 0, 0)
+        self._plan: Plan | None = None
+        self._expected: Plan | None = None
+        self._estimated = self._measured = 0.0
+        self._began = 0.0
+        self._ended: float | None = None
+
+    def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
+        """A step has begun.
+
+        Args:
+            began: when, by the clock.
+            load: what it holds.
+            drafted: some of its sequences had been drafted trees.
+            scheduled: some nodes of these are in the step.
+        """
+        self._began = began
+        self._pauses.observe(load.sequences, drafted, scheduled)
+        if self._ended is not None:
+            self._gaps.append(self._began - self._ended)
+        self._load = load
+
+    def step_verified(self) -> None:
+        """The step's text is known: all but drafting is over."""
+        load = self._load
+        gap = median(self._gaps) if self._gaps else 0.0
+        self._measured = self._clock() - self._began + gap
+        estimate = self.whole.estimate(np.array([load.tokens]), load.context)
+        self._estimated = float(estimate[0])
+        self.whole.observe(load.tokens, load.context, self._measured)
+        # What the coming plan is for is another step than what this one was planned as.
+        self._expected, self._plan = self._plan, None
+
+    def step_ends(self, emitted: int) -> None:
+        """The step, its drafting included, is over, and has put out so many tokens."""
+        self._ended = self._clock()
+        if self.records is not None:
+            load, plan, expected = self._load, self._expected, 0.0
+            if plan is not None:  # who has joined since gives one token
+                expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
+            self.records.append(
+                StepRecord(
+                    sequences=load.sequences,
+                    tokens=load.tokens,
+                    nodes=load.tokens - load.others - load.sequences,
+                    expected_tokens=expected,
+                    emitted=emitted,
+                    estimated_s=self._estimated,
+                    measured_s=self._measured,
+                )
+            )
+
+    def most(self, sequences: int) -> int:
+        """Nodes to draft for each sequence; 0: do not draft."""
+        if not self._pauses.drafting:
+            return 0
+        return min(self.nodes, max(0, self.token_budget // 2 - sequences))
+
+    def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
+        """``[trees]`` int64 how many nodes of each to verify in the next step.
+
+        Args:
+            trees: drafted, of at most ``most`` nodes each.
+            draft_s: seconds that this took.
+        """
+        self.draft.observe(len(trees), 0.0, draft_s)
+        probability = np.exp(
+            np.concatenate([tree.score for tree in trees]).astype(np.float64)
+        )
+        owner = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+        load = self._load
+        self._plan = self.planner.plan(
+            Batch(
+                probability,
+                owner,
+                len(trees),
+                others=load.others,
+                context=load.context,
+                budget=self.token_budget // 2 + load.others,
+            )
+        )
+        return self._plan.sizes
