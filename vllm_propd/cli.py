@@ -237,6 +237,21 @@ def tune(
         )  # fmt: skip
 
 
+@app.command()
+def watch(
+    url: Annotated[
+        str, typer.Argument(help="Of a server that runs ProPD.")
+    ] = "http://localhost:8000",
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 1.0,
+    once: Annotated[bool, typer.Option(help="Print one interval, and end.")] = False,
+) -> None:
+    """A running server's trees, live: sizes, tokens per step, step times."""
+    with _errors():
+        from vllm_propd.watch import watch as watch_server
+
+        watch_server(url, interval, once)
+
+
 def _integers(text: str) -> tuple[int, ...]:
     """Of an option like ``1,4,16``; in order, each once."""
     try:

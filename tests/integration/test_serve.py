@@ -1,6 +1,7 @@
 """``vllm serve MODEL --speculative-config propd`` answers OpenAI requests."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -8,31 +9,41 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MODEL
+from typer.testing import CliRunner
+
+from vllm_propd.cli import app
+from vllm_propd.watch import parse
 
 START_SECONDS = 180
+LOG: dict[str, Path] = {}
+"""Log files of servers, by address."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def serving(speculative_config: str, log: Path) -> Iterator[str]:
     """A running server's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
     command = [
         str(Path(sys.executable).parent / "vllm"), "serve", str(MODEL), "--port", str(port),
         "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
         "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(1 << 28),
-        "--served-model-name", "pycode", "--speculative-config", "propd",
+        "--served-model-name", "pycode", "--speculative-config", speculative_config,
     ]  # fmt: skip
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        environment = {**os.environ, "VLLM_LOG_STATS_INTERVAL": "2"}
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
     address = f"http://127.0.0.1:{port}"
+    LOG[address] = log
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -47,6 +58,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """As users start it."""
+    with serving("propd", tmp_path_factory.mktemp("serve") / "log") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def drafting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One that drafts whatever it costs."""
+    keys = json.dumps({"method": "propd", "sizing": "fixed"})
+    with serving(keys, tmp_path_factory.mktemp("serve") / "log") as address:
+        yield address
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +116,48 @@ def test_streamed_completion_equals_the_whole(server: str) -> None:
     assert "".join(part["choices"][0]["text"] for part in parts) == whole
 
 
-def test_metrics_count_drafts(server: str) -> None:
-    text = urllib.request.urlopen(f"{server}/metrics", timeout=30).read().decode()
+def test_metrics_count_drafts(drafting_server: str) -> None:
+    body = {"model": "pycode", "prompt": "class Stack:\n", "max_tokens": 40}
+    post(f"{drafting_server}/v1/completions", {**body, "temperature": 0})
+    with urllib.request.urlopen(f"{drafting_server}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
     for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens"):
         found = re.search(rf"^vllm:spec_decode_{name}_total\{{.*\}} (\S+)$", text, re.M)
         assert found, name
         assert float(found[1]) > 0
+    values = parse(text, 0.0).values
+    assert values["propd_tree_nodes"] == values["spec_decode_num_draft_tokens"]
+
+
+def test_trees_show_in_the_servers_metrics(server: str) -> None:
+    body = {"model": "pycode", "prompt": "import os\n\ndef ", "max_tokens": 64}
+    post(f"{server}/v1/completions", {**body, "temperature": 0, "ignore_eos": True})
+    with urllib.request.urlopen(f"{server}/metrics", timeout=10) as answer:
+        values = parse(answer.read().decode(), 0.0).values
+    assert values["propd_steps"] > 10
+    assert values["propd_emitted_tokens"] >= 64
+    assert values["propd_kept_nodes"] == values["propd_tree_nodes"]
+    assert 0 < values["propd_measured_step_seconds"] < 60
+    assert values["propd_estimated_step_seconds"] > 0
+
+
+def test_watch_shows_a_running_server(server: str) -> None:
+    done = CliRunner().invoke(app, ["watch", server, "--interval", "0.2", "--once"])
+    assert done.exit_code == 0, done.output
+    assert "tree size" in done.output and "tokens per step" in done.output
+
+
+def test_watch_says_where_nothing_answers() -> None:
+    done = CliRunner().invoke(app, ["watch", "http://127.0.0.1:9", "--once"])
+    assert done.exit_code == 1
+    assert "Error" in done.output
+
+
+def test_the_periodic_log_has_a_line_of_propds(server: str) -> None:
+    body = {"model": "pycode", "prompt": "class A:\n", "max_tokens": 64}
+    for _ in range(20):
+        post(f"{server}/v1/completions", {**body, "temperature": 0, "ignore_eos": True})
+        if "ProPD metrics: Mean tree size" in LOG[server].read_text():
+            return
+        time.sleep(1)
+    pytest.fail(LOG[server].read_text()[-3000:])

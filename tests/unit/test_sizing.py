@@ -41,6 +41,7 @@ class Machine:
         self.rng = np.random.default_rng(self.seed)
         self.trees: list[TokenTree] = []
         self.sizes: list[int] = []
+        self.records: list[StepRecord] = []
 
     def sizing(self) -> DynamicSizing:
         whole = StepCost(TOKENS, staircase(TOKENS))
@@ -91,7 +92,7 @@ class Machine:
             self.spend(DRAFT_S)
             self.sizes = sizing.sizes(trees, self.now - before).tolist()
             self.trees = trees
-        sizing.step_ends(emitted)
+        self.records.append(sizing.step_ends(nodes, emitted))
         self.tokens_out += emitted
 
     def tokens_per_s(
@@ -103,10 +104,10 @@ class Machine:
         return (self.tokens_out - before) / (self.now - started)
 
 
-def recorded(sizing: DynamicSizing, run: Callable[[], object]) -> list[StepRecord]:
-    sizing.records = []
+def recorded(machine: Machine, run: Callable[[], object]) -> list[StepRecord]:
+    machine.records.clear()
     run()
-    return sizing.records
+    return machine.records.copy()
 
 
 @pytest.mark.parametrize("sequences", [1, 4, 16, 64])
@@ -129,11 +130,11 @@ def test_sizes_follow_a_jump_of_the_load() -> None:
     machine = Machine()
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 1, 100)
-    alone = recorded(sizing, lambda: machine.tokens_per_s(sizing, 1, 200))
+    alone = recorded(machine, lambda: machine.tokens_per_s(sizing, 1, 200))
     machine.tokens_per_s(sizing, 8, 30)
-    crowd = recorded(sizing, lambda: machine.tokens_per_s(sizing, 8, 200))
+    crowd = recorded(machine, lambda: machine.tokens_per_s(sizing, 8, 200))
     machine.tokens_per_s(sizing, 1, 30)
-    again = recorded(sizing, lambda: machine.tokens_per_s(sizing, 1, 200))
+    again = recorded(machine, lambda: machine.tokens_per_s(sizing, 1, 200))
     assert mean_nodes(alone) > 1.5 * mean_nodes(crowd) > 0
     assert mean_nodes(again) == pytest.approx(mean_nodes(alone), rel=0.15)
 
@@ -152,17 +153,17 @@ def test_step_times_are_estimated_and_a_slower_machine_is_noticed() -> None:
             machine.tokens_per_s(sizing, sequences, 12)
 
     mixed()
-    assert error(recorded(sizing, mixed)) < 0.06
+    assert error(recorded(machine, mixed)) < 0.06
     machine.speed = 0.5
     mixed()
-    assert error(recorded(sizing, mixed)) < 0.1
+    assert error(recorded(machine, mixed)) < 0.1
 
 
 def test_an_expectation_belongs_to_the_step_it_was_made_for() -> None:
     machine = Machine()
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 4, 100)
-    records = recorded(sizing, lambda: machine.tokens_per_s(sizing, 4, 400))
+    records = recorded(machine, lambda: machine.tokens_per_s(sizing, 4, 400))
     expected = sum(r.expected_tokens for r in records)
     assert expected == pytest.approx(sum(r.emitted for r in records), rel=0.05)
     assert all(r.tokens == r.sequences + r.nodes for r in records)
@@ -172,7 +173,7 @@ def test_trees_leave_half_of_the_budget() -> None:
     machine = Machine()
     sizing = machine.sizing()
     sizing.token_budget = 40
-    records = recorded(sizing, lambda: machine.tokens_per_s(sizing, 6, 30))
+    records = recorded(machine, lambda: machine.tokens_per_s(sizing, 6, 30))
     assert max(r.tokens for r in records) == 20
     assert sizing.most(20) == 0
 
@@ -182,3 +183,5 @@ def test_fixed_sizes_are_fixed() -> None:
     assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]
     trees = Machine().draft(3, 5)
     assert sizing.sizes(trees, 0.1).tolist() == [5, 5, 5]
+    sizing.step_begins(0.0, Load(3, 20, 2, 100), True, True)
+    assert sizing.step_ends(7, 6) == StepRecord(3, 20, 15, 7, 6)

@@ -41,26 +41,32 @@ class Load:
     others: int
     context: int
 
+    @property
+    def nodes(self) -> int:
+        """Of trees."""
+        return self.tokens - self.others - self.sequences
+
 
 @dataclass
 class StepRecord:
-    """One step, for plots and metrics.
+    """One step, for metrics and plots.
 
     Attributes:
         sequences, tokens: as in ``Load``.
-        nodes: drafted, over all sequences.
+        nodes, kept: in trees, over all sequences, before and after early pruning.
         expected_tokens: that the plan expected of the step; 0 where there was no plan.
         emitted: tokens put out.
-        estimated_s, measured_s: the step's time.
+        estimated_s, measured_s: the step's time; 0 where sizes are fixed.
     """
 
     sequences: int
     tokens: int
     nodes: int
-    expected_tokens: float
+    kept: int
     emitted: int
-    estimated_s: float
-    measured_s: float
+    expected_tokens: float = 0.0
+    estimated_s: float = 0.0
+    measured_s: float = 0.0
 
 
 class Sizing(Protocol):
@@ -78,8 +84,8 @@ class Sizing(Protocol):
     def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
         """Nodes to verify in the next step."""
 
-    def step_ends(self, emitted: int) -> None:
-        """It is over, and has put out so many tokens."""
+    def step_ends(self, kept: int, emitted: int) -> StepRecord:
+        """It is over, has kept so many nodes, and put out so many tokens."""
 
 
 class FixedSizing:
@@ -92,15 +98,19 @@ class FixedSizing:
 
     def __init__(self, nodes: int, token_budget: int):
         self.nodes, self.token_budget = nodes, token_budget
+        self._load = Load(0, 0, 0, 0)
 
     def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
-        """Nothing to learn."""
+        """See ``DynamicSizing``."""
+        self._load = load
 
     def step_verified(self) -> None:
         """Nothing to learn."""
 
-    def step_ends(self, emitted: int) -> None:
-        """Nothing to learn."""
+    def step_ends(self, kept: int, emitted: int) -> StepRecord:
+        """What the step was."""
+        load = self._load
+        return StepRecord(load.sequences, load.tokens, load.nodes, kept, emitted)
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -133,7 +143,6 @@ class DynamicSizing:
         self.whole, self.draft = whole, draft
         self.nodes, self.token_budget = nodes, token_budget
         self.planner = Planner(whole, draft)
-        self.records: list[StepRecord] | None = None
         self._clock = clock
         self._pauses = Pauses()
         self._gaps: deque[float] = deque(maxlen=GAPS)
@@ -170,24 +179,21 @@ class DynamicSizing:
         # What the coming plan is for is another step than what this one was planned as.
         self._expected, self._plan = self._plan, None
 
-    def step_ends(self, emitted: int) -> None:
-        """The step, its drafting included, is over, and has put out so many tokens."""
+    def step_ends(self, kept: int, emitted: int) -> StepRecord:
+        """The step, its drafting included, is over.
+
+        Args:
+            kept: nodes that went through all layers.
+            emitted: tokens put out.
+        """
         self._ended = self._clock()
-        if self.records is not None:
-            load, plan, expected = self._load, self._expected, 0.0
-            if plan is not None:  # who has joined since gives one token
-                expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
-            self.records.append(
-                StepRecord(
-                    sequences=load.sequences,
-                    tokens=load.tokens,
-                    nodes=load.tokens - load.others - load.sequences,
-                    expected_tokens=expected,
-                    emitted=emitted,
-                    estimated_s=self._estimated,
-                    measured_s=self._measured,
-                )
-            )
+        load, plan, expected = self._load, self._expected, 0.0
+        if plan is not None:  # who has joined since gives one token
+            expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
+        return StepRecord(
+            load.sequences, load.tokens, load.nodes, kept, emitted,
+            expected, self._estimated, self._measured,
+        )  # fmt: skip
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""

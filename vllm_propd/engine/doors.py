@@ -1,12 +1,13 @@
 """How users turn ProPD on: the places where vLLM reads a speculative config.
 
-Three small patches, each applied once and inert unless the method is ``propd``:
+Four small patches, each applied once and inert unless the method is ``propd``:
 
 - ``EngineArgs.add_cli_args``: ``--speculative-config`` takes the word ``propd`` beside
   JSON, and ``--spec-method`` knows it.
 - ``EngineArgs.create_engine_config``: a config of method ``propd`` becomes what vLLM
   supports for third parties: ``custom_class`` plus our worker. One door for
   ``vllm serve``, ``LLM(...)`` and ``--spec-method``.
+- ``LoggingStatLogger.log``: vLLM's periodic log gets a line of ProPD's.
 - ``SamplingParams._validate_spec_decode``: vLLM refuses ``min_p`` and ``logit_bias`` with
   any speculation, because its rejection sampler ignores them; ours does not.
 """
@@ -18,14 +19,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from huggingface_hub import snapshot_download
 from vllm.config import SpeculativeConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
+from vllm.v1.metrics.loggers import LoggingStatLogger
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
+from vllm_propd.engine.metrics import log_line, read_totals, show_metrics
 from vllm_propd.engine.support import check_engine, choose_early_layer
 
 logger = init_logger("vllm.propd.doors")
@@ -51,9 +55,10 @@ def patch_once(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
 
 
 def open_doors() -> None:
-    """Applies the three patches."""
+    """Applies the patches."""
     patch_once(EngineArgs, "add_cli_args", _teach_cli)
     patch_once(EngineArgs, "create_engine_config", _teach_engine_args)
+    patch_once(LoggingStatLogger, "log", _log_too)
     patch_once(SamplingParams, "_validate_spec_decode", _allow_logit_fields)
 
 
@@ -90,6 +95,7 @@ def _teach_engine_args(original: Any) -> Any:
         config = _enable(self, keys)
         vllm_config = original(self, *args, **kwargs)
         check_engine(vllm_config, config)
+        show_metrics(vllm_config)
         return vllm_config
 
     return create_engine_config
@@ -182,6 +188,20 @@ def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
     }
     logger.info("ProPD: %s", config.model_dump_json())
     return config
+
+
+def _log_too(original: Any) -> Any:
+    before: WeakKeyDictionary[LoggingStatLogger, dict[str, float]] = WeakKeyDictionary()
+
+    def log(self: LoggingStatLogger) -> None:
+        original(self)
+        if is_propd(self.vllm_config.speculative_config):
+            now = read_totals(self.vllm_config)
+            if (line := log_line(now, before.get(self, {}))) is not None:
+                logger.info(line)
+            before[self] = now
+
+    return log
 
 
 def _allow_logit_fields(original: Any) -> Any:

@@ -26,11 +26,12 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.sizing import FixedSizing, Load, Sizing
+from vllm_propd.core.sizing import FixedSizing, Load, Sizing, StepRecord
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing
+from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.record import EXTRA_NODES, Recorder
@@ -72,9 +73,12 @@ class ProPDRunner(GPUModelRunner):
         self._final_row: Ints | None = None
         self._root_row = np.empty(0, np.int64)
         self._offered: set[str] = set()
+        self._kept = 0
         self.sizing: Sizing = FixedSizing(
             self.propd.num_speculative_tokens, self.max_num_tokens
         )
+        self.metrics = StepMetrics(vllm_config)
+        self.step_records: list[StepRecord] | None = None
         self.recorder: Recorder | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -207,6 +211,7 @@ class ProPDRunner(GPUModelRunner):
 
     def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
         step, self._step = self._step, None
+        self._kept = 0 if step is None else len(step.rows) - len(step.sizes)
         metadata = self.input_batch.sampling_metadata
         self._final_row = self._root_row
         if step is None:
@@ -268,7 +273,11 @@ class ProPDRunner(GPUModelRunner):
             for i, tree, nodes in zip(drafting, trees, sizes.tolist(), strict=True):
                 self._offered.add(ids[i])
                 drafts[i] = tree.token[:nodes].tolist()
-        self.sizing.step_ends(sum(map(len, sampled_token_ids)))
+        emitted = sum(map(len, sampled_token_ids))
+        record = self.sizing.step_ends(self._kept, emitted)
+        self.metrics.count(record)
+        if self.step_records is not None:
+            self.step_records.append(record)
         return drafts
 
     def _draft(

@@ -75,12 +75,11 @@ class ProPDCPUWorker(CPUWorker):
 
     def start_sizing_records(self) -> None:
         """Records plans, estimates and times of steps (``LLM.collective_rpc``)."""
-        self.model_runner.sizing.records = []
+        self.model_runner.step_records = []
 
     def take_sizing_records(self) -> list[dict[str, Any]]:
         """Ends that; see ``StepRecord`` for what each entry holds."""
-        sizing = self.model_runner.sizing
-        records, sizing.records = sizing.records, None
+        records, self.model_runner.step_records = self.model_runner.step_records, None
         return [asdict(record) for record in records or []]
 
     def start_recording(self, steps: int = 100) -> None:

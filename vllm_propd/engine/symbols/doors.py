@@ -30,6 +30,22 @@ SYMBOLS = (
         "min_p and logit_bias with speculative decoding in vLLM",
     ),
     Symbol(
+        "vllm.v1.metrics.loggers:LoggingStatLogger.log",
+        "patched",
+        "self",
+        "adds a line of ProPD's metrics to vLLM's periodic log",
+        "a stat_logger plugin would turn statistics on for plain engines, too",
+        "stat loggers that a plugin can offer for its own engines only",
+    ),
+    Symbol(
+        "vllm.config:VllmConfig",
+        "read",
+        "instance_id",
+        "names the folder where an engine's workers count",
+        "statistics travel from worker to front end as a closed list",
+        "a free field in vLLM's SchedulerStats",
+    ),
+    Symbol(
         "vllm.engine.arg_utils:EngineArgs",
         "read",
         "model speculative_config spec_method spec_model spec_tokens worker_cls "

@@ -1,0 +1,152 @@
+"""ProPD's own metrics: from the worker that counts them to the process that shows them.
+
+What vLLM's statistics carry between processes is a closed list. So an engine's first
+worker counts in memory-mapped files (prometheus_client's format for several processes),
+and a collector in the front end's registry reads them: ``/metrics``, ``LLM.get_metrics``
+and the periodic log line show the same numbers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import REGISTRY
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+from vllm import envs
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.logger import init_logger
+
+from vllm_propd.core.sizing import StepRecord
+
+logger = init_logger("vllm.propd.metrics")
+
+COUNTERS = {
+    "steps": "Number of engine steps.",
+    "sequences": "Number of sequences that put out tokens, summed over steps.",
+    "tree_nodes": "Number of tree nodes verified.",
+    "kept_nodes": "Number of tree nodes left by early pruning.",
+    "emitted_tokens": "Number of tokens put out.",
+    "expected_tokens": "Number of tokens that plans expected; without a plan, put out.",
+    "measured_step_seconds": "Time of steps without drafting (dynamic sizing), in seconds.",
+    "estimated_step_seconds": "The same as estimated before each step, in seconds.",
+}
+GAUGES = {"tree_size": "Nodes per sequence in the last step."}
+PREFIX = "vllm:propd_"
+LABELS = ["model_name", "engine"]
+
+
+def _folder(vllm_config: Any) -> Path:
+    name = f"vllm-propd-{os.getuid()}-{vllm_config.instance_id}"
+    return Path(envs.VLLM_RPC_BASE_PATH) / name
+
+
+class StepMetrics:
+    """Counts steps, in an engine's first worker; in the others, nothing."""
+
+    def __init__(self, vllm_config: Any):
+        self.vllm_config = vllm_config
+        self._files: dict[str, MmapedDict] | None = None
+        self._totals = dict.fromkeys(COUNTERS, 0.0)
+
+    def count(self, record: StepRecord) -> None:
+        """Adds a step."""
+        if self._files is None:
+            self._files = self._open()
+        if not self._files:
+            return
+        new = {
+            "steps": 1,
+            "sequences": record.sequences,
+            "tree_nodes": record.nodes,
+            "kept_nodes": record.kept,
+            "emitted_tokens": record.emitted,
+            "expected_tokens": record.expected_tokens or record.emitted,
+            "measured_step_seconds": record.measured_s,
+            "estimated_step_seconds": record.estimated_s,
+        }
+        now = time.time()
+        for name, value in new.items():
+            self._totals[name] += value
+            self._files["counter"].write_value(self._keys[name], self._totals[name], now)
+        size = record.nodes / max(record.sequences, 1)
+        self._files["gauge"].write_value(self._keys["tree_size"], size, now)
+
+    def _open(self) -> dict[str, MmapedDict]:
+        folder = _folder(self.vllm_config)
+        if get_tensor_model_parallel_rank() or not folder.is_dir():
+            return {}
+        parallel = self.vllm_config.parallel_config
+        labels = [
+            str(self.vllm_config.model_config.served_model_name),
+            str(parallel.data_parallel_index),
+        ]
+        self._keys = {
+            name: mmap_key(PREFIX + name, PREFIX + name + suffix, LABELS, labels, text)
+            for texts, suffix in ((COUNTERS, "_total"), (GAUGES, ""))
+            for name, text in texts.items()
+        }
+        pid = os.getpid()
+        return {
+            "counter": MmapedDict(str(folder / f"counter_{pid}.db")),
+            "gauge": MmapedDict(str(folder / f"gauge_mostrecent_{pid}.db")),
+        }
+
+
+_shown: list[tuple[MultiProcessCollector, Path]] = []
+"""What this process's registry shows of ProPD: as vLLM's own, the last engine's."""
+
+
+def show_metrics(vllm_config: Any) -> None:
+    """Lets this process's Prometheus registry show what an engine's workers count."""
+    hide_metrics()
+    folder = _folder(vllm_config)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _shown.append((MultiProcessCollector(REGISTRY, str(folder)), folder))
+
+
+@atexit.register
+def hide_metrics() -> None:
+    """Takes that back."""
+    while _shown:
+        collector, folder = _shown.pop()
+        REGISTRY.unregister(collector)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_totals(vllm_config: Any) -> dict[str, float]:
+    """What an engine's workers have counted so far, by the names in ``COUNTERS``."""
+    totals = dict.fromkeys(COUNTERS, 0.0)
+    if (folder := _folder(vllm_config)).is_dir():
+        for metric in MultiProcessCollector(None, str(folder)).collect():
+            name = metric.name.removeprefix(PREFIX)
+            if name in totals:
+                totals[name] = sum(sample.value for sample in metric.samples)
+    return totals
+
+
+def log_line(now: dict[str, float], before: dict[str, float]) -> str | None:
+    """What happened between two readings, for vLLM's periodic log; None: nothing."""
+    new = {name: total - before.get(name, 0.0) for name, total in now.items()}
+    if not new["steps"] or not new["sequences"]:
+        return None
+    each = 1 / new["sequences"]
+    line = (
+        f"ProPD metrics: Mean tree size: {each * new['tree_nodes']:.1f} nodes, "
+        f"Kept: {each * new['kept_nodes']:.1f} nodes, "
+        f"Tokens per step: {each * new['emitted_tokens']:.2f} "
+        f"(expected {each * new['expected_tokens']:.2f})"
+    )
+    if new["measured_step_seconds"]:
+        ms = 1e3 / new["steps"]
+        line += (
+            f", Step time: {ms * new['measured_step_seconds']:.1f} ms "
+            f"(estimated {ms * new['estimated_step_seconds']:.1f} ms)"
+        )
+    return line

@@ -1,0 +1,178 @@
+"""``vllm-propd watch URL``: a running server's trees, live in the terminal."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections import deque
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+PROPD = "vllm:propd_"
+PER_DEPTH = "vllm:spec_decode_num_accepted_tokens_per_pos"
+BARS = " ▁▂▃▄▅▆▇█"
+HISTORY = 60
+TIMEOUT_S = 10
+
+
+@dataclass
+class Reading:
+    """A server's metrics at one time.
+
+    Attributes:
+        at: seconds, of a clock that never jumps.
+        values: by name without ``vllm:`` and ``_total``, summed over engines.
+        per_depth: accepted tokens by depth.
+    """
+
+    at: float
+    values: dict[str, float] = field(default_factory=dict)
+    per_depth: dict[int, float] = field(default_factory=dict)
+
+
+def parse(text: str, at: float) -> Reading:
+    """Reads Prometheus's text format.
+
+    Raises:
+        ValueError: these are not the metrics of a server that runs ProPD.
+    """
+    reading = Reading(at)
+    for family in text_string_to_metric_families(text):
+        if not family.name.startswith("vllm:") or family.type == "histogram":
+            continue
+        for sample in family.samples:
+            if sample.name.endswith("_created"):
+                continue
+            if family.name == PER_DEPTH:
+                depth = int(sample.labels["position"]) + 1
+                so_far = reading.per_depth.get(depth, 0.0)
+                reading.per_depth[depth] = so_far + sample.value
+            else:
+                name = family.name.removeprefix("vllm:")
+                reading.values[name] = reading.values.get(name, 0.0) + sample.value
+    if not any(f"vllm:{name}".startswith(PROPD) for name in reading.values):
+        raise ValueError("no vllm:propd_ metrics there: does the server run with propd?")
+    return reading
+
+
+def read(url: str) -> Reading:
+    """Asks a server.
+
+    Raises:
+        ValueError: it is not one that runs ProPD.
+        OSError: it does not answer.
+    """
+    with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=TIMEOUT_S) as answer:
+        return parse(answer.read().decode(), time.monotonic())
+
+
+@dataclass
+class Rates:
+    """What happened between two readings; None where there is nothing to divide by."""
+
+    running: float
+    waiting: float
+    tokens_per_s: float
+    tree_size: float | None
+    kept: float | None
+    tokens_per_step: float | None
+    expected: float | None
+    step_ms: float | None
+    estimated_ms: float | None
+    per_depth: list[float]
+
+
+def rates(before: Reading, now: Reading) -> Rates:
+    """Of the time between two readings."""
+
+    def new(name: str) -> float:
+        key = f"propd_{name}"
+        return now.values.get(key, 0.0) - before.values.get(key, 0.0)
+
+    def per(name: str, unit: str, scale: float = 1.0) -> float | None:
+        return scale * new(name) / new(unit) if new(unit) else None
+
+    timed = new("measured_step_seconds") > 0
+    drafts = "spec_decode_num_drafts"
+    drafted = now.values.get(drafts, 0.0) - before.values.get(drafts, 0.0)
+    depths = [d for d, total in sorted(now.per_depth.items()) if total]
+    return Rates(
+        running=now.values.get("num_requests_running", 0.0),
+        waiting=now.values.get("num_requests_waiting", 0.0),
+        tokens_per_s=new("emitted_tokens") / max(now.at - before.at, 1e-9),
+        tree_size=per("tree_nodes", "sequences"),
+        kept=per("kept_nodes", "sequences"),
+        tokens_per_step=per("emitted_tokens", "sequences"),
+        expected=per("expected_tokens", "sequences"),
+        step_ms=per("measured_step_seconds", "steps", 1e3) if timed else None,
+        estimated_ms=per("estimated_step_seconds", "steps", 1e3) if timed else None,
+        per_depth=[
+            (now.per_depth[depth] - before.per_depth.get(depth, 0.0)) / drafted
+            for depth in depths
+        ]
+        if drafted
+        else [],
+    )
+
+
+def bars(values: list[float | None]) -> str:
+    """A line of bars, the largest one full."""
+    top = max((value for value in values if value), default=1.0)
+    return "".join(BARS[round((value or 0.0) / top * (len(BARS) - 1))] for value in values)
+
+
+def view(url: str, history: list[Rates]) -> Group:
+    """The screen."""
+    now = history[-1]
+    table = Table(title=f"ProPD at {url}", show_header=False, min_width=64)
+
+    def row(
+        name: str, value: float | None, unit: str, of: str = "", places: int = 1
+    ) -> None:
+        shown = "-" if value is None else f"{value:.{places}f}"
+        table.add_row(name, f"{shown} {unit}", bars([getattr(r, of) for r in history]))
+
+    table.add_row("requests", f"{now.running:.0f} running, {now.waiting:.0f} waiting", "")
+    row("tokens out", now.tokens_per_s, "/s", "tokens_per_s")
+    row("tree size", now.tree_size, "nodes", "tree_size")
+    row("kept by pruning", now.kept, "nodes", "kept")
+    row("tokens per step", now.tokens_per_step, "", "tokens_per_step", 2)
+    row("  expected", now.expected, "", "expected", 2)
+    row("step", now.step_ms, "ms", "step_ms")
+    row("  estimated", now.estimated_ms, "ms", "estimated_ms")
+    depths = "  ".join(f"{share:.2f}" for share in now.per_depth) or "-"
+    return Group(table, Text(f"accepted by depth: {depths}"))
+
+
+def watch(url: str, interval: float, once: bool) -> None:
+    """Shows a server until interrupted, or one interval of it.
+
+    Args:
+        url: of the server.
+        interval: seconds between readings.
+        once: print one interval, and end.
+
+    Raises:
+        ValueError, OSError: see ``read``.
+    """
+    console = Console()
+    before = read(url)
+    history: deque[Rates] = deque(maxlen=HISTORY)
+    try:
+        with Live(console=console, auto_refresh=False, transient=once) as live:
+            while True:
+                time.sleep(interval)
+                now = read(url)
+                history.append(rates(before, now))
+                before = now
+                if once:
+                    break
+                live.update(view(url, list(history)), refresh=True)
+    except KeyboardInterrupt:
+        return
+    console.print(view(url, list(history)))
