@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,12 @@ def test_without_the_option_nothing_changes() -> None:
     assert vllm_config.speculative_config is None
     assert vllm_config.additional_config == {}
     assert not vllm_config.parallel_config.worker_cls.startswith("vllm_propd.")
+
+
+def test_the_doors_bring_no_compiler_along() -> None:
+    """Plain vLLM engines stumble over numba, which only our workers make harmless."""
+    code = "import sys, vllm_propd.engine.doors; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_other_methods_pass_through() -> None:

@@ -38,7 +38,8 @@ def serving(speculative_config: str, log: Path) -> Iterator[str]:
         "--served-model-name", "pycode", "--speculative-config", speculative_config,
     ]  # fmt: skip
     with log.open("w") as output:
-        environment = {**os.environ, "VLLM_LOG_STATS_INTERVAL": "2"}
+        stats = {"VLLM_LOG_STATS_INTERVAL": "2", "VLLM_LOGGING_LEVEL": "INFO"}
+        environment = {**os.environ, **stats}
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )

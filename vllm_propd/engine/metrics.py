@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
@@ -22,7 +22,8 @@ from vllm import envs
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
-from vllm_propd.core.sizing import StepRecord
+if TYPE_CHECKING:  # it brings numba, which plain engines in this process can do without
+    from vllm_propd.core.sizing import StepRecord
 
 logger = init_logger("vllm.propd.metrics")
 
