@@ -60,6 +60,8 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
         assert (row.work_ratio < 0.9) == (row.arm == pruned)
         assert (row.kept_per_step < 0.9 * row.drafted_per_step) == (row.arm == pruned)
         assert row.peak_rss_mib > 300
+        assert 0 < row.host_ms_per_step < row.step_ms["step"]
+        assert len(row.measured_step_ms) == len(row.tree_sizes) == 0
         assert row.tokens_per_s_min <= row.tokens_per_s <= row.tokens_per_s_max
         if row.arm == "plain":
             assert row.tokens_per_step == row.ratio_to_plain == 1

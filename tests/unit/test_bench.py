@@ -29,6 +29,10 @@ def row(arm: str, batch_size: int, ratio: float) -> Row:
         drafted_per_step=48,
         acceptance_by_depth=[0.5, 0.25],
         step_ms={"forward": 5.0, "rest": 1.0, "step": 6.0},
+        host_ms_per_step=1.0,
+        measured_step_ms=[5.0, 6.0] if arm != "plain" else [],
+        estimated_step_ms=[5.5, 5.8] if arm != "plain" else [],
+        tree_sizes=[3.0, 8.5] if arm != "plain" else [],
         peak_rss_mib=500,
         identical_to_plain=batch_size,
         prompts=batch_size,
@@ -57,7 +61,7 @@ def results(**fields: Any) -> Results:
 TWO = (("plain", 1.0), ("propd:tree=chain", 1.5))
 
 
-@pytest.mark.parametrize("name", ["chain", "static", "propd"])
+@pytest.mark.parametrize("name", ["chain", "static", "propd-no-dynamic", "propd"])
 def test_our_arms_are_valid_configs(name: str) -> None:
     config = parse_arm(name, HEADS).speculative_config
     assert config is not None and config.pop("method") == "propd"

@@ -35,6 +35,7 @@ img{{max-width:100%}}</style>
 <h1>vllm-propd bench: {model}</h1><p>{caption}</p>
 <img alt="speed-up and tokens per step" src="data:image/png;base64,{plot}">
 <img alt="a step's time by part" src="data:image/png;base64,{parts}">
+<img alt="estimated times and tree sizes" src="data:image/png;base64,{steps}">
 <table><tr>{head}</tr>{body}</table><p>{versions}</p></html>
 """
 
@@ -113,6 +114,30 @@ def plot_parts(results: Results, target: Path | io.BytesIO) -> None:
     figure.savefig(target, dpi=120, format="png")
 
 
+def plot_steps(results: Results, target: Path | io.BytesIO) -> None:
+    """Estimated against measured step times, and tree sizes over time (dynamic sizing)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [row for row in results.rows if row.measured_step_ms]
+    for row in rows:
+        label = f"{row.arm}, batch {row.batch_size}"
+        left.loglog(
+            row.measured_step_ms, row.estimated_step_ms, ".", label=label, alpha=0.4
+        )
+        right.plot(row.tree_sizes, label=label, alpha=0.7)
+    if rows:
+        times = [ms for row in rows for ms in row.measured_step_ms]
+        left.plot([min(times), max(times)], [min(times), max(times)], "k--")
+        right.legend()
+    left.set(title="a step's time, ms", xlabel="measured", ylabel="estimated before")
+    right.set(title="nodes per sequence", xlabel="step")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=120, format="png")
+
+
 def _embedded(draw: Callable[[Results, io.BytesIO], None], results: Results) -> str:
     picture = io.BytesIO()
     draw(results, picture)
@@ -133,6 +158,7 @@ def write_report(results: Results, out: Path) -> None:
         caption=html.escape(results.caption()),
         plot=_embedded(plot, results),
         parts=_embedded(plot_parts, results),
+        steps=_embedded(plot_steps, results),
         head=head,
         body=body,
         versions=html.escape(versions),

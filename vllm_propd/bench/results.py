@@ -37,6 +37,15 @@ class Row(BaseModel):
         description="Medians by part of a step (`bench/stopwatch.py`), in milliseconds; "
         "`rest`: what no part explains; `step`: all of it, seen from outside."
     )
+    host_ms_per_step: float = Field(
+        description="Of `step`, all but the forward passes: what asynchronous scheduling "
+        "hides in plain vLLM, and speculation shows."
+    )
+    measured_step_ms: list[float] = Field(
+        description="Steps of the last round, drafting left out, where sizing is dynamic."
+    )
+    estimated_step_ms: list[float] = Field(description="The same, as estimated before.")
+    tree_sizes: list[float] = Field(description="Nodes per sequence at the same steps.")
     peak_rss_mib: float = Field(description="Of the engine's workers together.")
     identical_to_plain: int = Field(description="Prompts whose text is plain vLLM's.")
     prompts: int = Field(description="Prompts compared.")

@@ -193,6 +193,16 @@ def _results(model: Path, settings: BenchSettings) -> Results:
     )
 
 
+def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """A row's lists of steps, where times were estimated."""
+    timed = [record for record in records if record["measured_s"]]
+    return {
+        "measured_step_ms": [round(1e3 * r["measured_s"], 3) for r in timed],
+        "estimated_step_ms": [round(1e3 * r["estimated_s"], 3) for r in timed],
+        "tree_sizes": [round(r["nodes"] / max(r["sequences"], 1), 3) for r in timed],
+    }
+
+
 def _rows(
     found: dict[str, list[Turn]],
     batch_size: int,
@@ -219,6 +229,8 @@ def _rows(
                 kept_per_step=last.kept_per_step,
                 work_ratio=last.work.ratio,
                 step_ms={part: round(ms, 3) for part, ms in last.step_ms().items()},
+                host_ms_per_step=round(last.host_ms(), 3),
+                **_steps(last.records),
                 peak_rss_mib=round(engine.peak_rss_mib()),
                 acceptance_by_depth=[n / last.drafts for n in last.accepted_at if n],
                 identical_to_plain=same,

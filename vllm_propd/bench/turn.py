@@ -14,6 +14,10 @@ from vllm import LLM, SamplingParams
 from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.stopwatch import Work
+from vllm_propd.config import METHOD
+
+FORWARD = ("forward", "lower half", "prune", "upper half")
+"""Parts of a step that are the model's, early head included."""
 
 
 class DraftCounter:
@@ -61,6 +65,7 @@ class Turn:
         parts: seconds of each call inside the worker, by ``stopwatch.PARTS``, where the
             engine has stopwatches.
         work: what early pruning saw, likewise.
+        records: what sizing saw at each step (``core.sizing.StepRecord``), likewise.
     """
 
     seconds: float = 0.0
@@ -73,6 +78,7 @@ class Turn:
     step_seconds: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
     def __iadd__(self, other: Turn) -> Turn:
         """Adds a turn that ran after this one."""
@@ -83,6 +89,7 @@ class Turn:
         for part, laps in other.parts.items():
             self.parts[part] = self.parts.get(part, []) + laps
         self.work += other.work
+        self.records = self.records + other.records
         pairs = zip_longest(self.accepted_at, other.accepted_at, fillvalue=0)
         self.accepted_at = [a + b for a, b in pairs]
         return self
@@ -99,6 +106,11 @@ class Turn:
         found = {part: 1e3 * median(laps) for part, laps in self.parts.items() if laps}
         step = 1e3 * median(self.step_seconds)
         return {**found, "rest": step - sum(found.values()), "step": step}
+
+    def host_ms(self) -> float:
+        """Median milliseconds of a step without the forward passes; 0 if not timed."""
+        parts = self.step_ms()
+        return parts.get("step", 0.0) - sum(parts.get(part, 0.0) for part in FORWARD)
 
     @property
     def kept_per_step(self) -> float:
@@ -140,6 +152,11 @@ class ArmEngine:
         """Generates all prompts together."""
         engine, turn, drafts = self.llm.llm_engine, Turn(), self._drafts
         drafts.reset()
+        recording = (
+            self.timed and (self.arm.speculative_config or {}).get("method") == METHOD
+        )
+        if recording:
+            self.llm.collective_rpc("start_sizing_records")
         names = [str(self._requests + i) for i in range(len(prompts))]
         self._requests += len(prompts)
         texts: dict[str, list[int]] = {}
@@ -163,6 +180,8 @@ class ArmEngine:
         if self.timed:
             turn.parts, work = self.llm.collective_rpc(stopwatch.take)[0]
             turn.work = Work(**work)
+        if recording:
+            turn.records = self.llm.collective_rpc("take_sizing_records")[0]
         turn.texts = [texts[name] for name in names]
         turn.tokens = sum(map(len, turn.texts))
         turn.drafted, turn.drafts = drafts.drafted, drafts.drafts
