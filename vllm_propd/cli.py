@@ -152,6 +152,31 @@ def bench(
     batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
     max_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each.")] = 128,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    workload: Annotated[
+        bool,
+        typer.Option(
+            "--workload",
+            help="Also by prompt length, by task (code, prose, tables, of text on this "
+            "machine), and on a trace of mixed requests that arrive over time.",
+        ),
+    ] = False,
+    lengths: Annotated[
+        str, typer.Option(help="Of --workload: tokens of a prompt.")
+    ] = "64,256,512",
+    trace_requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of --workload's trace. Default: twice the largest batch size."
+        ),
+    ] = None,
+    trace_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Requests per second. Default: what plain vLLM finishes at the largest "
+            "batch size.",
+        ),
+    ] = None,
     rounds: Annotated[
         int, typer.Option(min=3, help="Turns of each arm, after a warm-up.")
     ] = 3,
@@ -166,12 +191,12 @@ def bench(
     # Stopwatches go into the workers as functions.
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     with _errors():
-        from vllm_propd.bench.run import BenchSettings, run_bench
+        from vllm_propd.bench.run import run_bench
+        from vllm_propd.bench.settings import BenchSettings
 
-        sizes = tuple(sorted({int(size) for size in batch_sizes.split(",")}))
         settings = BenchSettings(
             arms=arms,
-            batch_sizes=sizes,
+            batch_sizes=_numbers(batch_sizes),
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
             rounds=rounds,
@@ -179,6 +204,10 @@ def bench(
             dtype=dtype,
             enforce_eager=enforce_eager,
             seed=seed,
+            workload=workload,
+            lengths=_numbers(lengths),
+            trace_requests=trace_requests,
+            trace_rate=trace_rate,
         )
         run_bench(model, heads or model / "propd", prompts or [], out, settings)
 
@@ -209,7 +238,7 @@ def tune(
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     with _errors():
-        from vllm_propd.bench.run import BenchSettings
+        from vllm_propd.bench.settings import BenchSettings
         from vllm_propd.bench.tune import run_tune
 
         settings = BenchSettings(
@@ -222,6 +251,11 @@ def tune(
         )
         folder = heads or model / "propd"
         run_tune(model, folder, prompts or [], out, nodes, num_prompts, settings)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Of a list like ``1,4,16``, in ascending order."""
+    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 @contextmanager

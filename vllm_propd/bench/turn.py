@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import median
@@ -202,7 +203,7 @@ def start_engines(
     return engines
 
 
-def ratio_to(turns: list[Turn], plain: list[Turn]) -> float:
+def ratio_to(turns: Sequence[Turn], plain: Sequence[Turn]) -> float:
     """Median over rounds of tokens/s over plain vLLM's in the same round."""
     return median(
         turn.tokens_per_s / base.tokens_per_s
