@@ -152,6 +152,31 @@ def bench(
     batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
     max_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each.")] = 128,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    workload: Annotated[
+        bool,
+        typer.Option(
+            "--workload",
+            help="Also by prompt length, by task (code, prose, tables, of text on this "
+            "machine), and on a trace of mixed requests that arrive over time.",
+        ),
+    ] = False,
+    lengths: Annotated[
+        str, typer.Option(help="Of --workload: tokens of a prompt.")
+    ] = "64,256,512",
+    trace_requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of --workload's trace. Default: twice the largest batch size."
+        ),
+    ] = None,
+    trace_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Requests per second. Default: what plain vLLM finishes at the largest "
+            "batch size.",
+        ),
+    ] = None,
     rounds: Annotated[
         int, typer.Option(min=3, help="Turns of each arm, after a warm-up.")
     ] = 3,
@@ -164,7 +189,8 @@ def bench(
     """Arms in turns on the same prompts: speed against plain vLLM, steps, equality."""
     _allow_stopwatches()
     with _errors():
-        from vllm_propd.bench.run import BenchSettings, run_bench
+        from vllm_propd.bench.run import run_bench
+        from vllm_propd.bench.settings import BenchSettings
 
         settings = BenchSettings(
             arms=arms,
@@ -176,6 +202,10 @@ def bench(
             dtype=dtype,
             enforce_eager=enforce_eager,
             seed=seed,
+            workload=workload,
+            lengths=_integers(lengths),
+            trace_requests=trace_requests,
+            trace_rate=trace_rate,
         )
         run_bench(model, heads or model / "propd", prompts or [], out, settings)
 
@@ -218,7 +248,7 @@ def tune(
     """Early pruning on your prompts: measures layers, rules and K; writes a preset."""
     _allow_stopwatches()
     with _errors():
-        from vllm_propd.bench.run import BenchSettings
+        from vllm_propd.bench.settings import BenchSettings
         from vllm_propd.bench.tune import Grid, run_tune
 
         settings = BenchSettings(

@@ -74,6 +74,36 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_workloads_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
+    options = ["--arms", "plain propd-no-dynamic", "--batch-sizes", "2", "--prompt-tokens", "24"]
+    options += ["--workload", "--lengths", "16,48", "--max-tokens", "12"]
+    options += ["--trace-requests", "6", "--trace-rate", "20", "--dtype", "float32"]
+    options += ["--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", str(inflated), *options])
+    assert done.exit_code == 0, done.output
+    results = Results.model_validate_json((tmp_path / "results.json").read_text())
+    tasks = ["task code", "task prose", "task tables"]
+    assert results.workloads == ["length 16", "length 48", *tasks, "trace"]
+    assert results.batch_sizes == [2] and len(results.rows) == 14
+    for row in results.rows:
+        prompts = 6 if row.workload == "trace" else 2
+        assert row.identical_to_plain == row.prompts == prompts
+        assert (row.tokens_per_step == 1) == (row.arm == "plain")
+        assert row.peak_rss_mib > 300
+        if row.workload != "trace":
+            assert row.first_token_ms is row.requests_per_s is None
+            continue
+        assert row.requests_per_s == 20
+        assert (row.drafted_per_step > 0) == (row.arm == "propd-no-dynamic")
+        assert row.first_token_ms is not None and row.first_token_ms_p90 is not None
+        assert row.per_token_ms is not None and row.per_token_ms_p90 is not None
+        assert 0 < row.first_token_ms <= row.first_token_ms_p90
+        assert 0 < row.per_token_ms <= row.per_token_ms_p90
+        # Six requests at 20 per second, and the last one's own time.
+        assert row.tokens_per_s < 6 * 12 * 20
+    assert (tmp_path / "workloads.png").stat().st_size > 10_000
+
+
 def test_tuning_writes_a_preset_that_serves(tmp_path: Path) -> None:
     preset = tmp_path / "tuned.yaml"
     options = ["--nodes", "16", "--batch-size", "2", "--num-prompts", "2"]

@@ -18,6 +18,7 @@ HEADS = Heads(Path("/heads"), Path("/for_vllm"), 4)
 def row(arm: str, batch_size: int, ratio: float) -> Row:
     return Row(
         arm=arm,
+        workload="batch",
         batch_size=batch_size,
         tokens_per_s=10 * ratio,
         tokens_per_s_min=9 * ratio,

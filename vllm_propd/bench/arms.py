@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vllm_propd.config import ProPDConfig
+from vllm_propd.config import METHOD, ProPDConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Arm:
 
     name: str
     speculative_config: dict[str, Any] | None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether ProPD runs it."""
+        return (self.speculative_config or {}).get("method") == METHOD
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from vllm_propd.bench.results import Results
+from vllm_propd.bench.results import TRACE, Results
 
 COLUMNS = (
     "arm",
+    "workload",
     "batch",
     "tokens/s",
     "min-max",
@@ -26,6 +27,15 @@ COLUMNS = (
     "same text",
 )
 
+LATENCY_COLUMNS = (
+    "arm",
+    "requests/s",
+    "first token, ms: median",
+    "90%",
+    "per token, ms: median",
+    "90%",
+)
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>vllm-propd bench</title>
 <style>body{{font:15px/1.5 system-ui;max-width:960px;margin:2rem auto;padding:0 1rem}}
@@ -33,10 +43,8 @@ table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem;text-align:right;
 border-bottom:1px solid #ddd}}td:first-child,th:first-child{{text-align:left}}
 img{{max-width:100%}}</style>
 <h1>vllm-propd bench: {model}</h1><p>{caption}</p>
-<img alt="speed-up and tokens per step" src="data:image/png;base64,{plot}">
-<img alt="a step's time by part" src="data:image/png;base64,{parts}">
-<img alt="estimated times and tree sizes" src="data:image/png;base64,{steps}">
-<table><tr>{head}</tr>{body}</table><p>{versions}</p></html>
+{pictures}
+{tables}<p>{versions}</p></html>
 """
 
 
@@ -45,6 +53,7 @@ def cells(results: Results) -> list[list[str]]:
     return [
         [
             row.arm,
+            row.workload,
             str(row.batch_size),
             f"{row.tokens_per_s:.1f}",
             f"{row.tokens_per_s_min:.1f}-{row.tokens_per_s_max:.1f}",
@@ -59,12 +68,33 @@ def cells(results: Results) -> list[list[str]]:
     ]
 
 
+def latency_cells(results: Results) -> list[list[str]]:
+    """The rows of the trace's latencies, as text; none without a trace."""
+    return [
+        [
+            row.arm,
+            f"{row.requests_per_s:.2f}",
+            f"{row.first_token_ms:.0f}",
+            f"{row.first_token_ms_p90:.0f}",
+            f"{row.per_token_ms:.1f}",
+            f"{row.per_token_ms_p90:.1f}",
+        ]
+        for row in results.rows
+        if row.workload == TRACE
+    ]
+
+
 def show(results: Results, console: Console) -> None:
-    """Prints the table."""
+    """Prints the table, and the trace's latencies."""
     table = Table(*COLUMNS, title=results.caption())
     for row in cells(results):
         table.add_row(*row)
     console.print(table)
+    if latencies := latency_cells(results):
+        table = Table(*LATENCY_COLUMNS, title="latencies of the trace's requests")
+        for row in latencies:
+            table.add_row(*row)
+        console.print(table)
 
 
 def plot(results: Results, target: Path | io.BytesIO) -> None:
@@ -74,7 +104,7 @@ def plot(results: Results, target: Path | io.BytesIO) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for arm in results.arms:
-        rows = [row for row in results.rows if row.arm == arm]
+        rows = [row for row in results.by_batch if row.arm == arm]
         sizes = [row.batch_size for row in rows]
         style = {"color": "black", "linestyle": "--"} if arm == "plain" else {"marker": "o"}
         left.plot(sizes, [row.ratio_to_plain for row in rows], label=arm, **style)
@@ -91,11 +121,11 @@ def plot(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def plot_parts(results: Results, target: Path | io.BytesIO) -> None:
-    """Where a step's time goes, by arm and batch size."""
+    """Where a step's time goes, by arm and point; a trace's steps are not timed."""
     from matplotlib.figure import Figure
 
     rows = [row for row in results.rows if row.step_ms]
-    labels = [f"{row.arm}, batch {row.batch_size}" for row in rows]
+    labels = [f"{row.arm}, {row.point}" for row in rows]
     parts = list(dict.fromkeys(part for row in rows for part in row.step_ms))
     figure = Figure(figsize=(11, 1 + 0.3 * max(len(rows), 3)), layout="constrained")
     axes = figure.subplots()
@@ -122,7 +152,7 @@ def plot_steps(results: Results, target: Path | io.BytesIO) -> None:
     left, right = figure.subplots(1, 2)
     rows = [row for row in results.rows if row.measured_step_ms]
     for row in rows:
-        label = f"{row.arm}, batch {row.batch_size}"
+        label = f"{row.arm}, {row.point}"
         left.loglog(
             row.measured_step_ms, row.estimated_step_ms, ".", label=label, alpha=0.4
         )
@@ -138,29 +168,66 @@ def plot_steps(results: Results, target: Path | io.BytesIO) -> None:
     figure.savefig(target, dpi=120, format="png")
 
 
-def _embedded(draw: Callable[[Results, io.BytesIO], None], results: Results) -> str:
+def plot_workloads(results: Results, target: Path | io.BytesIO) -> None:
+    """Speed-up over plain vLLM by arm, on each workload beside batch size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots()
+    arms = [arm for arm in results.arms if arm != "plain"]
+    rows = {(row.arm, row.workload): row for row in results.rows}
+    width = 0.8 / max(len(arms), 1)
+    for index, arm in enumerate(arms):
+        places = [i + (index + 0.5) * width - 0.4 for i in range(len(results.workloads))]
+        ratios = [rows[arm, name].ratio_to_plain for name in results.workloads]
+        axes.bar(places, ratios, width, label=arm)
+    axes.axhline(1.0, color="black", linestyle="--", label="plain")
+    axes.set_xticks(range(len(results.workloads)), labels=results.workloads)
+    axes.set(title="tokens/s against plain vLLM, by workload")
+    figure.legend(loc="outside right upper")
+    figure.savefig(target, dpi=120, format="png")
+
+
+def _table(columns: Sequence[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _embedded(
+    draw: Callable[[Results, io.BytesIO], None], results: Results, alt: str
+) -> str:
     picture = io.BytesIO()
     draw(results, picture)
-    return base64.b64encode(picture.getvalue()).decode()
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 def write_report(results: Results, out: Path) -> None:
-    """Writes ``report.html``, and its plot as ``bench.png``."""
+    """Writes ``report.html``, and its plots: ``bench.png``, and ``workloads.png`` where
+    there are others than batch size.
+    """
     plot(results, out / "bench.png")
-    head = "".join(f"<th>{column}</th>" for column in COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in cells(results)
-    )
+    pictures = [
+        _embedded(plot, results, "speed-up and tokens per step"),
+        _embedded(plot_parts, results, "a step's time by part"),
+        _embedded(plot_steps, results, "estimated times and tree sizes"),
+    ]
+    if results.workloads:
+        plot_workloads(results, out / "workloads.png")
+        pictures.append(_embedded(plot_workloads, results, "speed-up by workload"))
+    tables = [_table(COLUMNS, cells(results))]
+    if latencies := latency_cells(results):
+        tables.append(_table(LATENCY_COLUMNS, latencies))
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     page = PAGE.format(
         model=html.escape(results.model),
         caption=html.escape(results.caption()),
-        plot=_embedded(plot, results),
-        parts=_embedded(plot_parts, results),
-        steps=_embedded(plot_steps, results),
-        head=head,
-        body=body,
+        pictures="\n".join(pictures),
+        tables="\n".join(tables),
         versions=html.escape(versions),
     )
     (out / "report.html").write_text(page, encoding="utf-8")

@@ -13,11 +13,26 @@ from pydantic import BaseModel, Field
 PACKAGES = ("vllm-propd", "torch", "transformers", "numba", "numpy")
 
 
+BATCH, TRACE = "batch", "trace"
+"""Names of workloads; the others are like ``length 256`` and ``task prose``."""
+
+
+def point_name(workload: str, batch_size: int) -> str:
+    """What arms are compared on, as people read it."""
+    return f"batch {batch_size}" if workload == BATCH else workload
+
+
 class Row(BaseModel):
-    """One arm at one batch size; medians over rounds."""
+    """One arm at one point of a workload; medians over rounds."""
 
     arm: str
-    batch_size: int
+    workload: str = Field(
+        description="What varies: `batch`, the batch size; `length N`, prompts of N "
+        "tokens; `task NAME`, their text; `trace`, mixed requests arriving over time."
+    )
+    batch_size: int = Field(
+        description="Sequences generated together; of a trace, the most at a time."
+    )
     tokens_per_s: float = Field(description="New tokens per second, all sequences.")
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")
@@ -47,10 +62,36 @@ class Row(BaseModel):
     estimated_step_ms: list[float] = Field(description="The same, as estimated before.")
     tree_sizes: list[float] = Field(description="Nodes per sequence at the same steps.")
     peak_rss_mib: float = Field(description="Of the engine's workers together.")
+    requests_per_s: float | None = Field(
+        default=None,
+        description="Of a trace: mean rate of arrivals. Below what an arm could serve, it "
+        "bounds tokens/s; the latencies then tell the arms apart. None elsewhere.",
+    )
+    first_token_ms: float | None = Field(
+        default=None,
+        description="Of a trace: from a request's arrival to its first token; median over "
+        "the requests of all rounds. None elsewhere.",
+    )
+    first_token_ms_p90: float | None = Field(
+        default=None, description="Likewise, 90th percentile."
+    )
+    per_token_ms: float | None = Field(
+        default=None,
+        description="Of a trace: a request's time per token after its first; median over "
+        "the requests of all rounds. None elsewhere.",
+    )
+    per_token_ms_p90: float | None = Field(
+        default=None, description="Likewise, 90th percentile."
+    )
     identical_to_plain: int = Field(description="Prompts whose text is plain vLLM's.")
     prompts: int = Field(description="Prompts compared.")
     config: dict[str, Any] | None = Field(description="The speculative config.")
     seed: int
+
+    @property
+    def point(self) -> str:
+        """What the arms were compared on; see ``point_name``."""
+        return point_name(self.workload, self.batch_size)
 
 
 class Machine(BaseModel):
@@ -78,8 +119,13 @@ class Results(BaseModel):
     def row(self, arm: str, batch_size: int) -> Row | None:
         """The row of an arm at a batch size; None where it was not measured."""
         wanted = (arm, batch_size)
-        found = [row for row in self.rows if (row.arm, row.batch_size) == wanted]
+        found = [row for row in self.by_batch if (row.arm, row.batch_size) == wanted]
         return found[0] if found else None
+
+    @property
+    def by_batch(self) -> list[Row]:
+        """Rows of the axis of batch size."""
+        return [row for row in self.rows if row.workload == BATCH]
 
     @property
     def arms(self) -> list[str]:
@@ -88,8 +134,14 @@ class Results(BaseModel):
 
     @property
     def batch_sizes(self) -> list[int]:
-        """In ascending order."""
-        return sorted({row.batch_size for row in self.rows})
+        """Of the axis of batch size, in ascending order."""
+        return sorted({row.batch_size for row in self.by_batch})
+
+    @property
+    def workloads(self) -> list[str]:
+        """Other than batch size, in the order of measurement."""
+        names = dict.fromkeys(row.workload for row in self.rows)
+        return [name for name in names if name != BATCH]
 
     def caption(self) -> str:
         """One line that says what the figures are of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,42 +15,15 @@ from rich.progress import Progress
 from safetensors import safe_open
 from vllm import SamplingParams
 
-from vllm_propd.bench.arms import Heads, most_nodes, parse_arms
+from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
+from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
-from vllm_propd.bench.turn import ArmEngine, Turn, ratio_to, start_engines
+from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.trace import run_trace
+from vllm_propd.bench.turn import Turn, ratio_to, start_engines
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
-
-FEWEST_PROMPTS = 2
-"""Of a turn: one text alone says little about acceptance."""
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """What to measure.
-
-    Attributes:
-        arms: as ``parse_arms`` takes them.
-        batch_sizes: sequences generated together.
-        max_tokens: new tokens of each, always as many.
-        prompt_tokens: of each prompt.
-        rounds: turns of each arm at each batch size, after one warm-up.
-        temperature: 0: greedy.
-        dtype: of weights and activations.
-        enforce_eager: without torch.compile.
-        seed: of the prompts, and of sampled requests.
-    """
-
-    arms: str = "plain medusa ngram chain static propd"
-    batch_sizes: tuple[int, ...] = (1, 4, 16)
-    max_tokens: int = 128
-    prompt_tokens: int = 128
-    rounds: int = 3
-    temperature: float = 0.0
-    dtype: str = "bfloat16"
-    enforce_eager: bool = True
-    seed: int = 0
 
 
 def run_bench(
@@ -76,39 +49,59 @@ def run_bench(
         for_vllm = Path(scratch) / "medusa"
         export_for_vllm(heads, output_layer(model), for_vllm)
         arms = parse_arms(settings.arms, Heads(heads, for_vllm, checkpoint.num_heads))
-        most = max(*settings.batch_sizes, FEWEST_PROMPTS)
-        ids = cut_prompts(model, prompts, most, settings)
+        tokenize = tokenizer_of(model)
+        points = batch_points(tokenize, prompts, settings)
+        trace = None
+        if settings.workload:
+            *others, trace = workload_points(tokenize, prompts, settings)
+            points += others
+        params = SamplingParams(
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+        )
+        results = _results(model, settings)
+        options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
-            options = engine_options(model, settings, most_nodes(arms))
             engines = start_engines(arms, options, bar, timed=True)
-            results = _results(model, settings)
-            params = SamplingParams(
-                temperature=settings.temperature,
-                max_tokens=settings.max_tokens,
-                ignore_eos=True,
-                detokenize=False,
+            task = bar.add_task(
+                "measuring", total=len(points) * (settings.rounds + 1) * len(arms)
             )
-            turns = len(settings.batch_sizes) * (settings.rounds + 1) * len(arms)
-            task = bar.add_task("measuring", total=turns)
-            for batch_size in settings.batch_sizes:
+            for point in points:
                 found: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
-                prompts_now = ids[: max(batch_size, FEWEST_PROMPTS)]
                 for _ in range(settings.rounds + 1):
                     for engine in engines:
                         name = engine.arm.name
-                        bar.update(task, description=f"batch {batch_size}: {name}")
-                        turn = engine.run_all(prompts_now, batch_size, params)
+                        bar.update(task, description=f"{point.name}: {name}")
+                        turn = engine.run_all(point.prompts, point.batch_size, params)
                         found[name].append(turn)
                         bar.advance(task)
-                # The first turn of each warms it up, and is not counted.
-                results.rows += _rows(found, batch_size, engines, settings)
-        for engine in engines:
-            engine.close()
+                peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
+                results.rows += _rows(arms, point, found, peaks, settings)
+            # Before the trace's engines start: memory is for one set of them.
+            for engine in engines:
+                engine.close()
+            if trace is not None:
+                trace = trace.at(settings.trace_rate or _rate(results, settings))
+                served = run_trace(arms, options, trace, params, settings.rounds, bar)
+                turns = {name: one.turns for name, one in served.items()}
+                peaks = {name: one.peak_rss_mib for name, one in served.items()}
+                for row in _rows(arms, trace, turns, peaks, settings):
+                    update = served[row.arm].latencies()
+                    results.rows.append(row.model_copy(update=update))
     (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n")
     write_report(results, out)
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
+
+
+def _rate(results: Results, settings: BenchSettings) -> float:
+    """Requests that plain vLLM finishes at the largest batch size, per second."""
+    plain = results.row("plain", max(settings.batch_sizes))
+    assert plain is not None
+    return plain.tokens_per_s / settings.max_tokens
 
 
 def output_layer(model: Path) -> Any:
@@ -122,30 +115,12 @@ def output_layer(model: Path) -> Any:
     raise ValueError(f"{model} holds no safetensors with an output layer")
 
 
-def cut_prompts(
-    model: Path, files: list[Path], count: int, settings: BenchSettings
-) -> list[list[int]]:
-    """``count`` prompts of ``prompt_tokens`` tokens from text.
-
-    Raises:
-        ValueError: there is too little.
-    """
+def tokenizer_of(model: Path) -> Tokenize:
+    """The target's tokenizer: text to token ids."""
     from transformers import AutoTokenizer
 
-    from vllm_propd.training.corpus import held_out_snippets, read_text
-
     tokenizer = AutoTokenizer.from_pretrained(model)
-    length = settings.prompt_tokens
-    if not files:
-        texts = held_out_snippets(count, seed=settings.seed, min_chars=8 * length)
-        return [tokenizer(text)["input_ids"][:length] for text in texts]
-    ids = [i for file in files for i in tokenizer(read_text(file))["input_ids"]]
-    if len(ids) < count * length:
-        raise ValueError(
-            f"--prompts: {len(ids):,} tokens; {count} prompts of {length} need more"
-        )
-    starts = np.random.default_rng(settings.seed).permutation(len(ids) // length)[:count]
-    return [ids[start * length : (start + 1) * length] for start in starts.tolist()]
+    return lambda text: list(tokenizer(text)["input_ids"])
 
 
 def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str, Any]:
@@ -160,7 +135,7 @@ def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str
     return {
         "model": str(model),
         "dtype": settings.dtype,
-        "max_model_len": settings.prompt_tokens + settings.max_tokens + 64,
+        "max_model_len": settings.longest_prompt + settings.max_tokens + 64,
         "max_num_seqs": most,
         # Trees take at most half of it: room for all of them whole.
         "max_num_batched_tokens": max(2048, 2 * most * (nodes + 1)),
@@ -204,22 +179,25 @@ def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _rows(
-    found: dict[str, list[Turn]],
-    batch_size: int,
-    engines: list[ArmEngine],
+    arms: list[Arm],
+    point: Point,
+    found: Mapping[str, Sequence[Turn]],
+    peaks: dict[str, float],
     settings: BenchSettings,
 ) -> list[Row]:
+    """A row for each arm; the first turn of each warms it up, and is not counted."""
     plain = found["plain"][1:]
     rows = []
-    for engine in engines:
-        turns = found[engine.arm.name][1:]
+    for arm in arms:
+        turns = found[arm.name][1:]
         speeds = [turn.tokens_per_s for turn in turns]
         last, texts = turns[-1], plain[-1].texts
         same = sum(a == b for a, b in zip(last.texts, texts, strict=True))
         rows.append(
             Row(
-                arm=engine.arm.name,
-                batch_size=batch_size,
+                arm=arm.name,
+                workload=point.workload,
+                batch_size=point.batch_size,
                 tokens_per_s=median(speeds),
                 tokens_per_s_min=min(speeds),
                 tokens_per_s_max=max(speeds),
@@ -231,11 +209,12 @@ def _rows(
                 step_ms={part: round(ms, 3) for part, ms in last.step_ms().items()},
                 host_ms_per_step=round(last.host_ms(), 3),
                 **_steps(last.records),
-                peak_rss_mib=round(engine.peak_rss_mib()),
+                peak_rss_mib=round(peaks[arm.name]),
                 acceptance_by_depth=[n / last.drafts for n in last.accepted_at if n],
+                requests_per_s=point.rate,
                 identical_to_plain=same,
                 prompts=len(texts),
-                config=engine.arm.speculative_config,
+                config=arm.speculative_config,
                 seed=settings.seed,
             )
         )

@@ -20,8 +20,10 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
+from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.results import this_machine
-from vllm_propd.bench.run import BenchSettings, cut_prompts, engine_options
+from vllm_propd.bench.run import engine_options, tokenizer_of
+from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.turn import ArmEngine, Turn
 from vllm_propd.heads.early import early_layers
 
@@ -139,7 +141,8 @@ def run_tune(
     """
     tried = [Tried(keys) for keys in grid.settings(heads, nodes)]
     size = settings.batch_sizes[0]
-    ids = cut_prompts(model, prompts, num_prompts, settings)
+    length, seed = settings.prompt_tokens, settings.seed
+    ids = cut_prompts(tokenizer_of(model), prompts, num_prompts, length, seed)
     params, warm_up = (
         SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
         for n in (settings.max_tokens, min(settings.max_tokens, WARM_UP_TOKENS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import median
@@ -14,7 +15,6 @@ from vllm import LLM, SamplingParams
 from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.stopwatch import Work
-from vllm_propd.config import METHOD
 
 FORWARD = ("forward", "lower half", "prune", "upper half")
 """Parts of a step that are the model's, early head included."""
@@ -152,9 +152,7 @@ class ArmEngine:
         """Generates all prompts together."""
         engine, turn, drafts = self.llm.llm_engine, Turn(), self._drafts
         drafts.reset()
-        recording = (
-            self.timed and (self.arm.speculative_config or {}).get("method") == METHOD
-        )
+        recording = self.timed and self.arm.is_ours
         if recording:
             self.llm.collective_rpc("start_sizing_records")
         names = [str(self._requests + i) for i in range(len(prompts))]
@@ -219,7 +217,7 @@ def start_engines(
     return engines
 
 
-def ratio_to(turns: list[Turn], plain: list[Turn]) -> float:
+def ratio_to(turns: Sequence[Turn], plain: Sequence[Turn]) -> float:
     """Median over rounds of tokens/s over plain vLLM's in the same round."""
     return median(
         turn.tokens_per_s / base.tokens_per_s

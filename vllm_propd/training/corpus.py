@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import random
 import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -51,24 +53,36 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="ignore")
 
 
-def held_out_snippets(count: int, seed: int = 0, min_chars: int = 400) -> list[str]:
-    """``count`` pieces of unseen source, each from a line's start to its file's end.
+def pieces(
+    files: Sequence[Path],
+    rng: random.Random,
+    min_chars: int,
+    read: Callable[[Path], str] = read_text,
+) -> Iterator[str]:
+    """Pieces of text without end, each from a line's start to its file's end.
 
-    Every piece comes from a file of its own while there are enough of them, and is
-    at least ``min_chars`` long.
+    Every piece comes from a file of its own while there are enough of them, in their
+    order, and is at least ``min_chars`` long.
+
+    Raises:
+        ValueError: no file is that long.
     """
+    found = True
+    while found:
+        found = False
+        for path in files:
+            text = read(path)
+            starts = [0] + [i + 1 for i, char in enumerate(text) if char == "\n"]
+            starts = [start for start in starts if len(text) - start >= min_chars]
+            if starts:
+                found = True
+                yield text[rng.choice(starts) :]
+    raise ValueError(f"none of {len(files)} files has {min_chars} characters")
+
+
+def held_out_snippets(count: int, seed: int = 0, min_chars: int = 400) -> list[str]:
+    """``count`` pieces of unseen source; see ``pieces``."""
     rng = random.Random(seed)
     files = library_files("held_out")
     rng.shuffle(files)
-    snippets: list[str] = []
-    while len(snippets) < count:
-        before = len(snippets)
-        for path in files:
-            text = read_text(path)
-            starts = [0] + [i + 1 for i, char in enumerate(text) if char == "\n"]
-            starts = [start for start in starts if len(text) - start >= min_chars]
-            if starts and len(snippets) < count:
-                snippets.append(text[rng.choice(starts) :])
-        if len(snippets) == before:
-            raise ValueError(f"no held-out file has {min_chars} characters")
-    return snippets
+    return list(islice(pieces(files, rng, min_chars), count))

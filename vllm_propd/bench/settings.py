@@ -1,0 +1,47 @@
+"""What a benchmark is asked to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure.
+
+    Attributes:
+        arms: as ``parse_arms`` takes them.
+        batch_sizes: sequences generated together.
+        max_tokens: new tokens of each, always as many.
+        prompt_tokens: of each prompt.
+        rounds: turns of each arm at each point, after one warm-up.
+        temperature: 0: greedy.
+        dtype: of weights and activations.
+        enforce_eager: without torch.compile.
+        seed: of the prompts, of sampled requests, and of the trace.
+        workload: also by prompt length, by task, and a trace of requests.
+        lengths: prompt tokens, of the axis of length and of the trace's requests.
+        trace_requests: of the trace; None: twice the largest batch size.
+        trace_rate: requests per second; None: as many as plain vLLM finishes at the
+            largest batch size.
+    """
+
+    arms: str = "plain medusa ngram chain static propd"
+    batch_sizes: tuple[int, ...] = (1, 4, 16)
+    max_tokens: int = 128
+    prompt_tokens: int = 128
+    rounds: int = 3
+    temperature: float = 0.0
+    dtype: str = "bfloat16"
+    enforce_eager: bool = True
+    seed: int = 0
+    workload: bool = False
+    lengths: tuple[int, ...] = (64, 256, 512)
+    trace_requests: int | None = None
+    trace_rate: float | None = None
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens."""
+        lengths = self.lengths if self.workload else ()
+        return max((self.prompt_tokens, *lengths))
