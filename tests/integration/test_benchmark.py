@@ -75,8 +75,16 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
 
 
 def test_workloads_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
-    options = ["--arms", "plain propd-no-dynamic", "--batch-sizes", "2", "--prompt-tokens", "24"]
-    options += ["--workload", "--lengths", "16,48", "--max-tokens", "12"]
+    options = ["--arms", "plain propd-no-dynamic", "--batch-sizes", "2"]
+    options += [
+        "--prompt-tokens",
+        "24",
+        "--workload",
+        "--lengths",
+        "16,48",
+        "--max-tokens",
+        "12",
+    ]
     options += ["--trace-requests", "6", "--trace-rate", "20", "--dtype", "float32"]
     options += ["--out", str(tmp_path)]
     done = CliRunner().invoke(app, ["bench", str(inflated), *options])

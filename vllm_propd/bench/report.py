@@ -214,8 +214,9 @@ def write_report(results: Results, out: Path) -> None:
     pictures = [
         _embedded(plot, results, "speed-up and tokens per step"),
         _embedded(plot_parts, results, "a step's time by part"),
-        _embedded(plot_steps, results, "estimated times and tree sizes"),
     ]
+    if any(row.measured_step_ms for row in results.rows):
+        pictures.append(_embedded(plot_steps, results, "estimated times and tree sizes"))
     if results.workloads:
         plot_workloads(results, out / "workloads.png")
         pictures.append(_embedded(plot_workloads, results, "speed-up by workload"))
