@@ -268,6 +268,50 @@ def tune(
 
 
 @app.command()
+def simulate(
+    model: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    heads: Annotated[
+        Path | None, typer.Option(help="Of all arms. Default: MODEL/propd.")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to cut prompts from. Default: Python's own library."),
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help="ProPD's, of fixed size, as `bench` takes them.")
+    ] = "chain propd-no-dynamic:num_speculative_tokens=16 propd-no-dynamic",
+    batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
+    early_layer: Annotated[
+        int | None, typer.Option(help="Recorded. Default: the first with an early head.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=2, max=255, help="Of recorded trees.")] = 64,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Recorded.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=8, help="New tokens of each.")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+) -> None:
+    """Predicts settings from one recording: acceptance, pruning, step times."""
+    _allow_stopwatches()
+    with _errors():
+        from vllm_propd.bench.settings import BenchSettings
+        from vllm_propd.bench.simulate import run_simulate
+
+        settings = BenchSettings(
+            arms=arms,
+            batch_sizes=_integers(batch_sizes),
+            max_tokens=max_tokens,
+            prompt_tokens=prompt_tokens,
+            dtype=dtype,
+            seed=seed,
+        )
+        folder = heads or model / "propd"
+        run_simulate(
+            model, folder, prompts or [], early_layer, nodes, num_prompts, settings
+        )
+
+
+@app.command()
 def watch(
     url: Annotated[
         str, typer.Argument(help="Of a server that runs ProPD.")

@@ -40,10 +40,14 @@ class EarlyJudge:
         config: layer and rule.
         vllm_config: of the engine.
         target: vLLM's model, whose output layer the early head may share.
+
+    Attributes:
+        reading: leave what the head says of each node in the step, for a recording.
     """
 
     def __init__(self, config: ProPDConfig, vllm_config: VllmConfig, target: Any):
         self.config = config
+        self.reading = False
         model = vllm_config.model_config
         assert config.model is not None and config.early_layer is not None
         head = load_early_head(Path(config.model), config.early_layer, model.hf_text_config)
@@ -78,6 +82,11 @@ class EarlyJudge:
             for values in (step.token[edges.child], edges.place)
         )
         shares = (logits, token, place, self.start, _sum_over_ranks)
+        if self.reading:
+            step.early = (
+                ranks(*shares).cpu().numpy(),
+                log_probs(*shares).float().cpu().numpy(),
+            )
         if self.config.pruning == "top_k":
             rank = ranks(*shares).cpu().numpy()
             kept = keep_top_k(rank, edges, parent_row, depth, self.config.top_k)

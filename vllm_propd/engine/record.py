@@ -6,7 +6,7 @@ to compare the trees of tensor-parallel ranks.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class RecordedTree:
         kept: those of them that early pruning let through.
         accepted: nodes on the accepted path, from the root down.
         bonus: the token emitted after them.
+        early_rank, early_log_prob: what an early head said of the verified nodes, where
+            one did: see ``core.pruning``.
     """
 
     request_id: str
@@ -42,6 +44,8 @@ class RecordedTree:
     kept: list[int]
     accepted: list[int]
     bonus: int
+    early_rank: list[int] = field(default_factory=list)
+    early_log_prob: list[float] = field(default_factory=list)
 
 
 def _nodes_of(step: TreeStep, tree: int, rows: np.ndarray) -> list[int]:
@@ -51,10 +55,16 @@ def _nodes_of(step: TreeStep, tree: int, rows: np.ndarray) -> list[int]:
 
 
 class Recorder:
-    """Collects the trees of up to ``limit`` steps."""
+    """Collects the trees of up to ``limit`` steps.
 
-    def __init__(self, limit: int):
-        self.limit = limit
+    Args:
+        limit: steps.
+        accept: as without a recording; otherwise no node is accepted, and every token of
+            the text gets a tree (``core.replay``).
+    """
+
+    def __init__(self, limit: int, accept: bool = True):
+        self.limit, self.accept = limit, accept
         self.steps: list[list[RecordedTree]] = []
 
     @property
@@ -89,6 +99,9 @@ class Recorder:
         for t, request in enumerate(step.request.tolist()):
             path, left = (_nodes_of(whole, t, rows) for rows in (kept[accepted], kept))
             tree = proposed.get(request_ids[request], step.trees[t])
+            start = int(whole.first[t]) - t  # so many drafted nodes stand before its own
+            end = start + len(whole.trees[t])
+            rank, log_prob = whole.early or (np.empty(0, np.int64), np.empty(0))
             trees.append(
                 RecordedTree(
                     request_id=request_ids[request],
@@ -101,6 +114,8 @@ class Recorder:
                     kept=left,
                     accepted=path,
                     bonus=emitted[request][-1],
+                    early_rank=rank[start:end].tolist(),
+                    early_log_prob=log_prob[start:end].tolist(),
                 )
             )
         self.steps.append(trees)

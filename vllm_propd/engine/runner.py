@@ -101,6 +101,13 @@ class ProPDRunner(GPUModelRunner):
         if self.propd.sizing == "dynamic":
             self.sizing = dynamic_sizing(self)
 
+    def start_recording(self, recorder: Recorder | None) -> None:
+        """Records from the next step on, or no longer."""
+        self.recorder = recorder
+        if self._pruned_forward is not None:
+            reading = recorder is not None and not recorder.accept
+            self._pruned_forward.judge.reading = reading
+
     def use_pruning(self, config: ProPDConfig) -> None:
         """Prunes otherwise from the next step on; for measuring, one engine for all."""
         self._pruned_forward = self._split(config)
@@ -217,6 +224,8 @@ class ProPDRunner(GPUModelRunner):
         if step is None:
             return self.sampler(logits=logits, sampling_metadata=metadata)
         assert logits is not None
+        if self.recorder is not None and not self.recorder.accept:
+            step.token = np.full_like(step.token, -1)
         outputs = [self.requests[i].output_token_ids for i in self.input_batch.req_ids]
         verified = verify(
             logits, step, self._root_row, self.sampler, metadata, outputs, self.propd

@@ -43,6 +43,8 @@ class TreeStep:
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
             ``root + i`` at the i-th row of a tree, for the commit.
         staged: what the attention layers of this step left for the commit.
+        early: what an early head said of the drafted nodes, if it is recorded:
+            ``[drafted]`` int64 ranks and float32 log probabilities.
         whole: after pruning, the step as it was; the lower half's layers staged there.
         kept: after pruning, ``[rows]`` each row's index in ``whole``.
     """
@@ -59,6 +61,7 @@ class TreeStep:
     root_position: Ints
     slots: list[torch.Tensor] = field(default_factory=list)
     staged: list[StagedKV] = field(default_factory=list)
+    early: tuple[Ints, np.ndarray] | None = None
     whole: TreeStep | None = None
     kept: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 

@@ -18,6 +18,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_propd.engine.costs import measure
 from vllm_propd.engine.record import Recorder
 from vllm_propd.engine.runner import ProPDCPUModelRunner
 from vllm_propd.engine.warmup import warm_up_kernels
@@ -82,11 +83,16 @@ class ProPDCPUWorker(CPUWorker):
         records, self.model_runner.step_records = self.model_runner.step_records, None
         return [asdict(record) for record in records or []]
 
-    def start_recording(self, steps: int = 100) -> None:
-        """Records the trees of the next steps (``LLM.collective_rpc``)."""
-        self.model_runner.recorder = Recorder(steps)
+    def start_recording(self, steps: int = 100, accept: bool = True) -> None:
+        """Records trees (``LLM.collective_rpc``); see ``Recorder``."""
+        self.model_runner.start_recording(Recorder(steps, accept))
 
     def take_recording(self) -> list[list[dict[str, Any]]]:
         """Ends the recording; see ``RecordedTree`` for what each entry holds."""
-        recorder, self.model_runner.recorder = self.model_runner.recorder, None
+        recorder = self.model_runner.recorder
+        self.model_runner.start_recording(None)
         return recorder.take() if recorder is not None else []
+
+    def step_costs(self) -> dict[str, list[float]]:
+        """Times steps and drafts now; see ``CostTable`` (``LLM.collective_rpc``)."""
+        return measure(self.model_runner).model_dump()

@@ -1,0 +1,223 @@
+"""``vllm-propd simulate``: settings predicted from one recording (see ``core.replay``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from vllm import SamplingParams
+
+from vllm_propd.bench.arms import Arm, Heads, parse_arm
+from vllm_propd.bench.points import cut_prompts
+from vllm_propd.bench.run import engine_options, tokenizer_of
+from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.turn import ArmEngine
+from vllm_propd.config import ProPDConfig, parse_config
+from vllm_propd.core.replay import RecordedText, Replayed, replay
+from vllm_propd.heads.checkpoint import load_heads
+from vllm_propd.heads.early import early_layers
+
+NEVER_FULL = 1 << 30
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A setting at a batch size.
+
+    Attributes:
+        arm: its name.
+        batch_size: sequences generated together.
+        replayed: what the recording says.
+        step_ms: by the cost table, drafting included.
+        ratio_to_plain: of tokens/s, by the same table.
+    """
+
+    arm: str
+    batch_size: int
+    replayed: Replayed
+    step_ms: float
+    ratio_to_plain: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens per second, all sequences."""
+        return 1e3 * self.batch_size * self.replayed.tokens_per_step / self.step_ms
+
+
+def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
+    """A recording, sequence by sequence.
+
+    Args:
+        recording: as ``take_recording`` gives it, of steps that accepted nothing.
+    """
+    places: dict[str, list[dict[str, Any]]] = {}
+    for step in recording:
+        for tree in step:
+            places.setdefault(tree["request_id"], []).append(tree)
+    found = []
+    for trees in places.values():
+        nodes = min(tree["verified"] for tree in trees)
+
+        def columns(name: str, kind: Any, trees: Any = trees, nodes: int = nodes) -> Any:
+            return np.array([tree[name][:nodes] for tree in trees], kind)
+
+        early = len(trees[0]["early_rank"]) > 0
+        found.append(
+            RecordedText(
+                token=columns("token", np.int64),
+                parent=columns("parent", np.int64),
+                depth=columns("depth", np.int64),
+                score=columns("score", np.float32),
+                text=np.array([tree["bonus"] for tree in trees], np.int64),
+                early_rank=columns("early_rank", np.int64) if early else None,
+                early_log_prob=columns("early_log_prob", np.float32) if early else None,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of steps by tokens, and of drafting by sequences; between on a line."""
+
+    table: dict[str, list[float]]
+    layers: int
+
+    def step_s(self, tokens: float) -> float:
+        """Of an unpruned step; beyond the table its last slope goes on."""
+        known, seconds = self.table["tokens"], self.table["step_s"]
+        if tokens <= known[-1]:
+            return float(np.interp(tokens, known, seconds))
+        slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
+        return seconds[-1] + slope * (tokens - known[-1])
+
+    def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
+        """Of a step with trees, drafting included."""
+        draft = np.interp(batch_size, self.table["sequences"], self.table["draft_s"])
+        whole = self.step_s(batch_size * (1 + found.drafted))
+        if config.pruning == "off":
+            return float(draft) + whole
+        assert config.early_layer is not None
+        lower = config.early_layer / self.layers
+        upper = self.step_s(batch_size * (1 + found.kept))
+        return float(draft) + lower * whole + (1 - lower) * upper
+
+
+def run_simulate(
+    model: Path,
+    heads: Path,
+    prompts: list[Path],
+    early_layer: int | None,
+    nodes: int,
+    num_prompts: int,
+    settings: BenchSettings,
+) -> list[Predicted]:
+    """Records, replays every arm at every batch size, prints a table.
+
+    Args:
+        model: folder of the target.
+        heads: in ProPD's format.
+        prompts: files to cut prompts from; none: held-out files of Python's library.
+        early_layer: the one whose early head is recorded; None: the heads' first.
+        nodes: of the recorded trees; settings may have as many.
+        num_prompts: recorded, together.
+        settings: arms, batch sizes, prompts; rounds are not needed.
+
+    Raises:
+        ValueError: an arm that is not ProPD's or that a recording cannot tell of, or too
+            little text.
+    """
+    known = early_layers(heads)
+    layer = early_layer if early_layer is not None else next(iter(known), None)
+    console = Console()
+    configs = _configs(settings, heads, layer)
+    keys: dict[str, Any] = {"model": str(heads), "num_speculative_tokens": nodes}
+    if layer is not None:
+        everything = {"pruning": "path_probability", "keep_nodes": 255}
+        keys |= {**everything, "early_layer": layer}
+    arm = Arm("recording", {"method": "propd", "sizing": "fixed", **keys})
+    length, seed = settings.prompt_tokens, settings.seed
+    ids = cut_prompts(tokenizer_of(model), prompts, num_prompts, length, seed)
+    size = max(settings.batch_sizes)
+    with Progress(console=console) as bar:
+        task = bar.add_task("recording", total=None)
+        engine = ArmEngine(arm, engine_options(model, settings, nodes))
+        llm = engine.llm
+        llm.collective_rpc("start_recording", args=(NEVER_FULL, False))
+        params = SamplingParams(
+            temperature=0.0, max_tokens=settings.max_tokens, ignore_eos=True,
+            detokenize=False,
+        )  # fmt: skip
+        engine.run_all(ids, size, params)
+        texts = texts_of(llm.collective_rpc("take_recording")[0])
+        bar.update(task, description="timing steps")
+        layers = llm.llm_engine.model_config.hf_text_config.num_hidden_layers
+        costs = Costs(llm.collective_rpc("step_costs")[0], layers)
+        engine.close()
+    found = [
+        _predict(name, config, size, texts, costs)
+        for name, config in configs.items()
+        for size in settings.batch_sizes
+    ]
+    show(found, console)
+    return found
+
+
+def _configs(
+    settings: BenchSettings, heads: Path, layer: int | None
+) -> dict[str, ProPDConfig]:
+    """The arms' configs, by name."""
+    configs = {}
+    for text in settings.arms.split():
+        arm = parse_arm(text, Heads(heads, heads, load_heads(heads).num_heads))
+        if not arm.is_ours:
+            raise ValueError(f"--arms {text}: only ProPD's own arms can be simulated")
+        assert arm.speculative_config is not None
+        keys = {k: v for k, v in arm.speculative_config.items() if k != "method"}
+        config = parse_config(keys)
+        if config.sizing != "fixed":
+            raise ValueError(f"--arms {text}: a recording knows sizing 'fixed' only")
+        if config.pruning != "off":
+            if config.early_layer not in (None, layer):
+                raise ValueError(f"--arms {text}: recorded is early layer {layer}")
+            config = config.model_copy(update={"early_layer": layer})
+        configs[arm.name] = config
+    return configs
+
+
+def _predict(
+    name: str, config: ProPDConfig, batch_size: int, texts: list[RecordedText], costs: Costs
+) -> Predicted:
+    found = replay(texts, config)
+    seconds = costs.tree_step_s(config, found, batch_size)
+    plain = costs.step_s(batch_size)
+    ratio = found.tokens_per_step * plain / seconds
+    return Predicted(name, batch_size, found, 1e3 * seconds, ratio)
+
+
+def show(found: list[Predicted], console: Console) -> None:
+    """Prints the table."""
+    table = Table(
+        "arm", "batch", "tokens/step", "drafted", "kept", "step, ms", "tokens/s",
+        "against plain",
+        title="predicted from a recording",
+        caption="times: forward passes without context, and drafting",
+    )  # fmt: skip
+    for one in found:
+        table.add_row(
+            one.arm,
+            str(one.batch_size),
+            f"{one.replayed.tokens_per_step:.2f}",
+            f"{one.replayed.drafted:.1f}",
+            f"{one.replayed.kept:.1f}",
+            f"{one.step_ms:.1f}",
+            f"{one.tokens_per_s:.1f}",
+            f"{one.ratio_to_plain:.2f}x",
+        )
+    console.print(table)
