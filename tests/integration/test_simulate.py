@@ -1,0 +1,72 @@
+"""Predictions from one recording agree with real engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import MODEL, engine, greedy, metric, prompts_of, run
+from typer.testing import CliRunner
+
+from vllm_propd.bench.simulate import texts_of
+from vllm_propd.cli import app
+from vllm_propd.config import parse_config
+from vllm_propd.core.replay import RecordedText, replay
+
+PROMPTS = prompts_of([90 + 3 * i for i in range(16)], seed=71)
+SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "chain": (4, {"tree": "chain"}),
+    "small": (6, {}),
+    "whole": (48, {}),
+    "top_k": (48, {"pruning": "top_k", "top_k": 8, "early_layer": 2}),
+    "path_probability": (
+        48, {"pruning": "path_probability", "keep_nodes": 7, "early_layer": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recording() -> list[RecordedText]:
+    everything = {"pruning": "path_probability", "keep_nodes": 255, "early_layer": 2}
+    with engine(48, propd=everything) as llm:
+        llm.collective_rpc("start_recording", args=(1 << 30, False))
+        run(llm, PROMPTS, greedy(72, ignore_eos=True))
+        assert metric(llm, "spec_decode_num_accepted_tokens") == 0
+        return texts_of(llm.collective_rpc("take_recording")[0])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_replay_accepts_what_an_engine_accepts(
+    recording: list[RecordedText], setting: str
+) -> None:
+    nodes, keys = SETTINGS[setting]
+    with engine(nodes, propd=keys) as llm:
+        run(llm, PROMPTS, greedy(72, ignore_eos=True))
+        drafts = metric(llm, "spec_decode_num_drafts")
+        measured = 1 + metric(llm, "spec_decode_num_accepted_tokens") / drafts
+        kept = metric(llm, "propd_kept_nodes") / drafts
+    found = replay(recording, parse_config({"num_speculative_tokens": nodes, **keys}))
+    assert found.tokens_per_step == pytest.approx(measured, rel=0.05)
+    assert found.kept == pytest.approx(kept, rel=0.05)
+
+
+def test_the_command_predicts_every_arm() -> None:
+    pruned = "propd-no-dynamic:num_speculative_tokens=16,pruning=top_k,top_k=5"
+    options = ["--arms", f"chain {pruned}", "--nodes", "16", "--num-prompts", "4"]
+    options += ["--max-tokens", "16", "--batch-sizes", "1,4", "--dtype", "float32"]
+    done = CliRunner().invoke(app, ["simulate", str(MODEL), *options])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("chain") == 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ("plain", "only ProPD's own arms can be simulated"),
+        ("propd", "a recording knows sizing 'fixed' only"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(arms: str, message: str) -> None:
+    done = CliRunner().invoke(app, ["simulate", str(MODEL), "--arms", arms])
+    assert done.exit_code == 1
+    assert message in " ".join(done.output.split())
