@@ -27,6 +27,9 @@ MODEL = Path(__file__).parents[1] / "demo" / "model"
 CASES = ((1, 48, 1.5), (32, 16, 6.0))
 """Batch size, nodes per sequence, and the milliseconds we allow ourselves."""
 
+SIZING_CASES = ((1, 64, 0.5), (64, 64, 3.0))
+"""The same of planner and estimators; the nodes are the most of a tree."""
+
 PHASES = {
     "rows, positions, slots": (("_prepare_inputs", +1), ("vllm:_prepare_inputs", -1)),
     "attention metadata": (
@@ -35,6 +38,14 @@ PHASES = {
     ),
     "acceptance and commit": (("_sample", +1),),
     "growing trees": (("propose_draft_token_ids", +1), ("heads", -1)),
+}
+
+
+SIZING = {
+    "plan": (("plan", +1),),
+    "grading": (("learn", +1),),
+    "node values": (("values", +1),),
+    "step costs": (("step_begins", +1), ("step_verified", +1), ("step_ends", +1)),
 }
 
 
@@ -66,7 +77,14 @@ def install_stopwatches(worker: Any) -> None:
     for name in ("_build_attention_metadata", "_sample", "propose_draft_token_ids"):
         setattr(runner, name, timed(name, getattr(runner, name)))
     runner._prepare_inputs = timed("_prepare_inputs", runner._prepare_inputs, True)
-    runner.drafter._logits = timed("heads", runner.drafter._logits)
+    drafter, sizing = runner.drafter, runner.sizing
+    drafter._logits = timed("heads", drafter._logits)
+    drafter._learn = timed("learn", drafter._learn)
+    if drafter.estimator is not None:
+        drafter.estimator.values = timed("values", drafter.estimator.values)
+    sizing.sizes = timed("plan", sizing.sizes)
+    for name in ("step_begins", "step_verified", "step_ends"):
+        setattr(sizing, name, timed(name, getattr(sizing, name)))
 
 
 def read_stopwatches(worker: Any) -> list[tuple[int, dict[str, float]]]:
@@ -74,13 +92,13 @@ def read_stopwatches(worker: Any) -> list[tuple[int, dict[str, float]]]:
     return worker.laps
 
 
-def laps_of(batch: int, nodes: int) -> list[dict[str, float]]:
+def laps_of(batch: int, nodes: int, sizing: str) -> list[dict[str, float]]:
     """Seconds by name for every step in which the whole batch decodes."""
     llm = LLM(
         str(MODEL), dtype="float32", max_num_seqs=batch, enforce_eager=True,
         kv_cache_memory_bytes=1 << 28, max_num_batched_tokens=4096,
         speculative_config={
-            "method": "propd", "num_speculative_tokens": nodes, "sizing": "fixed",
+            "method": "propd", "num_speculative_tokens": nodes, "sizing": sizing,
         },
     )  # fmt: skip
     tokenizer = llm.get_tokenizer()
@@ -95,25 +113,36 @@ def laps_of(batch: int, nodes: int) -> list[dict[str, float]]:
     return [laps for size, laps in steps[1:] if size == batch]
 
 
-def main() -> None:
-    table = Table(
-        "batch x nodes", *PHASES, "total, ms", "allowed",
-        title="host time per step, medians, ms",
-    )  # fmt: skip
-    for batch, nodes, allowed in CASES:
+def table(
+    title: str,
+    phases: dict[str, tuple[tuple[str, int], ...]],
+    cases: tuple[tuple[int, int, float], ...],
+    sizing: str,
+) -> Table:
+    """Medians over steps: of each phase, and of all together."""
+    found = Table("batch x nodes", *phases, "total, ms", "allowed", title=title)
+    for batch, nodes, allowed in cases:
         own = defaultdict(list)
-        for laps in laps_of(batch, nodes):
-            for phase, terms in PHASES.items():
+        for laps in laps_of(batch, nodes, sizing):
+            if sizing == "dynamic" and "plan" not in laps:
+                continue  # drafting pauses
+            for phase, terms in phases.items():
                 spent = sum(sign * laps.get(name, 0.0) for name, sign in terms)
                 own[phase].append(1e3 * spent)
-            own["total"].append(sum(own[phase][-1] for phase in PHASES))
-        table.add_row(
+            own["total"].append(sum(own[phase][-1] for phase in phases))
+        found.add_row(
             f"{batch} x {nodes}",
-            *(f"{statistics.median(own[phase]):.2f}" for phase in PHASES),
+            *(f"{statistics.median(own[phase]):.2f}" for phase in phases),
             f"{statistics.median(own['total']):.2f}",
             f"{allowed:.1f}",
         )
-    Console().print(table)
+    return found
+
+
+def main() -> None:
+    Console().print(table("host time per step, medians, ms", PHASES, CASES, "fixed"))
+    title = "of it, with dynamic sizing, planner and estimators"
+    Console().print(table(title, SIZING, SIZING_CASES, "dynamic"))
 
 
 if __name__ == "__main__":
