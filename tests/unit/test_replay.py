@@ -75,7 +75,11 @@ def naive(text: RecordedText, config: ProPDConfig) -> tuple[int, int, int, int]:
             node, depth = found[0], depth + 1
             if at + depth >= PLACES:
                 break
-        steps, drafted, kept = steps + 1, drafted + len(chosen), kept + len(left)
+        missing = 0
+        if config.tree == "chain":
+            missing = config.num_speculative_tokens - len(chosen)
+        drafted, kept = drafted + len(chosen) + missing, kept + len(left) + missing
+        steps += 1
         tokens, at = tokens + depth + 1, at + depth + 1
     return steps, tokens, drafted, kept
 

@@ -77,12 +77,13 @@ def replay(texts: list[RecordedText], config: ProPDConfig) -> Replayed:
     for text in texts:
         chosen = _chosen(text, config)
         stays = chosen & _kept(text, chosen, config)
+        unknown = _unknown(text, chosen, config)
         accepted = (stays & on_text(text)).sum(1)
         at = 0
         while at < _places(text):
             steps += 1
-            drafted += int(chosen[at].sum())
-            kept += int(stays[at].sum())
+            drafted += int(chosen[at].sum() + unknown[at])
+            kept += int(stays[at].sum() + unknown[at])
             tokens += int(accepted[at]) + 1
             at += int(accepted[at]) + 1
     if not steps:
@@ -127,6 +128,17 @@ def _chosen(text: RecordedText, config: ProPDConfig) -> Bools:
     best = np.zeros_like(first)
     np.put_along_axis(best, order, first, 1)
     return _with_ancestors(best, text) & (text.depth <= wanted)
+
+
+def _unknown(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Ints:
+    """``[places]`` nodes of a chain that are too improbable for the recorded tree.
+
+    They are taken as drafted, kept and wrong.
+    """
+    if config.tree != "chain":
+        return np.zeros(len(chosen), np.int64)
+    wanted = min(config.num_speculative_tokens, int(text.depth.max(initial=0)))
+    return wanted - chosen.sum(1)
 
 
 def _kept(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Bools:
