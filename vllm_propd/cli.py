@@ -23,6 +23,17 @@ def main() -> None:
     """ProPD for vLLM: token trees from Medusa heads, verified losslessly."""
 
 
+# What measuring commands have in common.
+Target = Annotated[Path, typer.Argument(help="Folder of the target.")]
+PromptText = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text to cut prompts from. Default: Python's own library."),
+]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Of each prompt.")]
+PromptSeed = Annotated[int, typer.Option(help="Of the choice of prompts.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16 or float32.")]
+
+
 @app.command()
 def demo(
     model: Annotated[Path, typer.Option(help="Target with heads in propd/.")] = Path(
@@ -134,7 +145,7 @@ def train(
 
 @app.command()
 def bench(
-    model: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    model: Target,
     heads: Annotated[
         Path | None, typer.Option(help="Medusa heads. Default: MODEL/propd.")
     ] = None,
@@ -151,7 +162,7 @@ def bench(
     ] = "plain medusa ngram chain static propd",
     batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
     max_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each.")] = 128,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    prompt_tokens: PromptTokens = 128,
     workload: Annotated[
         bool,
         typer.Option(
@@ -181,9 +192,9 @@ def bench(
         int, typer.Option(min=3, help="Turns of each arm, after a warm-up.")
     ] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: Dtype = "bfloat16",
     enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    seed: PromptSeed = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bench"),
 ) -> None:
     """Arms in turns on the same prompts: speed against plain vLLM, steps, equality."""
@@ -212,14 +223,11 @@ def bench(
 
 @app.command()
 def tune(
-    model: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    model: Target,
     heads: Annotated[
         Path | None, typer.Option(help="With early heads. Default: MODEL/propd.")
     ] = None,
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text to cut prompts from. Default: Python's own library."),
-    ] = None,
+    prompts: PromptText = None,
     layers: Annotated[
         str, typer.Option(help="Early layers to try. Default: all with an early head.")
     ] = "",
@@ -237,12 +245,12 @@ def tune(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 4,
     num_prompts: Annotated[int, typer.Option(min=1, help="Of each turn.")] = 16,
     max_tokens: Annotated[int, typer.Option(min=2, help="New tokens of each.")] = 64,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
+    prompt_tokens: PromptTokens = 128,
     rounds: Annotated[
         int, typer.Option(min=1, help="Turns of each setting, after a warm-up.")
     ] = 3,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    dtype: Dtype = "bfloat16",
+    seed: PromptSeed = 0,
     out: Annotated[Path, typer.Option(help="Preset to write.")] = Path("tuned.yaml"),
 ) -> None:
     """Early pruning on your prompts: measures layers, rules and K; writes a preset."""
@@ -269,14 +277,11 @@ def tune(
 
 @app.command()
 def simulate(
-    model: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    model: Target,
     heads: Annotated[
         Path | None, typer.Option(help="Of all arms. Default: MODEL/propd.")
     ] = None,
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option(help="Text to cut prompts from. Default: Python's own library."),
-    ] = None,
+    prompts: PromptText = None,
     arms: Annotated[
         str, typer.Option(help="ProPD's, of fixed size, as `bench` takes them.")
     ] = "chain propd-no-dynamic:num_speculative_tokens=16 propd-no-dynamic",
@@ -287,9 +292,9 @@ def simulate(
     nodes: Annotated[int, typer.Option(min=2, max=255, help="Of recorded trees.")] = 64,
     num_prompts: Annotated[int, typer.Option(min=1, help="Recorded.")] = 16,
     max_tokens: Annotated[int, typer.Option(min=8, help="New tokens of each.")] = 64,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 128,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    prompt_tokens: PromptTokens = 128,
+    dtype: Dtype = "bfloat16",
+    seed: PromptSeed = 0,
 ) -> None:
     """Predicts settings from one recording: acceptance, pruning, step times."""
     _allow_stopwatches()

@@ -19,6 +19,7 @@ from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.turn import ArmEngine
 from vllm_propd.config import ProPDConfig, parse_config
+from vllm_propd.core.cost import StepCost
 from vllm_propd.core.replay import RecordedText, Replayed, replay
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
@@ -84,29 +85,32 @@ def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of steps by tokens, and of drafting by sequences; between on a line."""
+    """What steps and drafts take.
 
-    table: dict[str, list[float]]
+    Attributes:
+        step: seconds of unpruned steps, by tokens.
+        draft: seconds of drafting, by sequences.
+        layers: of the model.
+    """
+
+    step: StepCost
+    draft: StepCost
     layers: int
 
     def step_s(self, tokens: float) -> float:
-        """Of an unpruned step; beyond the table its last slope goes on."""
-        known, seconds = self.table["tokens"], self.table["step_s"]
-        if tokens <= known[-1]:
-            return float(np.interp(tokens, known, seconds))
-        slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
-        return seconds[-1] + slope * (tokens - known[-1])
+        """Of an unpruned step."""
+        return float(self.step.estimate(np.array([tokens]))[0])
 
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
         """Of a step with trees, drafting included."""
-        draft = np.interp(batch_size, self.table["sequences"], self.table["draft_s"])
+        draft = float(self.draft.estimate(np.array([batch_size]))[0])
         whole = self.step_s(batch_size * (1 + found.drafted))
         if config.pruning == "off":
-            return float(draft) + whole
+            return draft + whole
         assert config.early_layer is not None
         lower = config.early_layer / self.layers
         upper = self.step_s(batch_size * (1 + found.kept))
-        return float(draft) + lower * whole + (1 - lower) * upper
+        return draft + lower * whole + (1 - lower) * upper
 
 
 def run_simulate(
@@ -158,10 +162,16 @@ def run_simulate(
         texts = texts_of(llm.collective_rpc("take_recording")[0])
         bar.update(task, description="timing steps")
         layers = llm.llm_engine.model_config.hf_text_config.num_hidden_layers
-        costs = Costs(llm.collective_rpc("step_costs")[0], layers)
+        table = {k: np.array(v) for k, v in llm.collective_rpc("step_costs")[0].items()}
+        costs = Costs(
+            StepCost(table["tokens"], table["step_s"]),
+            StepCost(table["sequences"], table["draft_s"]),
+            layers,
+        )
         engine.close()
+    replayed = {name: replay(texts, config) for name, config in configs.items()}
     found = [
-        _predict(name, config, size, texts, costs)
+        _predict(name, config, size, replayed[name], costs)
         for name, config in configs.items()
         for size in settings.batch_sizes
     ]
@@ -174,8 +184,9 @@ def _configs(
 ) -> dict[str, ProPDConfig]:
     """The arms' configs, by name."""
     configs = {}
+    of_all = Heads(heads, heads, load_heads(heads).num_heads)
     for text in settings.arms.split():
-        arm = parse_arm(text, Heads(heads, heads, load_heads(heads).num_heads))
+        arm = parse_arm(text, of_all)
         if not arm.is_ours:
             raise ValueError(f"--arms {text}: only ProPD's own arms can be simulated")
         assert arm.speculative_config is not None
@@ -192,9 +203,8 @@ def _configs(
 
 
 def _predict(
-    name: str, config: ProPDConfig, batch_size: int, texts: list[RecordedText], costs: Costs
+    name: str, config: ProPDConfig, batch_size: int, found: Replayed, costs: Costs
 ) -> Predicted:
-    found = replay(texts, config)
     seconds = costs.tree_step_s(config, found, batch_size)
     plain = costs.step_s(batch_size)
     ratio = found.tokens_per_step * plain / seconds

@@ -77,11 +77,11 @@ class StepCost:
         same = np.ones_like(table)
         return np.stack([table, same * (context / CONTEXT_UNIT), same], -1)
 
-    def estimate(self, tokens: Ints, context: float = 0.0) -> Floats:
+    def estimate(self, tokens: Ints | Floats, context: float = 0.0) -> Floats:
         """Seconds of steps.
 
         Args:
-            tokens: ``[steps]`` int64 in each.
+            tokens: ``[steps]`` in each; of a mean step they may be no whole number.
             context: tokens of context that the step's sequences have together.
         """
         at = tokens.astype(np.float64)

@@ -20,12 +20,9 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from vllm import envs
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.logger import init_logger
 
 if TYPE_CHECKING:  # it brings numba, which plain engines in this process can do without
     from vllm_propd.core.sizing import StepRecord
-
-logger = init_logger("vllm.propd.metrics")
 
 COUNTERS = {
     "steps": "Number of engine steps.",
