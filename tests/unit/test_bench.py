@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_rows import measured
 
 from vllm_propd.bench.arms import ARMS, Heads, parse_arm, parse_arms
 from vllm_propd.bench.report import write_report
@@ -16,29 +17,23 @@ HEADS = Heads(Path("/heads"), Path("/for_vllm"), 4)
 
 
 def row(arm: str, batch_size: int, ratio: float) -> Row:
-    return Row(
-        arm=arm,
+    dynamic: dict[str, Any] = {
+        "measured_step_ms": [5.0, 6.0],
+        "estimated_step_ms": [5.5, 5.8],
+        "tree_sizes": [3.0, 8.5],
+    }
+    return measured(
+        arm,
+        ratio,
         workload="batch",
         batch_size=batch_size,
-        tokens_per_s=10 * ratio,
-        tokens_per_s_min=9 * ratio,
-        tokens_per_s_max=11 * ratio,
-        ratio_to_plain=ratio,
-        tokens_per_step=2 * ratio,
         kept_per_step=20.0,
         work_ratio=0.5,
-        drafted_per_step=48,
         acceptance_by_depth=[0.5, 0.25],
         step_ms={"forward": 5.0, "rest": 1.0, "step": 6.0},
-        host_ms_per_step=1.0,
-        measured_step_ms=[5.0, 6.0] if arm != "plain" else [],
-        estimated_step_ms=[5.5, 5.8] if arm != "plain" else [],
-        tree_sizes=[3.0, 8.5] if arm != "plain" else [],
-        peak_rss_mib=500,
         identical_to_plain=batch_size,
         prompts=batch_size,
-        config=None,
-        seed=0,
+        **(dynamic if arm != "plain" else {}),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from bench_rows import measured
 
 from vllm_propd.bench import tasks
 from vllm_propd.bench.points import Point, batch_points, cut_prompts, workload_points
@@ -144,29 +145,17 @@ def row(arm: str, workload: str, batch_size: int) -> Row:
     ratio = 1.0 if arm == "plain" else 1.5
     names = "requests_per_s first_token_ms first_token_ms_p90 per_token_ms per_token_ms_p90"
     latencies = dict.fromkeys(names.split(), 12.5) if workload == "trace" else {}
-    return Row(
-        arm=arm,
+    return measured(
+        arm,
+        ratio,
         workload=workload,
         batch_size=batch_size,
-        tokens_per_s=10 * ratio,
-        tokens_per_s_min=9 * ratio,
-        tokens_per_s_max=11 * ratio,
-        ratio_to_plain=ratio,
-        tokens_per_step=2 * ratio,
-        drafted_per_step=48,
         kept_per_step=24,
         work_ratio=0.75,
         acceptance_by_depth=[0.5],
         step_ms={} if workload == "trace" else {"forward": 5.0, "rest": 1.0, "step": 6.0},
-        host_ms_per_step=1.0,
-        measured_step_ms=[],
-        estimated_step_ms=[],
-        tree_sizes=[],
-        peak_rss_mib=500,
         identical_to_plain=2,
         prompts=2,
-        config=None,
-        seed=0,
         **latencies,
     )
 

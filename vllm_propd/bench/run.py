@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,9 @@ def run_bench(
                 engine.close()
             if trace is not None:
                 trace = trace.at(settings.trace_rate or _rate(results, settings))
-                served = run_trace(arms, options, trace, params, settings.rounds, bar)
+                served = asyncio.run(
+                    run_trace(arms, options, trace, params, settings.rounds, bar)
+                )
                 turns = {name: one.turns for name, one in served.items()}
                 peaks = {name: one.peak_rss_mib for name, one in served.items()}
                 for row in _rows(arms, trace, turns, peaks, settings):

@@ -153,7 +153,7 @@ class Served:
         return medians | high
 
 
-def run_trace(
+async def run_trace(
     arms: list[Arm],
     options: dict[str, Any],
     point: Point,
@@ -171,17 +171,6 @@ def run_trace(
         rounds: turns of each arm that count.
         bar: shows how far it is.
     """
-    return asyncio.run(_run_trace(arms, options, point, params, rounds, bar))
-
-
-async def _run_trace(
-    arms: list[Arm],
-    options: dict[str, Any],
-    point: Point,
-    params: SamplingParams,
-    rounds: int,
-    bar: Progress,
-) -> dict[str, Served]:
     found = {arm.name: Served() for arm in arms}
     task = bar.add_task("trace", total=len(arms) * (rounds + 2))
     engines: list[TraceEngine] = []
