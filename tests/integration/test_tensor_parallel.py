@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MODEL, PRUNING, Ties, engine, greedy, mixed_prompts, run
@@ -59,9 +61,27 @@ def test_own_output_layers_are_sharded(tmp_path: Path) -> None:
     assert trees[0] == trees[1]
 
 
+@dataclass
+class Price:
+    """Seconds that count instead of measured ones."""
+
+    base: float
+    slope: float
+
+    def estimate(self, count: np.ndarray, context: float = 0.0) -> np.ndarray:
+        return self.base + self.slope * count
+
+
 def skew(worker: Any) -> None:
-    """Rank 1 gets clocks that run at other speeds, and stumbles in every hook."""
+    """Rank 1 gets clocks that run at other speeds, and stumbles in every hook.
+
+    Rank 0 plans the trees. At its set price some pay, on a machine of any speed; rank 1
+    still believes its clocks.
+    """
     if worker.rank == 0:
+        planner = getattr(worker.model_runner.sizing, "planner", None)
+        if planner is not None:
+            planner.whole, planner.draft = Price(0.01, 2e-4), Price(1e-4, 0.0)
         return
 
     def skewed(clock: Callable[[], float], speed: float) -> Callable[[], float]:
@@ -96,3 +116,5 @@ def test_clocks_cannot_shape_trees(rule: str, sizing: str) -> None:
         first, second = llm.collective_rpc("take_recording")
     assert len(first) > 20
     assert first == second
+    sizes = {tree["verified"] for step in first for tree in step}
+    assert (len(sizes) > 5) == (sizing == "dynamic")
