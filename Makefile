@@ -64,7 +64,7 @@ DEEP := build/inflated-32
 $(DEEP)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(DEEP) --factor 8 --layers 32
 
-WIDE := propd-no-dynamic:num_speculative_tokens=64
+WIDE := propd-no-dynamic:pruning=off,num_speculative_tokens=64
 SHORT := --max-tokens 32 --prompt-tokens 64
 bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 1 $(SHORT) \

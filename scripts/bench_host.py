@@ -82,7 +82,7 @@ def install_stopwatches(worker: Any) -> None:
     drafter._learn = timed("learn", drafter._learn)
     if drafter.estimator is not None:
         drafter.estimator.values = timed("values", drafter.estimator.values)
-    sizing.sizes = timed("plan", sizing.sizes)
+    sizing.plan = timed("plan", sizing.plan)
     for name in ("step_begins", "step_verified", "step_ends"):
         setattr(sizing, name, timed(name, getattr(sizing, name)))
 

@@ -11,16 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 METHOD = "propd"
 """The word users put into ``method``, or give alone."""
 
-ONLY_WITH = {
-    "num_candidates": ("tree", "best_first"),
-    "node_values": ("tree", "best_first"),
-    "typical_epsilon": ("acceptance", "typical"),
-    "typical_delta": ("acceptance", "typical"),
-    "top_k": ("pruning", "top_k"),
-    "keep_nodes": ("pruning", "path_probability"),
-    "draft_weight": ("pruning", "path_probability"),
+ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "num_candidates": ("tree", ("best_first",)),
+    "node_values": ("tree", ("best_first",)),
+    "typical_epsilon": ("acceptance", ("typical",)),
+    "typical_delta": ("acceptance", ("typical",)),
+    "top_k": ("pruning", ("top_k",)),
+    "keep_nodes": ("pruning", ("path_probability",)),
+    "draft_weight": ("pruning", ("path_probability", "auto")),
+    "early_layer": ("pruning", ("top_k", "path_probability", "auto")),
 }
-"""Keys that have an effect with one value of another key only."""
+"""Keys that have an effect with some values of another key only."""
 
 
 class ProPDConfig(BaseModel):
@@ -67,11 +68,13 @@ class ProPDConfig(BaseModel):
         "probabilities on its path, or of its ranks' accuracies in `calibration.json` (the "
         "paper's). With `dynamic` sizing both are corrected by what comes true.",
     )
-    pruning: Literal["off", "top_k", "path_probability"] = Field(
-        "off",
+    pruning: Literal["auto", "off", "top_k", "path_probability"] = Field(
+        "auto",
         description="Early pruning, by an early head after a shallow layer. `top_k`: a "
         "node goes on if it is among its parent's best K (the paper's rule); "
-        "`path_probability`: each tree's best `keep_nodes` paths go on.",
+        "`path_probability`: each tree's best `keep_nodes` paths go on. `auto`: with "
+        "`dynamic` sizing as many of the batch's best paths as promise the most tokens per "
+        "second, all where pruning does not pay; with `fixed` sizing, `off`.",
     )
     early_layer: int | None = Field(
         None,
@@ -113,15 +116,40 @@ class ProPDConfig(BaseModel):
     def _check_contradictions(self) -> Self:
         problems = [
             f"{key} has no effect with {other} '{getattr(self, other)}': remove it, or "
-            f"set {other} to '{value}'" + " (lossy)" * (value == "typical")
-            for key, (other, value) in ONLY_WITH.items()
-            if key in self.model_fields_set and getattr(self, other) != value
+            f"set {other} to '{values[0]}'" + " (lossy)" * (values[0] == "typical")
+            for key, (other, values) in ONLY_WITH.items()
+            if key in self.model_fields_set and getattr(self, other) not in values
         ]
-        if self.early_layer is not None and self.pruning == "off":
-            problems.append("early_layer has no effect with pruning 'off': remove one")
+        for key in ("early_layer", "draft_weight"):
+            if key in self.model_fields_set and self.pruning == "auto" and not self.prunes:
+                problems.append(
+                    f"{key} has no effect with pruning 'auto' and sizing 'fixed': remove "
+                    "it, or set pruning to a rule"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether every step with trees is pruned, always by the same rule."""
+        return self.pruning in ("top_k", "path_probability")
+
+    @property
+    def plans_pruning(self) -> bool:
+        """Whether each step's plan says how much is pruned."""
+        return self.pruning == "auto" and self.sizing == "dynamic"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether steps can be pruned at all."""
+        return self.has_rule or self.plans_pruning
+
+    def without_pruning(self) -> ProPDConfig:
+        """These settings, with ``pruning`` off."""
+        of_pruning = {key for key, (other, _) in ONLY_WITH.items() if other == "pruning"}
+        keys = self.model_dump(exclude_unset=True, exclude=of_pruning)
+        return ProPDConfig.model_validate({**keys, "pruning": "off"})
 
     @property
     def ranks(self) -> int:
@@ -158,11 +186,9 @@ def parse_config(keys: dict[str, Any]) -> ProPDConfig:
     keys = dict(keys)
     if (path := keys.pop("config", None)) is not None:
         preset = _preset(path)
-        for key, (other, value) in ONLY_WITH.items():
-            if keys.get(other, value) != value:
+        for key, (other, values) in ONLY_WITH.items():
+            if keys.get(other, values[0]) not in values:
                 preset.pop(key, None)
-        if keys.get("pruning") == "off":
-            preset.pop("early_layer", None)
         keys = {**preset, **keys}
     try:
         return ProPDConfig.model_validate(keys)

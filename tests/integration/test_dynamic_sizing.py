@@ -12,6 +12,7 @@ from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_
 from vllm import LLM
 
 from vllm_propd.core.planner import Batch, Plan
+from vllm_propd.core.survival import START
 
 DYNAMIC = {"sizing": "dynamic"}
 
@@ -25,6 +26,7 @@ def sizing_of(llm: LLM) -> Any:
 class AnySizes:
     """Plans that no estimate explains: any sizes, and now and then a while of none."""
 
+    prunes: bool
     plans: int = 0
 
     def plan(self, batch: Batch) -> Plan:
@@ -32,39 +34,52 @@ class AnySizes:
         rng = np.random.default_rng(self.plans)
         whole = np.bincount(batch.tree, minlength=batch.sequences)
         room = max(0, batch.budget - batch.sequences - batch.others) // batch.sequences
-        sizes = rng.integers(0, np.minimum(whole, room) + 1)
-        return Plan(sizes * (self.plans % 12 < 9), None, 1.0, 1.0)
+        sizes = rng.integers(0, np.minimum(whole, room) + 1) * (self.plans % 12 < 9)
+        keep = int(rng.integers(0, sizes.sum() + 1)) if self.prunes else None
+        return Plan(sizes, keep, 0.5, 1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("rule", ["off", "path_probability"])
+@pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])
 def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
     options, prompts = {**BUSY, "max_num_batched_tokens": 400}, mixed_prompts(60, seed=31)
-    pruning = {} if rule == "off" else {"pruning": rule, "keep_nodes": 6}
+    pruning: dict[str, Any] = {"pruning": rule}
+    if rule == "path_probability":
+        pruning["keep_nodes"] = 6
     with engine(**options) as llm:
         expected = run(llm, prompts, greedy(logprobs=2))
     with engine(48, propd={**DYNAMIC, **pruning}, **options) as llm:
-        sizing_of(llm).planner.plan = AnySizes().plan
+        sizing_of(llm).planner.plan = AnySizes(prunes=rule == "auto").plan
         llm.collective_rpc("start_sizing_records")
         ours = run(llm, prompts, greedy(logprobs=2))
         records = llm.collective_rpc("take_sizing_records")[0]
         assert metric(llm, "spec_decode_num_accepted_tokens") > 0
     ties.check(expected, ours)
     nodes = [record["nodes"] for record in records]
+    kept = sum(record["kept"] for record in records) / sum(nodes)
+    assert kept == 1 if rule == "off" else kept < 0.7
     assert 0 in nodes and max(nodes) > 100 and len(set(nodes)) > 30
     emitted = sum(record["emitted"] for record in records)
-    kept = sum(len(output.token_ids) for output in ours)
+    taken = sum(len(output.token_ids) for output in ours)
     # A request's last step may put out more than the request may still take.
-    assert kept <= emitted <= kept + 4 * len(prompts)
+    assert taken <= emitted <= taken + 4 * len(prompts)
 
 
 @dataclass
 class Price:
-    """Seconds of a step: ``base``, and as much more for each token as ``slope`` says."""
+    """Seconds of a step: ``base``, and as much more for each token as ``slope`` says.
+
+    Of a pruned step's tokens, all pass ``below`` of the layers, the others what is left.
+    """
 
     slope: float
     base: float = 0.01
+    below: float = 1.0
 
-    def estimate(self, tokens: np.ndarray, context: float = 0.0) -> np.ndarray:
+    def estimate(
+        self, tokens: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
+    ) -> np.ndarray:
+        if left is not None:
+            tokens = self.below * tokens + (1 - self.below) * left
         return self.base + self.slope * tokens
 
 
@@ -73,17 +88,17 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
     with engine(24, propd=DYNAMIC) as llm:
         sizing = sizing_of(llm)
         drafts: list[int] = []
-        before = sizing.sizes
+        before = sizing.plan
 
         def counted(trees: Any, seconds: float) -> Any:
             drafts.append(len(trees))
             return before(trees, seconds)
 
-        sizing.sizes = counted
+        sizing.plan = counted
         found = {}
         sizing.planner.draft = Price(0.0, 1e-4)
         for slope in (0.0, 1.0):
-            sizing.planner.whole = Price(slope)
+            sizing.planner.step = Price(slope)
             drafts.clear()
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts, greedy(96, ignore_eos=True))
@@ -105,10 +120,12 @@ def test_the_load_changes_the_size() -> None:
         sizing = sizing_of(llm)
 
         class Bend:
-            def estimate(self, tokens: np.ndarray, context: float = 0.0) -> np.ndarray:
+            def estimate(
+                self, tokens: np.ndarray, context: float = 0.0, left: Any = None
+            ) -> np.ndarray:
                 return 0.1 + 0.02 * np.maximum(tokens - 24, 0)
 
-        sizing.planner.whole, sizing.planner.draft = Bend(), Price(0.0, 1e-4)
+        sizing.planner.step, sizing.planner.draft = Bend(), Price(0.0, 1e-4)
         for count in (1, 8, 1):
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts[:count], greedy(96, ignore_eos=True))
@@ -124,7 +141,7 @@ def test_expected_tokens_are_what_steps_put_out() -> None:
     with engine(32, propd=DYNAMIC, max_num_seqs=4) as llm:
         run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
         planner = sizing_of(llm).planner
-        planner.whole, planner.draft = Price(0.0005), Price(0.0, 1e-4)
+        planner.step, planner.draft = Price(0.0005), Price(0.0, 1e-4)
         llm.collective_rpc("start_sizing_records")
         run(llm, prompts[8:], greedy(96, ignore_eos=True))
         records = llm.collective_rpc("take_sizing_records")[0]
@@ -132,6 +149,25 @@ def test_expected_tokens_are_what_steps_put_out() -> None:
     assert len(planned) > 100
     expected = sum(r["expected_tokens"] for r in planned)
     assert expected == pytest.approx(sum(r["emitted"] for r in planned), rel=0.1)
+
+
+def test_early_pruning_is_planned_where_it_pays() -> None:
+    """Cheap shallow layers and dear deep ones: many nodes are judged, few are kept."""
+    prompts = prompts_of([50 + i for i in range(8)], seed=35)
+    kept = {}
+    with engine(48, propd=DYNAMIC) as llm:
+        planner = sizing_of(llm).planner
+        planner.draft = Price(0.0, 1e-4)
+        for below in (1.0, 0.02):
+            planner.step = Price(0.0005, below=below)
+            llm.collective_rpc("start_sizing_records")
+            run(llm, prompts, greedy(96, ignore_eos=True))
+            records = llm.collective_rpc("take_sizing_records")[0]
+            nodes = sum(record["nodes"] for record in records)
+            kept[below] = sum(record["kept"] for record in records) / nodes
+        assert sizing_of(llm).survival.share != START
+    assert kept[1.0] == 1
+    assert kept[0.02] < 0.7
 
 
 def test_costs_are_timed_once_for_a_model(
@@ -142,9 +178,9 @@ def test_costs_are_timed_once_for_a_model(
     seconds = []
     for case in ("new", "found", "broken"):
         with engine(8, propd=DYNAMIC, max_num_seqs=4) as llm:
-            seconds.append(sizing_of(llm).whole.seconds.tolist())
+            seconds.append(sizing_of(llm).step.seconds.tolist())
         (path,) = tables.iterdir()
         if case == "found":
             path.write_text("{}")
     assert seconds[0] == seconds[1]
-    assert "step_s" in path.read_text()
+    assert "step_s" in path.read_text() and "upper_s" in path.read_text()

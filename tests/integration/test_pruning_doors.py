@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_propd.config import ProPDConfig
+from vllm_propd.engine import support
 from vllm_propd.engine.proposer import engine_config
 from vllm_propd.heads.checkpoint import EARLY_FILE
 
@@ -56,11 +57,30 @@ def test_a_layer_that_leaves_none_after_it(heads: Path) -> None:
         config_of(heads, pruning="top_k", early_layer=6)
 
 
-def test_heads_without_early_heads(heads: Path) -> None:
+@pytest.fixture
+def says_that_pruning_is_off(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the log says of it."""
+    said: list[str] = []
+
+    def info(message: str, *args: Any) -> None:
+        text = message % args
+        if "is off" in text:
+            said.append(text)
+
+    monkeypatch.setattr(support.logger, "info", info)
+    return said
+
+
+def test_heads_without_early_heads(
+    heads: Path, says_that_pruning_is_off: list[str]
+) -> None:
     (heads / EARLY_FILE).unlink()
     with pytest.raises(ValueError, match=r"pruning 'top_k' needs early heads.*'off'"):
         config_of(heads, pruning="top_k")
-    assert config_of(heads).pruning == "off"
+    assert not says_that_pruning_is_off
+    config = config_of(heads)
+    assert (config.pruning, config.early_layer) == ("off", None)
+    assert len(says_that_pruning_is_off) == 1
 
 
 def test_a_damaged_early_head(heads: Path) -> None:
@@ -69,7 +89,9 @@ def test_a_damaged_early_head(heads: Path) -> None:
         config_of(heads, pruning="top_k", early_layer=2)
 
 
-def test_a_model_that_cannot_be_split(heads: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_split(
+    heads: Path, tmp_path: Path, says_that_pruning_is_off: list[str]
+) -> None:
     config = json.loads((MODEL / "config.json").read_text())
     config |= {"architectures": ["Gemma3nForCausalLM"], "model_type": "gemma3n_text"}
     target = tmp_path / "target"
@@ -77,3 +99,6 @@ def test_a_model_that_cannot_be_split(heads: Path, tmp_path: Path) -> None:
     (target / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"no pipeline-parallel support .*'off'"):
         config_of(heads, target, pruning="top_k")
+    assert not says_that_pruning_is_off
+    assert config_of(heads, target).pruning == "off"
+    assert "pipeline-parallel" in says_that_pruning_is_off[0]

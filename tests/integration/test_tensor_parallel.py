@@ -68,7 +68,11 @@ class Price:
     base: float
     slope: float
 
-    def estimate(self, count: np.ndarray, context: float = 0.0) -> np.ndarray:
+    def estimate(
+        self, count: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
+    ) -> np.ndarray:
+        if left is not None:
+            count = 0.1 * count + 0.9 * left
         return self.base + self.slope * count
 
 
@@ -81,7 +85,7 @@ def skew(worker: Any) -> None:
     if worker.rank == 0:
         planner = getattr(worker.model_runner.sizing, "planner", None)
         if planner is not None:
-            planner.whole, planner.draft = Price(0.01, 2e-4), Price(1e-4, 0.0)
+            planner.step, planner.draft = Price(0.01, 2e-4), Price(1e-4, 0.0)
         return
 
     def skewed(clock: Callable[[], float], speed: float) -> Callable[[], float]:
@@ -118,3 +122,5 @@ def test_clocks_cannot_shape_trees(rule: str, sizing: str) -> None:
     assert first == second
     sizes = {tree["verified"] for step in first for tree in step}
     assert (len(sizes) > 5) == (sizing == "dynamic")
+    pruned = any(len(tree["kept"]) < tree["verified"] for step in first for tree in step)
+    assert pruned == (rule != "unpruned" or sizing == "dynamic")

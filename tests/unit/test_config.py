@@ -19,7 +19,7 @@ def test_defaults_are_lossless() -> None:
         "tree": "best_first",
         "num_candidates": 10,
         "node_values": "head_probability",
-        "pruning": "off",
+        "pruning": "auto",
         "early_layer": None,
         "top_k": 20,
         "keep_nodes": 16,
@@ -118,8 +118,10 @@ def test_impossible_values_are_refused_by_name(key: str, value: Any) -> None:
         {"pruning": "off", "keep_nodes": 5},
         {"pruning": "top_k", "keep_nodes": 5},
         {"pruning": "top_k", "draft_weight": 0.5},
-        {"early_layer": 5},
+        {"sizing": "fixed", "early_layer": 5},
+        {"sizing": "fixed", "draft_weight": 0.5},
         {"pruning": "off", "early_layer": 5},
+        {"pruning": "off", "draft_weight": 0.5},
     ],
     ids=str,
 )
@@ -133,6 +135,21 @@ def test_every_rule_of_pruning_has_an_early_layer(rule: str) -> None:
     keys = {"pruning": rule, "early_layer": 3}
     assert parse_config(keys).model_dump(exclude_unset=True) == keys
     assert parse_config({"pruning": rule}).early_layer is None
+
+
+def test_pruning_is_planned_with_dynamic_sizes_only() -> None:
+    assert parse_config({"early_layer": 2}).plans_pruning
+    fixed = parse_config({"sizing": "fixed"})
+    assert not fixed.plans_pruning and not fixed.prunes
+    ruled = parse_config({"pruning": "top_k"})
+    assert ruled.prunes and not ruled.plans_pruning
+    assert not parse_config({"pruning": "off"}).prunes
+
+
+def test_without_pruning_the_other_settings_stay() -> None:
+    keys = {"early_layer": 2, "draft_weight": 0.5, "num_candidates": 4}
+    left = parse_config(keys).without_pruning()
+    assert left.model_dump(exclude_unset=True) == {"num_candidates": 4, "pruning": "off"}
 
 
 def test_a_float_may_be_written_as_an_integer() -> None:

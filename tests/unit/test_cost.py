@@ -75,6 +75,39 @@ def test_one_kind_of_step_speaks_for_the_others(slower: float) -> None:
     np.testing.assert_allclose(ratio, slower, rtol=0.15)
 
 
+LOWER, UPPER = STAIRCASE / 10 + 1e-3, STAIRCASE * 0.9
+
+
+def split_cost() -> StepCost:
+    return StepCost(TOKENS, STAIRCASE, (LOWER, UPPER))
+
+
+def test_a_split_step_costs_both_halves() -> None:
+    tokens, left = np.array([[64], [256]]), np.array([[8, 32]])
+    found = split_cost().estimate(tokens, 0.0, left)
+    lower, upper = np.array([[0.013], [0.046]]), np.array([[0.045, 0.0495]])
+    np.testing.assert_allclose(found, lower + upper)
+
+
+def test_a_step_of_one_kind_speaks_for_the_other() -> None:
+    found = split_cost()
+    for _ in range(100):
+        found.observe(33, 0.0, 2.0 * float(np.interp(33, TOKENS, STAIRCASE)))
+    ratio = found.estimate(TOKENS, 0.0, np.full(8, 8)) / (LOWER + UPPER[1])
+    np.testing.assert_allclose(ratio, 2.0, rtol=0.15)
+
+
+def test_what_splitting_costs_is_mended_in_split_steps_only() -> None:
+    found = split_cost()
+    for step in range(400):
+        split = step % 2 == 0
+        seconds = 1.3 * float(LOWER[5] + UPPER[2]) if split else float(STAIRCASE[3])
+        found.observe(64 if split else 32, 0.0, seconds, 16 if split else None)
+    mended = float(found.estimate(np.array([64]), 0.0, np.array([16]))[0])
+    assert mended == pytest.approx(1.3 * (LOWER[5] + UPPER[2]), rel=0.05)
+    assert found.estimate(np.array([32]))[0] == pytest.approx(STAIRCASE[3], rel=0.05)
+
+
 def test_a_tables_error_at_one_place_is_mended_there() -> None:
     """Steps of 48 tokens cost what 64 do: the machine's tiles are wider than the table."""
     found = cost()

@@ -10,34 +10,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_propd.core.planner import Batch, Halves, Plan, Planner
+from vllm_propd.core.planner import Batch, Plan, Planner, round_totals
+from vllm_propd.core.survival import Survival
 
 relaxed = settings(deadline=None)
 
 
 @dataclass
 class Line:
-    """Seconds that grow by ``slope`` for each token beyond ``flat``."""
+    """Seconds that grow by ``slope`` for each token beyond ``flat``.
+
+    Of a pruned step's tokens, all pass ``below`` of the layers, the others what is left.
+    """
 
     base: float
     slope: float
     flat: int = 0
+    below: float = 0.1
 
-    def estimate(self, tokens: np.ndarray, context: float = 0.0) -> np.ndarray:
+    def estimate(
+        self, tokens: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
+    ) -> np.ndarray:
+        if left is not None:
+            tokens = self.below * tokens + (1.0 - self.below) * left
         return self.base + self.slope * np.maximum(tokens - self.flat, 0)
 
 
-@dataclass
-class Kept:
-    """A kept share that depends on m alone."""
-
-    by_amount: dict[int, float]
-
-    def share(self, nodes: np.ndarray, kept: int) -> np.ndarray:
-        return np.where(nodes <= kept, 1.0, self.by_amount[kept])
-
-
 NOTHING = Line(0.0, 0.0)
+ANY = np.arange(1, 1000)
 
 
 def batch_of(*trees: list[float], **fields: float) -> Batch:
@@ -71,7 +71,7 @@ def test_no_sizes_within_the_budget_are_worth_more(
     batch: Batch, base: int, slope: int, flat: int
 ) -> None:
     price, draft = Line(base, slope / 4, flat), 0.5
-    plan = Planner(price, Line(draft, 0.0)).plan(batch)
+    plan = Planner(price, Line(draft, 0.0), totals=ANY).plan(batch)
     counts = [int((batch.tree == tree).sum()) for tree in range(batch.sequences)]
     room = batch.budget - batch.sequences - batch.others
     allowed = [
@@ -86,7 +86,7 @@ def test_no_sizes_within_the_budget_are_worth_more(
 
 def test_where_tokens_cost_what_they_do_alone_nothing_is_drafted() -> None:
     plan = Planner(Line(0.0, 1.0), NOTHING).plan(batch_of([0.9, 0.5], [0.8]))
-    assert plan == Plan(plan.sizes, None, 2.0, 2.0)
+    assert plan == Plan(plan.sizes, None, 0.0, 0.0, 2.0, 2.0)
     assert plan.sizes.tolist() == [0, 0]
 
 
@@ -104,21 +104,64 @@ def test_sure_sequences_get_the_nodes() -> None:
 
 def test_pruning_is_used_where_it_pays() -> None:
     trees = [[0.9 * 0.95**i for i in range(40)]] * 4
-    kept = Kept({8: 0.97})
     for slope, pruned in ((0.0, False), (0.05, True)):
-        halves = Halves(Line(0.1, slope / 8), Line(0.9, slope), NOTHING, kept, (8,))
-        planner = Planner(Line(1.0, slope * 9 / 8), NOTHING, halves)
-        plan = planner.plan(batch_of(*trees))
-        assert (plan.keep == 8) == pruned
-        if pruned:
-            unpruned = Planner(planner.whole, NOTHING).plan(batch_of(*trees))
+        price = Line(1.0, slope)
+        plan = Planner(price, NOTHING, Survival(start=0.9)).plan(batch_of(*trees))
+        assert (plan.keep is not None) == pruned
+        if plan.keep is not None:
+            unpruned = Planner(price, NOTHING).plan(batch_of(*trees))
             assert plan.rate > unpruned.rate
             assert plan.sizes.sum() > unpruned.sizes.sum()
+            assert plan.keep < plan.sizes.sum()
+            assert plan.narrow < plan.tokens - 4 < plan.wide
+
+
+def test_pruning_that_leaves_nothing_is_not_used() -> None:
+    trees = [[0.9 * 0.95**i for i in range(40)]] * 4
+    plan = Planner(Line(1.0, 0.05), NOTHING, Survival(start=0.0)).plan(batch_of(*trees))
+    assert plan.keep is None
+
+
+@relaxed
+@given(batches(), st.integers(1, 20), st.integers(0, 4), st.floats(0, 1))
+def test_no_pair_of_drafted_and_kept_is_worth_more(
+    batch: Batch, base: int, slope: int, share: float
+) -> None:
+    price = Line(base, slope / 4)
+    plan = Planner(price, NOTHING, Survival(start=share), totals=ANY).plan(batch)
+    taken, sequences = batch.sequences + batch.others, batch.sequences
+    gained = np.concatenate([[0.0], np.cumsum(-np.sort(-batch.probability))])
+    most = min(len(batch.probability), batch.budget - taken)
+    rates = []
+    for drafted in range(most + 1):
+        rates.append((sequences + gained[drafted]) / (base + slope / 4 * (taken + drafted)))
+        for kept in range(1, drafted):
+            accepted = gained[kept] + share * (gained[drafted] - gained[kept])
+            seconds = base + slope / 4 * (taken + 0.1 * drafted + 0.9 * kept)
+            rates.append((sequences + accepted) / seconds)
+    assert plan.rate == pytest.approx(max(rates))
+
+
+def test_totals_are_round() -> None:
+    totals = round_totals(100)
+    assert totals.tolist() == [
+        *range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96,
+    ]  # fmt: skip
+    trees = [[0.9 * 0.95**i for i in range(40)]] * 3
+    for budget in (11, 43, 1000):
+        batch = batch_of(*trees, others=2, budget=budget)
+        allowed = {5, min(budget, 125), *round_totals(125).tolist()}
+        met = set()
+        for slope in (0.0, 0.005, 0.01, 0.02, 0.03):
+            plan = Planner(Line(1.0, slope), NOTHING, Survival()).plan(batch)
+            met |= {5 + int(plan.sizes.sum()), 5 + (plan.keep or 0)}
+        assert met <= allowed
+        assert min(budget, 125) in met
 
 
 def test_small_advantages_do_not_move_it() -> None:
     price = Line(1.0, 0.05, flat=8)
-    planner = Planner(price, NOTHING, hysteresis=0.03)
+    planner = Planner(price, NOTHING, totals=ANY, hysteresis=0.03)
     rng = np.random.default_rng(0)
 
     def noisy() -> Batch:
@@ -126,7 +169,10 @@ def test_small_advantages_do_not_move_it() -> None:
         return batch_of(-np.sort(-base))
 
     steady = {int(planner.plan(noisy()).sizes.sum()) for _ in range(50)}
-    restless = {int(Planner(price, NOTHING).plan(noisy()).sizes.sum()) for _ in range(50)}
+    restless = {
+        int(Planner(price, NOTHING, totals=ANY).plan(noisy()).sizes.sum())
+        for _ in range(50)
+    }
     assert len(steady) == 1 < len(restless)
 
 

@@ -72,6 +72,15 @@ class Forest:
             assert len(kept & set(nodes)) == min(most, len(nodes))
         return kept
 
+    def best_paths_together(self, log_prob: Floats, most: int) -> set[int]:
+        """All trees under one number."""
+        group = np.zeros_like(self.tree)
+        edges, parent_row = self.edges, self.parent_row
+        keep = keep_best_paths(log_prob, edges, parent_row, self.depth, group, most)
+        kept = rows_of(keep)
+        assert set(rows_of(self.depth == 0)) <= kept and self.closed(kept)
+        return kept
+
 
 def rows_of(keep: Bools) -> set[int]:
     assert keep.dtype == np.bool_
@@ -118,6 +127,19 @@ def test_own_parts_add_up_to_the_paths(forest: Forest, data: st.DataObject) -> N
     own = eighths(data, len(forest.drafted))
     path = forest.path_sums(own)[forest.drafted]
     assert own_part(path, forest.edges, forest.parent_row).tolist() == own.tolist()
+
+
+@relaxed
+@given(forests(), st.data(), st.integers(0, 12))
+def test_trees_with_one_number_share_what_is_kept(
+    forest: Forest, data: st.DataObject, most: int
+) -> None:
+    log_prob = eighths(data, len(forest.drafted), hopeless=True)
+    kept = forest.best_paths_together(log_prob, most) & set(forest.drafted)
+    assert len(kept) == min(most, len(forest.drafted))
+    path = forest.path_sums(log_prob)
+    left = [path[row] for row in forest.drafted if row not in kept]
+    assert max(left, default=-math.inf) <= min((path[r] for r in kept), default=math.inf)
 
 
 def test_roots_alone_have_no_edges_and_are_kept() -> None:

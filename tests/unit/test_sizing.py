@@ -80,7 +80,7 @@ class Machine:
         self.spend(HOST_S)
         sizing.step_begins(self.now, load, drafted, nodes > 0)
         self.spend(float(staircase(np.array([load.tokens]))[0]) / self.speed)
-        sizing.step_verified()
+        sizing.step_verified(None)
         emitted = sequences + sum(
             self.accepted(tree, size)
             for tree, size in zip(self.trees, self.sizes, strict=True)
@@ -90,7 +90,7 @@ class Machine:
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)
-            self.sizes = sizing.sizes(trees, self.now - before).tolist()
+            self.sizes = sizing.plan(trees, self.now - before)[0].tolist()
             self.trees = trees
         self.records.append(sizing.step_ends(nodes, emitted))
         self.tokens_out += emitted
@@ -182,6 +182,7 @@ def test_fixed_sizes_are_fixed() -> None:
     sizing = FixedSizing(8, 64)
     assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]
     trees = Machine().draft(3, 5)
-    assert sizing.sizes(trees, 0.1).tolist() == [5, 5, 5]
+    sizes, keep = sizing.plan(trees, 0.1)
+    assert (sizes.tolist(), keep) == ([5, 5, 5], None)
     sizing.step_begins(0.0, Load(3, 20, 2, 100), True, True)
     assert sizing.step_ends(7, 6) == StepRecord(3, 20, 15, 7, 6)

@@ -77,11 +77,15 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "static": lambda heads: _propd(
         heads, sizing="fixed", node_values="rank_accuracy", num_speculative_tokens=32
     ),
-    "propd-no-dynamic": lambda heads: _propd(heads, sizing="fixed"),
+    "propd-no-prune": lambda heads: _propd(heads, pruning="off"),
+    "propd-no-dynamic": lambda heads: _propd(
+        heads, sizing="fixed", pruning="path_probability"
+    ),
     "propd": _propd,
 }
 """Plain vLLM; its own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
-our chain, a tree of fixed shape, trees of one size, and ProPD as it is by default."""
+our chain, a tree of fixed shape, and ProPD as it is by default, or without one of its two
+ideas: early pruning, and sizes in real time."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:

@@ -21,6 +21,7 @@ from vllm_propd.bench.turn import ArmEngine
 from vllm_propd.config import ProPDConfig, parse_config
 from vllm_propd.core.cost import StepCost
 from vllm_propd.core.replay import RecordedText, Replayed, replay
+from vllm_propd.engine.costs import CostTable
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
 
@@ -88,29 +89,23 @@ class Costs:
     """What steps and drafts take.
 
     Attributes:
-        step: seconds of unpruned steps, by tokens.
+        step: seconds of steps, by tokens.
         draft: seconds of drafting, by sequences.
-        layers: of the model.
     """
 
     step: StepCost
     draft: StepCost
-    layers: int
 
-    def step_s(self, tokens: float) -> float:
-        """Of an unpruned step."""
-        return float(self.step.estimate(np.array([tokens]))[0])
+    def step_s(self, tokens: float, left: float | None = None) -> float:
+        """Of a step whose tokens all pass all layers, or some of them only."""
+        remaining = None if left is None else np.array([left])
+        return float(self.step.estimate(np.array([tokens]), 0.0, remaining)[0])
 
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
         """Of a step with trees, drafting included."""
         draft = float(self.draft.estimate(np.array([batch_size]))[0])
-        whole = self.step_s(batch_size * (1 + found.drafted))
-        if config.pruning == "off":
-            return draft + whole
-        assert config.early_layer is not None
-        lower = config.early_layer / self.layers
-        upper = self.step_s(batch_size * (1 + found.kept))
-        return draft + lower * whole + (1 - lower) * upper
+        left = batch_size * (1 + found.kept) if config.has_rule else None
+        return draft + self.step_s(batch_size * (1 + found.drafted), left)
 
 
 def run_simulate(
@@ -161,13 +156,8 @@ def run_simulate(
         engine.run_all(ids, size, params)
         texts = texts_of(llm.collective_rpc("take_recording")[0])
         bar.update(task, description="timing steps")
-        layers = llm.llm_engine.model_config.hf_text_config.num_hidden_layers
-        table = {k: np.array(v) for k, v in llm.collective_rpc("step_costs")[0].items()}
-        costs = Costs(
-            StepCost(table["tokens"], table["step_s"]),
-            StepCost(table["sequences"], table["draft_s"]),
-            layers,
-        )
+        table = CostTable.model_validate(llm.collective_rpc("step_costs")[0])
+        costs = Costs(table.step_cost(), table.draft_cost())
         engine.close()
     replayed = {name: replay(texts, config) for name, config in configs.items()}
     found = [
@@ -194,7 +184,7 @@ def _configs(
         config = parse_config(keys)
         if config.sizing != "fixed":
             raise ValueError(f"--arms {text}: a recording knows sizing 'fixed' only")
-        if config.pruning != "off":
+        if config.has_rule:
             if config.early_layer not in (None, layer):
                 raise ValueError(f"--arms {text}: recorded is early layer {layer}")
             config = config.model_copy(update={"early_layer": layer})

@@ -7,8 +7,10 @@ machine differs from its table now:
     T(n, c) = a * table(n) + b * c + d
 
 for n tokens in a step that reads c tokens of context, with weights ``exp(-decay * age)``.
-What a table entry's neighbourhood still deviates is smoothed as in the paper,
-``T_i <- (1 - alpha) T_i + alpha t_i``, and fades with age.
+A step in two halves, of whose n tokens k are left after pruning, has the tables of both:
+``lower(n) + upper(k)``. The rest is one machine's, whatever it runs: a step of either kind
+teaches about the other. What a table entry's neighbourhood still deviates is smoothed as
+in the paper, ``T_i <- (1 - alpha) T_i + alpha t_i``, and fades with age.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class StepCost:
     Args:
         tokens: ``[entries]`` int64 ascending, at least two: tokens of the timed steps.
         seconds: ``[entries]`` their times, without context.
+        halves: the same of the lower half, early head included, and of the upper half;
+            None: no step is split.
         decay: lambda: a step of age 1 / decay weighs a third.
         alpha: share of a new time in its entry's deviation.
 
@@ -49,53 +53,83 @@ class StepCost:
     """
 
     def __init__(
-        self, tokens: Ints, seconds: Floats, decay: float = 0.03, alpha: float = 0.1
+        self,
+        tokens: Ints,
+        seconds: Floats,
+        halves: tuple[Floats, Floats] | None = None,
+        decay: float = 0.03,
+        alpha: float = 0.1,
     ):
-        if len(tokens) < 2 or len(tokens) != len(seconds) or (np.diff(tokens) <= 0).any():
+        if len(tokens) < 2 or (np.diff(tokens) <= 0).any():
             raise ValueError(f"a cost table needs ascending tokens, not {tokens.tolist()}")
-        if not (np.isfinite(seconds) & (seconds > 0)).all():
-            raise ValueError(f"a cost table needs times above 0, not {seconds.tolist()}")
         self.tokens = tokens.astype(np.float64)
-        # More tokens never cost less: what says so is noise.
-        self.seconds = np.maximum.accumulate(seconds)
+        self.seconds = self._checked(seconds)
+        self.halves = halves and (self._checked(halves[0]), self._checked(halves[1]))
         self.decay, self.alpha = decay, alpha
         self._unit = float(self.seconds[0])
         self._moments = np.zeros((3, 3))
         self._target = np.zeros(3)
         self._fit = np.array([1.0, 0.0, 0.0])
-        self._deviation = np.zeros(len(tokens))
+        # Of whole steps by their tokens, and of split ones by those that are left.
+        self._deviation = np.zeros((2, len(tokens)))
         self._usual_error = 0.05
 
-    def _table(self, tokens: Floats) -> Floats:
-        """Interpolated; beyond the last entry its last slope goes on."""
-        within = np.interp(tokens, self.tokens, self.seconds)
-        slope = (self.seconds[-1] - self.seconds[-2]) / (self.tokens[-1] - self.tokens[-2])
-        return within + slope * np.maximum(tokens - self.tokens[-1], 0.0)
+    def _checked(self, seconds: Floats) -> Floats:
+        """More tokens never cost less: what says so is noise."""
+        if (
+            len(seconds) != len(self.tokens)
+            or not (np.isfinite(seconds) & (seconds > 0)).all()
+        ):
+            raise ValueError(f"a cost table needs times above 0, not {seconds.tolist()}")
+        return np.maximum.accumulate(seconds)
 
-    def _features(self, tokens: Floats, context: float) -> Floats:
-        table = self._table(tokens) / self._unit
+    def _interpolated(self, seconds: Floats, tokens: Floats) -> Floats:
+        """Beyond the last entry its last slope goes on."""
+        slope = (seconds[-1] - seconds[-2]) / (self.tokens[-1] - self.tokens[-2])
+        beyond = np.maximum(tokens - self.tokens[-1], 0.0)
+        return np.interp(tokens, self.tokens, seconds) + slope * beyond
+
+    def _features(self, tokens: Floats, context: float, left: Floats | None) -> Floats:
+        if left is None:
+            table = self._interpolated(self.seconds, tokens)
+        else:
+            assert self.halves is not None
+            lower, upper = self.halves
+            table = self._interpolated(lower, tokens) + self._interpolated(upper, left)
         same = np.ones_like(table)
-        return np.stack([table, same * (context / CONTEXT_UNIT), same], -1)
+        return np.stack([table / self._unit, same * (context / CONTEXT_UNIT), same], -1)
 
-    def estimate(self, tokens: Ints | Floats, context: float = 0.0) -> Floats:
+    def estimate(
+        self,
+        tokens: Ints | Floats,
+        context: float = 0.0,
+        left: Ints | Floats | None = None,
+    ) -> Floats:
         """Seconds of steps.
 
         Args:
-            tokens: ``[steps]`` in each; of a mean step they may be no whole number.
+            tokens: ``[...]`` in each; of a mean step they may be no whole number.
             context: tokens of context that the step's sequences have together.
+            left: ``[...]``, broadcast with ``tokens``: how many are left after the lower
+                half; None: the steps are not split.
         """
         at = tokens.astype(np.float64)
-        fitted = self._features(at, context) @ self._fit
-        deviation = np.interp(at, self.tokens, self._deviation)
+        remaining = None if left is None else left.astype(np.float64)
+        fitted = self._features(at, context, remaining) @ self._fit
+        near, deviation = (at, 0) if remaining is None else (remaining, 1)
+        off = np.exp(np.interp(near, self.tokens, self._deviation[deviation]))
         # A fit of few steps may go below anything real.
-        return np.maximum(fitted, 0.05) * np.exp(deviation) * self._unit
+        return np.maximum(fitted, 0.05) * off * self._unit
 
-    def observe(self, tokens: int, context: float, seconds: float) -> None:
+    def observe(
+        self, tokens: int, context: float, seconds: float, left: int | None = None
+    ) -> None:
         """Takes a step's time into account, and all others' age."""
-        count = np.array([tokens])
-        before = float(self.estimate(count, context)[0])
+        at = np.array([tokens], np.float64)
+        remaining = None if left is None else np.array([left], np.float64)
+        before = float(self.estimate(at, context, remaining)[0])
         seconds = before * (1.0 + self._believed(seconds / before - 1.0))
-        features = self._features(count.astype(np.float64), context)[0]
+        features = self._features(at, context, remaining)[0]
         # Relative errors count alike: a long step must not outweigh many short ones.
         weight = (self._unit / before) ** 2
         fades = np.exp(-self.decay)
@@ -105,14 +139,14 @@ class StepCost:
         self._fit = np.linalg.solve(self._moments + PRIOR, self._target + prior)
         self._deviation *= np.exp(-STALE * self.decay)
         fitted = max(float(features @ self._fit), 0.05) * self._unit
-        right = int(np.clip(np.searchsorted(self.tokens, tokens), 1, len(self.tokens) - 1))
-        left = right - 1
-        span = self.tokens[right] - self.tokens[left]
-        share = float(np.clip((tokens - self.tokens[left]) / span, 0.0, 1.0))
-        for entry, near in ((left, 1.0 - share), (right, share)):
-            found = np.log(seconds / fitted)
-            step = self.alpha * near * (found - self._deviation[entry])
-            self._deviation[entry] += step
+        near, row = (tokens, 0) if left is None else (left, 1)
+        right = int(np.clip(np.searchsorted(self.tokens, near), 1, len(self.tokens) - 1))
+        span = self.tokens[right] - self.tokens[right - 1]
+        share = float(np.clip((near - self.tokens[right - 1]) / span, 0.0, 1.0))
+        found = np.log(seconds / fitted)
+        for entry, close in ((right - 1, 1.0 - share), (right, share)):
+            deviation = self._deviation[row, entry]
+            self._deviation[row, entry] += self.alpha * close * (found - deviation)
 
     def _believed(self, error: float) -> float:
         """A relative error, cut to what is usual; and what is usual, made current."""

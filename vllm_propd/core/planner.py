@@ -3,7 +3,7 @@
 The nodes of all sequences stand in one best-first order. Each cut of it is a plan; its
 worth is the tokens it is expected to give over the seconds it is expected to take (paper
 section 3.3, for the whole batch at once). With early pruning a plan is a pair: n nodes
-drafted, at most m of each tree kept. No node at all is a plan, too.
+drafted, the best m of them kept after the shallow layers. No node at all is a plan, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vllm_propd.core.survival import Survival
 from vllm_propd.core.tree import Ints
 
 Floats = npt.NDArray[np.float64]
@@ -22,33 +23,21 @@ Floats = npt.NDArray[np.float64]
 class Price(Protocol):
     """Seconds of steps, as ``core.cost.StepCost`` estimates them."""
 
-    def estimate(self, tokens: Ints, context: float = 0.0) -> Floats:
-        """``[steps]`` seconds for ``[steps]`` tokens."""
+    def estimate(
+        self, tokens: Ints, context: float = 0.0, left: Ints | None = None
+    ) -> Floats:
+        """``[...]`` seconds for ``[...]`` tokens, of which so many are left."""
 
 
-class KeptShare(Protocol):
-    """What pruning is expected to leave of the acceptance."""
+def round_totals(most: int) -> Ints:
+    """Numbers of tokens that a planned step may have: four in each octave, beyond 8.
 
-    def share(self, nodes: Floats, kept: int) -> Floats:
-        """``[plans]`` in 0..1, for trees of ``nodes`` nodes of which ``kept`` stay."""
-
-
-@dataclass(frozen=True)
-class Halves:
-    """What a step in two halves costs, and what it loses.
-
-    Attributes:
-        lower, upper: the halves, by tokens that pass them.
-        judge: the early head and the rule, by tokens judged.
-        kept: what is left of the acceptance.
-        amounts: values of m to choose from.
+    Kernels prepare each number of rows that they have not met, and work in tiles: steps
+    of all sizes would meet hundreds, and few of them gain anything by it.
     """
-
-    lower: Price
-    upper: Price
-    judge: Price
-    kept: KeptShare
-    amounts: tuple[int, ...] = (4, 8, 12, 16, 24, 32)
+    octaves = np.arange(4, 8)[None, :] << np.arange(1, 20)[:, None]
+    totals = np.concatenate([np.arange(1, 8), octaves.ravel()])
+    return totals[totals <= most]
 
 
 @dataclass(frozen=True)
@@ -79,13 +68,16 @@ class Plan:
 
     Attributes:
         sizes: ``[sequences]`` int64 nodes of each tree.
-        keep: m, where the step is to be pruned.
+        keep: how many of all these nodes are left, where the step is to be pruned.
+        narrow, wide: tokens expected of the best ``keep`` nodes alone, and of all.
         tokens: expected of the step, over all sequences.
         seconds: that it is expected to take, drafting included.
     """
 
     sizes: Ints
     keep: int | None
+    narrow: float
+    wide: float
     tokens: float
     seconds: float
 
@@ -100,65 +92,84 @@ class Planner:
     """Chooses plans, and stays with the last one while no other is clearly better.
 
     Attributes:
-        whole: price of a step that is not pruned.
+        step: price of a step.
         draft: price of drafting, by sequences; a plan without nodes does not pay it.
-        halves: prices of a pruned step; None: never prune.
+        survival: what pruning leaves; None: never prune.
+        totals: ascending numbers of tokens that a step may have, before and after
+            pruning; beside them those of no node and of all.
         hysteresis: how much faster another plan must be, relatively.
     """
 
-    whole: Price
+    step: Price
     draft: Price
-    halves: Halves | None = None
+    survival: Survival | None = None
+    totals: Ints = field(default_factory=lambda: round_totals(1 << 16))
     hysteresis: float = 0.02
-    _last: tuple[float, int | None] | None = field(default=None, init=False)
+    _last: tuple[float, float | None] | None = field(default=None, init=False)
 
     def plan(self, batch: Batch) -> Plan:
         """The plan for a step.
 
-        Nodes per sequence and m are what stays: the batch may grow and shrink between.
+        Nodes per sequence are what stays: the batch may grow and shrink between.
         """
         order = np.argsort(-batch.probability, kind="stable")
         taken = batch.sequences + batch.others
         most = min(len(order), max(0, batch.budget - taken))
-        nodes = np.arange(most + 1)
-        gained = np.concatenate([[0.0], np.cumsum(batch.probability[order[:most]])])
+        nodes = self._cuts(taken, most)
+        gained = np.concatenate([[0.0], np.cumsum(batch.probability[order[:most]])])[nodes]
+        seconds, accepted = self._priced(nodes, gained, taken, batch.context)
         drafting = self.draft.estimate(np.array([batch.sequences]))[0] * (nodes > 0)
-        rows, keeps = self._priced(batch, nodes, gained, taken)
-        seconds = np.stack([s for _, s in rows]) + drafting
-        tokens = np.stack([t for t, _ in rows])
-        rate = tokens / seconds
-        row, cut = map(int, np.unravel_index(rate.argmax(), rate.shape))
-        if self._last is not None and self._last[1] in keeps:
-            before = keeps.index(self._last[1])
-            same = min(most, round(self._last[0] * batch.sequences))
-            if rate[before, same] * (1.0 + self.hysteresis) >= rate[row, cut]:
-                row, cut = before, same
+        seconds = seconds + drafting[:, None]
+        tokens = batch.sequences + accepted
+        rate = np.where(np.isnan(tokens), -np.inf, tokens) / seconds
+        cut, kept = map(int, np.unravel_index(rate.argmax(), rate.shape))
+        before = self._same_as_before(nodes, batch.sequences)
+        if before and rate[before] * (1.0 + self.hysteresis) >= rate[cut, kept]:
+            cut, kept = before
+        keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
-            self._last = cut / batch.sequences, keeps[row]
+            share = 1.0 / batch.sequences
+            self._last = share * nodes[cut], None if keep is None else share * keep
         return Plan(
-            np.bincount(batch.tree[order[:cut]], minlength=batch.sequences),
-            keeps[row] if cut else None,
-            float(tokens[row, cut]),
-            float(seconds[row, cut]),
+            np.bincount(batch.tree[order[: nodes[cut]]], minlength=batch.sequences),
+            keep,
+            narrow=float(gained[kept - 1] if kept else gained[cut]),
+            wide=float(gained[cut]),
+            tokens=float(tokens[cut, kept]),
+            seconds=float(seconds[cut, kept]),
         )
 
+    def _cuts(self, taken: int, most: int) -> Ints:
+        """Numbers of nodes to choose from, ascending."""
+        low, high = np.searchsorted(self.totals, [taken + 1, taken + most])
+        inner = self.totals[low:high] - taken
+        return np.concatenate([[0], inner, [most] * (most > 0)]).astype(np.int64)
+
     def _priced(
-        self, batch: Batch, nodes: Ints, gained: Floats, taken: int
-    ) -> tuple[list[tuple[Floats, Floats]], list[int | None]]:
-        """Tokens and seconds by number of nodes: unpruned, then for each m."""
-        bonus = float(batch.sequences)
-        whole = self.whole.estimate(taken + nodes, batch.context)
-        rows: list[tuple[Floats, Floats]] = [(bonus + gained, whole)]
-        keeps: list[int | None] = [None]
-        if self.halves is None:
-            return rows, keeps
-        halves, size = self.halves, nodes / max(batch.sequences, 1)
-        below = halves.lower.estimate(taken + nodes, batch.context)
-        below = below + halves.judge.estimate(taken + nodes) * (nodes > 0)
-        for amount in halves.amounts:
-            left = taken + np.minimum(nodes, amount * batch.sequences)
-            above = halves.upper.estimate(left, batch.context)
-            share = halves.kept.share(size, amount)
-            rows.append((bonus + share * gained, below + above))
-            keeps.append(amount)
-        return rows, keeps
+        self, nodes: Ints, gained: Floats, taken: int, context: float
+    ) -> tuple[Floats, Floats]:
+        """Seconds and accepted nodes, both ``[cuts, 1 + kept cuts]``.
+
+        The first column is of unpruned steps; where no fewer nodes would be kept than
+        drafted, tokens are none.
+        """
+        count = taken + nodes
+        seconds = self.step.estimate(count, context)[:, None]
+        if self.survival is None:
+            return seconds, gained[:, None]
+        fewer = (nodes[None, :] < nodes[:, None]) & (nodes[None, :] > 0)
+        pruned = self.step.estimate(count[:, None], context, count[None, :])
+        left = gained + self.survival.share * (gained[:, None] - gained)
+        left = np.where(fewer, left, np.nan)
+        return np.hstack([seconds, pruned]), np.hstack([gained[:, None], left])
+
+    def _same_as_before(self, nodes: Ints, sequences: int) -> tuple[int, int] | None:
+        """The last plan's place among these plans, where it still has one."""
+        if self._last is None:
+            return None
+        size, keep = self._last
+        cut = int(np.abs(nodes - size * sequences).argmin())
+        if keep is None:
+            return cut, 0
+        kept = int(np.abs(nodes - keep * sequences).argmin())
+        return (cut, 1 + kept) if 0 < kept < cut else None

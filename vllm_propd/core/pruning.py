@@ -195,6 +195,8 @@ def keep_best_paths(
 ) -> Bools:
     """Rule ``path_probability``: each tree's ``most`` best nodes by their whole paths.
 
+    Trees may share a number: then their nodes compete for what these trees keep together.
+
     A path is never more probable than a part of it, and among equals parents come first:
     the best m nodes are closed under ancestors.
 
@@ -202,7 +204,7 @@ def keep_best_paths(
         log_prob: ``[edges]`` float32 what each node adds to its path's; none above 0.
         edges: the trees' edges.
         parent_row, depth: ``[rows]``, as for ``edges_of``.
-        tree: ``[rows]`` int64 ascending number of each row's tree.
+        tree: ``[rows]`` int64 ascending number of each row's tree, or of its trees.
         most: m.
 
     Returns:
@@ -211,8 +213,11 @@ def keep_best_paths(
     path = np.zeros(len(depth), np.float32)
     path[edges.child] = log_prob
     _down(path, parent_row, depth, np.add)
+    path[depth == 0] = np.inf
     order = np.lexsort((-path, tree))  # stable
-    within = np.arange(len(tree)) - np.searchsorted(tree, tree)
+    # A number's rows in this order: its roots, then its nodes.
+    roots = np.bincount(tree, depth == 0).astype(np.int64)
+    within = np.arange(len(tree)) - np.searchsorted(tree, tree) - roots[tree]
     keep = np.empty(len(depth), np.bool_)
-    keep[order] = within <= most
+    keep[order] = within < most
     return keep

@@ -143,7 +143,7 @@ def _unknown(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Ints:
 
 def _kept(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Bools:
     """``[places, nodes]`` what the config's rule would have let through."""
-    if config.pruning == "off":
+    if not config.has_rule:
         return np.ones_like(chosen)
     if text.early_rank is None or text.early_log_prob is None:
         raise ValueError("there is no early head in this recording")

@@ -19,6 +19,7 @@ from vllm_propd.core.cost import StepCost
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.pauses import Pauses
 from vllm_propd.core.planner import Batch, Plan, Planner
+from vllm_propd.core.survival import Survival
 from vllm_propd.core.tree import Ints, TokenTree
 
 GAPS = 31
@@ -75,14 +76,14 @@ class Sizing(Protocol):
     def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
         """A step has begun."""
 
-    def step_verified(self) -> None:
+    def step_verified(self, left: int | None) -> None:
         """Its text is known."""
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
 
-    def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
-        """Nodes to verify in the next step."""
+    def plan(self, trees: list[TokenTree], draft_s: float) -> tuple[Ints, int | None]:
+        """Nodes to verify in the next step, and how many of them to keep."""
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
         """It is over, has kept so many nodes, and put out so many tokens."""
@@ -104,7 +105,7 @@ class FixedSizing:
         """See ``DynamicSizing``."""
         self._load = load
 
-    def step_verified(self) -> None:
+    def step_verified(self, left: int | None) -> None:
         """Nothing to learn."""
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
@@ -116,33 +117,36 @@ class FixedSizing:
         """Nodes to draft for each sequence; 0: do not draft."""
         return nodes_per_sequence(self.nodes, self.token_budget, sequences)
 
-    def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
-        """``[trees]`` int64 how many nodes of each to verify in the next step: all."""
-        return np.array([len(tree) for tree in trees], np.int64)
+    def plan(self, trees: list[TokenTree], draft_s: float) -> tuple[Ints, int | None]:
+        """All nodes, to be pruned as is configured; see ``DynamicSizing``."""
+        return np.array([len(tree) for tree in trees], np.int64), None
 
 
 class DynamicSizing:
     """Measures steps, and sizes trees.
 
     Args:
-        whole: cost of steps without drafting, by tokens.
+        step: cost of steps without drafting, by tokens.
         draft: cost of drafting, by sequences.
         nodes: the most of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
+        pruning: whether steps may be pruned; ``step`` then has a table of both halves.
         clock: seconds.
     """
 
     def __init__(
         self,
-        whole: StepCost,
+        step: StepCost,
         draft: StepCost,
         nodes: int,
         token_budget: int,
+        pruning: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.whole, self.draft = whole, draft
+        self.step, self.draft = step, draft
         self.nodes, self.token_budget = nodes, token_budget
-        self.planner = Planner(whole, draft)
+        self.survival = Survival() if pruning else None
+        self.planner = Planner(step, draft, self.survival)
         self._clock = clock
         self._pauses = Pauses()
         self._gaps: deque[float] = deque(maxlen=GAPS)
@@ -168,14 +172,19 @@ class DynamicSizing:
             self._gaps.append(self._began - self._ended)
         self._load = load
 
-    def step_verified(self) -> None:
-        """The step's text is known: all but drafting is over."""
+    def step_verified(self, left: int | None) -> None:
+        """The step's text is known: all but drafting is over.
+
+        Args:
+            left: of its tokens after early pruning; None: it was not split, or always is.
+        """
         load = self._load
         gap = median(self._gaps) if self._gaps else 0.0
         self._measured = self._clock() - self._began + gap
-        estimate = self.whole.estimate(np.array([load.tokens]), load.context)
+        remaining = None if left is None else np.array([left])
+        estimate = self.step.estimate(np.array([load.tokens]), load.context, remaining)
         self._estimated = float(estimate[0])
-        self.whole.observe(load.tokens, load.context, self._measured)
+        self.step.observe(load.tokens, load.context, self._measured, left)
         # What the coming plan is for is another step than what this one was planned as.
         self._expected, self._plan = self._plan, None
 
@@ -190,10 +199,19 @@ class DynamicSizing:
         load, plan, expected = self._load, self._expected, 0.0
         if plan is not None:  # who has joined since gives one token
             expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
+            self._learn_survival(plan, emitted)
         return StepRecord(
             load.sequences, load.tokens, load.nodes, kept, emitted,
             expected, self._estimated, self._measured,
         )  # fmt: skip
+
+    def _learn_survival(self, plan: Plan, emitted: int) -> None:
+        load = self._load
+        # Another batch than was planned has other expectations.
+        as_planned = (load.sequences, load.nodes) == (len(plan.sizes), plan.sizes.sum())
+        if self.survival is not None and plan.keep is not None and as_planned:
+            accepted = emitted - load.sequences
+            self.survival.observe(plan.narrow, plan.wide, accepted, load.sequences)
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -201,12 +219,16 @@ class DynamicSizing:
             return 0
         return min(self.nodes, max(0, self.token_budget // 2 - sequences))
 
-    def sizes(self, trees: list[TokenTree], draft_s: float) -> Ints:
-        """``[trees]`` int64 how many nodes of each to verify in the next step.
+    def plan(self, trees: list[TokenTree], draft_s: float) -> tuple[Ints, int | None]:
+        """What to verify in the next step.
 
         Args:
             trees: drafted, of at most ``most`` nodes each.
             draft_s: seconds that this took.
+
+        Returns:
+            ``[trees]`` int64 how many nodes of each; and how many of all of them early
+            pruning shall keep, or None: what is configured.
         """
         self.draft.observe(len(trees), 0.0, draft_s)
         probability = np.exp(
@@ -224,4 +246,4 @@ class DynamicSizing:
                 budget=self.token_budget // 2 + load.others,
             )
         )
-        return self._plan.sizes
+        return self._plan.sizes, self._plan.keep

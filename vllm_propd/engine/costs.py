@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,12 +34,29 @@ REPEATS = 3
 
 
 class CostTable(BaseModel):
-    """What was timed: seconds of steps by tokens, and of drafting by sequences."""
+    """What was timed: seconds of steps by tokens, and of drafting by sequences.
+
+    ``lower_s``, the early head included, and ``upper_s`` are those of the halves, where the
+    model is split.
+    """
 
     tokens: list[int]
     step_s: list[float]
     sequences: list[int]
     draft_s: list[float]
+    lower_s: list[float] | None = None
+    upper_s: list[float] | None = None
+
+    def step_cost(self) -> StepCost:
+        """What steps cost before any was served."""
+        halves = None
+        if self.lower_s is not None and self.upper_s is not None:
+            halves = np.array(self.lower_s), np.array(self.upper_s)
+        return StepCost(np.array(self.tokens), np.array(self.step_s), halves)
+
+    def draft_cost(self) -> StepCost:
+        """The same of drafting."""
+        return StepCost(np.array(self.sequences), np.array(self.draft_s))
 
 
 def dynamic_sizing(runner: Any) -> DynamicSizing:
@@ -53,10 +71,11 @@ def dynamic_sizing(runner: Any) -> DynamicSizing:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(table.model_dump_json() + "\n")
     return DynamicSizing(
-        StepCost(np.array(table.tokens), np.array(table.step_s)),
-        StepCost(np.array(table.sequences), np.array(table.draft_s)),
+        table.step_cost(),
+        table.draft_cost(),
         runner.propd.num_speculative_tokens,
         runner.max_num_tokens,
+        pruning=runner.propd.plans_pruning,
     )
 
 
@@ -68,9 +87,13 @@ def measure(runner: Any) -> CostTable:
     tokens = [n for n in TOKENS if n < most] + [most]
     sequences = sorted({1, max(2, runner.max_num_reqs)})
 
-    def step(count: int) -> None:
-        hidden_states, _ = runner._dummy_run(count)
-        runner.model.compute_logits(hidden_states[:count])
+    split = runner._pruned_forward
+
+    def logits(hidden_states: torch.Tensor) -> None:
+        runner.model.compute_logits(hidden_states)
+
+    def whole(count: int) -> None:
+        logits(runner._dummy_run(count)[0][:count])
 
     def draft(count: int) -> None:
         hidden_size = runner.model_config.get_hidden_size()
@@ -79,27 +102,30 @@ def measure(runner: Any) -> CostTable:
             torch.zeros(count, hidden_size, dtype=dtype, device=device)
         )
 
+    def timed(work: Callable[[], None]) -> float:
+        """Seconds; the first time also prepares the shape."""
+        times = []
+        for _ in range(REPEATS + 1):  # as often on every rank
+            began = time.perf_counter()
+            work()
+            runner._sync_device()
+            times.append(time.perf_counter() - began)
+        return median(times[1:])
+
+    def halves(count: int) -> tuple[float, float]:
+        lower, upper = split.dummy_run(count)
+        return timed(lower), timed(lambda: logits(upper()))
+
+    found: dict[str, list[float]] = {"step_s": [], "draft_s": []}
     quiet = get_tensor_model_parallel_rank() != 0
-    with tqdm(
-        total=len(tokens) + len(sequences), desc="ProPD: timing steps", disable=quiet
-    ) as bar:
-
-        def timed(work: Callable[[int], None], count: int) -> float:
-            times = []
-            for _ in range(REPEATS + 1):  # the first one also prepares this shape
-                began = time.perf_counter()
-                work(count)
-                runner._sync_device()
-                times.append(time.perf_counter() - began)
-            bar.update()
-            return median(times[1:])
-
-        return CostTable(
-            tokens=tokens,
-            step_s=[timed(step, count) for count in tokens],
-            sequences=sequences,
-            draft_s=[timed(draft, count) for count in sequences],
-        )
+    for count in tqdm(tokens, desc="ProPD: timing steps", disable=quiet):
+        found["step_s"].append(timed(partial(whole, count)))
+        if split is not None:
+            for name, seconds in zip(("lower_s", "upper_s"), halves(count), strict=True):
+                found.setdefault(name, []).append(seconds)
+    for count in sequences:
+        found["draft_s"].append(timed(partial(draft, count)))
+    return CostTable(tokens=tokens, sequences=sequences, **found)
 
 
 def _cache_file(runner: Any) -> Path | None:

@@ -94,7 +94,10 @@ def _teach_engine_args(original: Any) -> Any:
             return original(self, *args, **kwargs)
         config = _enable(self, keys)
         vllm_config = original(self, *args, **kwargs)
-        check_engine(vllm_config, config)
+        config = check_engine(vllm_config, config)
+        additional = {METHOD: config.model_dump_json(exclude_unset=True)}
+        vllm_config.additional_config = {**vllm_config.additional_config, **additional}
+        logger.info("ProPD: %s", config.model_dump_json())
         show_metrics(vllm_config)
         return vllm_config
 
@@ -177,16 +180,11 @@ def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
         )
     args.worker_cls = CPU_WORKER
     args.spec_method = args.spec_model = args.spec_tokens = None
-    args.additional_config = {
-        **(args.additional_config or {}),
-        METHOD: config.model_dump_json(exclude_unset=True),
-    }
     args.speculative_config = {
         "method": "custom_class",
         "model": PROPOSER,
         "num_speculative_tokens": config.num_speculative_tokens,
     }
-    logger.info("ProPD: %s", config.model_dump_json())
     return config
 
 

@@ -63,20 +63,22 @@ class EarlyJudge:
                 get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
             )
 
-    def keep(self, step: TreeStep, stream: torch.Tensor) -> Bools:
+    def keep(self, step: TreeStep, stream: torch.Tensor, most: int | None = None) -> Bools:
         """Which rows of the step's trees go on.
 
         Args:
             step: this step's trees.
             stream: ``[tree rows, hidden]`` the residual stream after the early layer.
+            most: nodes of all trees together that a plan wants to keep; None: what the
+                config's rule says of each tree.
 
         Returns:
             ``[tree rows]`` bool; roots are always kept, rows without meaning never.
         """
-        parent_row, depth, tree = step.parent_row, step.depth, step.tree
+        parent_row, depth = step.parent_row, step.depth
         edges = edges_of(parent_row, depth)
         states = stream[torch.from_numpy(edges.parents).to(stream.device)]
-        logits = self._logits(states)
+        logits = self.logits(states)
         token, place = (
             torch.from_numpy(values).to(logits.device)
             for values in (step.token[edges.child], edges.place)
@@ -96,12 +98,15 @@ class EarlyJudge:
                 drafted = np.concatenate([tree.score for tree in step.trees])
                 said = own_part(drafted, edges, parent_row)
                 log_prob = log_prob + np.float32(self.config.draft_weight) * said
-            most = self.config.keep_nodes
-            kept = keep_best_paths(log_prob, edges, parent_row, depth, tree, most)
+            if most is None:
+                group, most = step.tree, self.config.keep_nodes
+            else:
+                group = np.zeros(len(depth), np.int64)
+            kept = keep_best_paths(log_prob, edges, parent_row, depth, group, most)
         kept[(step.token < 0) & (depth > 0)] = False
         return kept
 
-    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
         """``[parents, hidden]`` to this rank's ``[parents, tokens]``."""
         if self.head.up is None:
             return self._output(self.head(states))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from vllm_propd.engine.halves import ModelHalves, residual_stream
 from vllm_propd.engine.step import TreeStep
 
 WARM_UP_ROWS = 8
+
+PARENTS = 0.4
+"""Of a step's rows, that have children which the early head judges; about."""
 
 
 class PrunedForward:
@@ -40,6 +45,7 @@ class PrunedForward:
         input_ids: torch.Tensor | None,
         positions: torch.Tensor,
         inputs_embeds: torch.Tensor | None,
+        most: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, TreeStep]:
         """Lower half, pruning, upper half; inside vLLM's forward context.
@@ -47,6 +53,7 @@ class PrunedForward:
         Args:
             step: this step's trees.
             input_ids, positions, inputs_embeds, kwargs: the model's.
+            most: nodes to keep; see ``EarlyJudge.keep``.
 
         Returns:
             The model's output ``[batch rows, hidden]``, undefined in pruned rows, and
@@ -56,7 +63,7 @@ class PrunedForward:
             input_ids=input_ids, positions=positions, inputs_embeds=inputs_embeds, **kwargs
         )
         tree_rows = torch.from_numpy(step.rows).to(positions.device)
-        kept = self.judge.keep(step, residual_stream(between, tree_rows))
+        kept = self.judge.keep(step, residual_stream(between, tree_rows), most)
         going_on = np.ones(len(positions), np.bool_)
         going_on[step.rows[~kept]] = False
         moved = np.cumsum(going_on) - 1
@@ -82,17 +89,37 @@ class PrunedForward:
         out[rows] = upper
         return out, left
 
-    @torch.inference_mode()
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model."""
-        if self.vllm_config.compilation_config.mode == CompilationMode.NONE:
-            return
+        if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
+            self.dummy_run(WARM_UP_ROWS)
+
+    @torch.inference_mode()
+    def dummy_run(self, rows: int) -> tuple[Callable[[], Any], Callable[[], torch.Tensor]]:
+        """Both halves on ``rows`` rows without context, once; to be timed again.
+
+        Returns:
+            The lower half with the early head, and the upper half.
+        """
         device = self.vllm_config.device_config.device
-        ids = torch.zeros(WARM_UP_ROWS, dtype=torch.int32, device=device)
+        ids = torch.zeros(rows, dtype=torch.int32, device=device)
         inputs = {"input_ids": ids, "positions": ids.long(), "inputs_embeds": None}
-        with set_forward_context(None, self.vllm_config, num_tokens=WARM_UP_ROWS):
-            between = self.halves.run_lower(**inputs)
-            self.halves.run_upper(between, **inputs)
+        parents = torch.arange(math.ceil(PARENTS * rows), device=device)
+
+        def lower() -> IntermediateTensors:
+            with set_forward_context(None, self.vllm_config, num_tokens=rows):
+                between = self.halves.run_lower(**inputs)
+            self.judge.logits(residual_stream(between, parents))
+            return between
+
+        between = lower()
+
+        def upper() -> torch.Tensor:
+            with set_forward_context(None, self.vllm_config, num_tokens=rows):
+                return self.halves.run_upper(between, **inputs)
+
+        upper()
+        return lower, upper
 
 
 def _each(by_layer: Any, change: Any) -> dict[str, Any]:

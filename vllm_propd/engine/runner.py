@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
@@ -74,6 +75,8 @@ class ProPDRunner(GPUModelRunner):
         self._root_row = np.empty(0, np.int64)
         self._offered: set[str] = set()
         self._kept = 0
+        self._keep: int | None = None
+        self._num_tokens = 0
         self.sizing: Sizing = FixedSizing(
             self.propd.num_speculative_tokens, self.max_num_tokens
         )
@@ -87,7 +90,7 @@ class ProPDRunner(GPUModelRunner):
         self._pruned_forward = self._split(self.propd)
 
     def _split(self, config: ProPDConfig) -> PrunedForward | None:
-        if config.pruning == "off":
+        if not config.prunes:
             return None
         return PrunedForward(config, self.vllm_config, self.get_model())
 
@@ -151,6 +154,7 @@ class ProPDRunner(GPUModelRunner):
         batch, count = self.input_batch, len(num_scheduled)
         sequences = count - int(self.discard_request_mask.np[:count].sum())
         tokens, nodes = int(num_scheduled.sum()), int(drafted.sum())
+        self._num_tokens = tokens
         load = Load(
             sequences=sequences,
             tokens=tokens,
@@ -186,13 +190,18 @@ class ProPDRunner(GPUModelRunner):
     ) -> Any:
         """A step with trees runs in two halves, and the upper one without pruned rows."""
         step, pruned_forward = self._step, self._pruned_forward
-        if step is None or pruned_forward is None or self._has_grammar():
+        if (
+            step is None
+            or pruned_forward is None
+            or (self._keep is None and self.propd.plans_pruning)
+            or self._has_grammar()
+        ):
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **model_kwargs
             )
         assert positions is not None
         hidden_states, self._step = pruned_forward.run(
-            step, input_ids, positions, inputs_embeds, **model_kwargs
+            step, input_ids, positions, inputs_embeds, self._keep, **model_kwargs
         )
         self._drop_logits(step, self._step)
         return hidden_states
@@ -212,8 +221,11 @@ class ProPDRunner(GPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """Verifies the trees and commits what was accepted."""
+        step, left = self._step, None
+        if self.propd.plans_pruning and step is not None and step.whole is not None:
+            left = self._num_tokens - len(step.whole.rows) + len(step.rows)
         output = self._verify(logits)
-        self.sizing.step_verified()
+        self.sizing.step_verified(left)
         return output
 
     def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
@@ -274,11 +286,13 @@ class ProPDRunner(GPUModelRunner):
         drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
         drafts: list[list[int]] = [[] for _ in ids]
         self._offered.clear()
+        self._keep = None
         most = self.sizing.most(len(ids))
         if drafting and most:
             began = time.perf_counter()
             trees = self._draft(drafting, most, sample_hidden_states)
-            sizes = self.sizing.sizes(trees, time.perf_counter() - began)
+            sizes, keep = self.sizing.plan(trees, time.perf_counter() - began)
+            self._keep = self._first_ranks(keep)
             for i, tree, nodes in zip(drafting, trees, sizes.tolist(), strict=True):
                 self._offered.add(ids[i])
                 drafts[i] = tree.token[:nodes].tolist()
@@ -304,6 +318,17 @@ class ProPDRunner(GPUModelRunner):
         trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, chain)
         self._trees.update(zip(ids, trees, strict=True))
         return [tree.prefix(most) for tree in trees]
+
+    def _first_ranks(self, keep: int | None) -> int | None:
+        """What the first rank, whose plan counts, wants to keep.
+
+        Sizes travel in the scheduled lists; this has no place there.
+        """
+        group = get_tp_group()
+        if not self.propd.plans_pruning or group.world_size == 1:
+            return keep
+        found: int | None = group.broadcast_object(keep)
+        return found
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         """A request that has ended needs no tree."""

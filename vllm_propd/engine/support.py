@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 from vllm import ModelRegistry
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers, load_early_head
+
+logger = init_logger("vllm.propd.support")
 
 
 def unsupported_features(vllm_config: VllmConfig) -> list[str]:
@@ -49,12 +52,17 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
 def choose_early_layer(config: ProPDConfig, folder: Path) -> ProPDConfig:
     """The config with an early layer, where it prunes: its own, or the heads' first.
 
+    Pruning that is ``auto`` is off, where there is no early head.
+
     Raises:
         ValueError: the heads have no early head there.
     """
-    if config.pruning == "off":
+    if not config.prunes:
         return config
     known = early_layers(folder)
+    if not known and config.pruning == "auto" and config.early_layer is None:
+        logger.info("%s has no early heads: early pruning is off", folder)
+        return config.without_pruning()
     if not known:
         raise ValueError(
             f"pruning '{config.pruning}' needs early heads, and {folder} has none: set "
@@ -69,12 +77,21 @@ def choose_early_layer(config: ProPDConfig, folder: Path) -> ProPDConfig:
     return config.model_copy(update={"early_layer": layer})
 
 
-def _check_pruning(vllm_config: VllmConfig, config: ProPDConfig, folder: Path) -> None:
+def _check_pruning(
+    vllm_config: VllmConfig, config: ProPDConfig, folder: Path
+) -> ProPDConfig:
     """Refuses a model that cannot be split where the config says."""
-    if config.pruning == "off":
-        return
+    if not config.prunes:
+        return config
     model = vllm_config.model_config
     if not ModelRegistry.is_pp_supported_model(model.architectures, model):
+        if config.pruning == "auto":
+            logger.info(
+                "vLLM has no pipeline-parallel support for %s: early pruning, which needs "
+                "it to stop after a layer, is off",
+                ", ".join(model.architectures),
+            )
+            return config.without_pruning()
         raise ValueError(
             f"pruning '{config.pruning}': vLLM has no pipeline-parallel support for "
             f"{', '.join(model.architectures)}, which early pruning needs to stop after a "
@@ -88,10 +105,14 @@ def _check_pruning(vllm_config: VllmConfig, config: ProPDConfig, folder: Path) -
             "must be left after it"
         )
     load_early_head(folder, config.early_layer, model.hf_text_config)
+    return config
 
 
-def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> None:
+def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> ProPDConfig:
     """Refuses an engine or heads that cannot work.
+
+    Returns:
+        The config; without ``auto`` pruning, where the model cannot be split.
 
     Raises:
         ValueError: the reasons, all at once, or what is wrong with the heads.
@@ -106,4 +127,4 @@ def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> None:
     checkpoint = load_heads(folder, shapes_only=True)
     checkpoint.check_fits(model.get_hidden_size(), model.get_vocab_size())
     calibration_for(config, folder, checkpoint.num_heads)
-    _check_pruning(vllm_config, config, folder)
+    return _check_pruning(vllm_config, config, folder)
