@@ -283,8 +283,8 @@ def simulate(
     ] = None,
     prompts: PromptText = None,
     arms: Annotated[
-        str, typer.Option(help="ProPD's, of fixed size, as `bench` takes them.")
-    ] = "chain propd-no-dynamic:num_speculative_tokens=16 propd-no-dynamic",
+        str, typer.Option(help="ProPD's, as `bench` takes them.")
+    ] = "chain propd-no-dynamic propd-no-prune propd",
     batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
     early_layer: Annotated[
         int | None, typer.Option(help="Recorded. Default: the first with an early head.")

@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run
+from conftest import (
+    BUSY,
+    Price,
+    Ties,
+    engine,
+    greedy,
+    metric,
+    mixed_prompts,
+    prompts_of,
+    run,
+)
 from vllm import LLM
 
 from vllm_propd.core.planner import Batch, Plan
@@ -64,25 +74,6 @@ def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
     assert taken <= emitted <= taken + 4 * len(prompts)
 
 
-@dataclass
-class Price:
-    """Seconds of a step: ``base``, and as much more for each token as ``slope`` says.
-
-    Of a pruned step's tokens, all pass ``below`` of the layers, the others what is left.
-    """
-
-    slope: float
-    base: float = 0.01
-    below: float = 1.0
-
-    def estimate(
-        self, tokens: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
-    ) -> np.ndarray:
-        if left is not None:
-            tokens = self.below * tokens + (1 - self.below) * left
-        return self.base + self.slope * tokens
-
-
 def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> None:
     prompts = prompts_of([50, 60, 70], seed=32)
     with engine(24, propd=DYNAMIC) as llm:
@@ -117,15 +108,8 @@ def test_the_load_changes_the_size() -> None:
     prompts = prompts_of([40 + 5 * i for i in range(8)], seed=33)
     sizes = {}
     with engine(48, propd=DYNAMIC) as llm:
-        sizing = sizing_of(llm)
-
-        class Bend:
-            def estimate(
-                self, tokens: np.ndarray, context: float = 0.0, left: Any = None
-            ) -> np.ndarray:
-                return 0.1 + 0.02 * np.maximum(tokens - 24, 0)
-
-        sizing.planner.step, sizing.planner.draft = Bend(), Price(0.0, 1e-4)
+        planner = sizing_of(llm).planner
+        planner.step, planner.draft = Price(0.02, 0.1, free=24), Price(0.0, 1e-4)
         for count in (1, 8, 1):
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts[:count], greedy(96, ignore_eos=True))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import MODEL, engine, greedy, metric, prompts_of, run
+from conftest import MODEL, Price, engine, greedy, metric, prompts_of, run
 from typer.testing import CliRunner
 
 from vllm_propd.bench.simulate import texts_of
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
+from vllm_propd.core.planned_replay import replay_planned
+from vllm_propd.core.planner import Planner
 from vllm_propd.core.replay import RecordedText, replay
+from vllm_propd.core.survival import Survival
 
 PROMPTS = prompts_of([90 + 3 * i for i in range(16)], seed=71)
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -50,20 +53,50 @@ def test_a_replay_accepts_what_an_engine_accepts(
     assert found.kept == pytest.approx(kept, rel=0.05)
 
 
+@pytest.mark.parametrize("pruning", ["off", "auto"])
+def test_a_planned_replay_accepts_what_an_engine_accepts(
+    recording: list[RecordedText], pruning: str
+) -> None:
+    step, draft = Price(1e-3, 0.02, below=0.2), Price(0.0, 1e-3)
+    keys = {"sizing": "dynamic", "pruning": pruning}
+    with engine(48, propd={**keys}, max_num_seqs=4) as llm:
+        sizing = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
+        planner = sizing.planner
+        planner.step, planner.draft = step, draft
+        run(llm, PROMPTS, greedy(72, ignore_eos=True))
+        llm.collective_rpc("start_sizing_records")
+        run(llm, PROMPTS, greedy(72, ignore_eos=True))
+        records = llm.collective_rpc("take_sizing_records")[0]
+    decoding = [r for r in records if r["tokens"] == r["nodes"] + r["sequences"]]
+    steps, nodes, kept, emitted = (
+        sum(record[name] for record in decoding)
+        for name in ("sequences", "nodes", "kept", "emitted")
+    )
+    config = parse_config({"num_speculative_tokens": 48, **keys})
+    planner = Planner(step, draft, Survival() if pruning == "auto" else None)
+    found = replay_planned(recording, config, planner, 4)
+    assert found.tokens_per_step == pytest.approx(emitted / steps, rel=0.05)
+    assert found.drafted == pytest.approx(nodes / steps, rel=0.2)
+    assert found.kept == pytest.approx(kept / steps, rel=0.2)
+    assert 1 < found.kept < 40
+    assert (found.kept < 0.9 * found.drafted) == (pruning == "auto")
+
+
 def test_the_command_predicts_every_arm() -> None:
     pruned = "propd-no-dynamic:num_speculative_tokens=16,pruning=top_k,top_k=5"
-    options = ["--arms", f"chain {pruned}", "--nodes", "16", "--num-prompts", "4"]
+    options = ["--arms", f"chain {pruned} propd", "--nodes", "16", "--num-prompts", "4"]
     options += ["--max-tokens", "16", "--batch-sizes", "1,4", "--dtype", "float32"]
     done = CliRunner().invoke(app, ["simulate", str(MODEL), *options])
     assert done.exit_code == 0, done.output
     assert done.output.count("chain") == 2
+    assert done.output.count("propd ") == 2
 
 
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
         ("plain", "only ProPD's own arms can be simulated"),
-        ("propd", "a recording knows sizing 'fixed' only"),
+        ("propd:pruning=top_k", "a recording knows pruning 'auto' and 'off' only"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(arms: str, message: str) -> None:

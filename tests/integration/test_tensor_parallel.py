@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import MODEL, PRUNING, Ties, engine, greedy, mixed_prompts, run
+from conftest import MODEL, PRUNING, Price, Ties, engine, greedy, mixed_prompts, run
 from safetensors.torch import load_file
 
 
@@ -61,21 +59,6 @@ def test_own_output_layers_are_sharded(tmp_path: Path) -> None:
     assert trees[0] == trees[1]
 
 
-@dataclass
-class Price:
-    """Seconds that count instead of measured ones."""
-
-    base: float
-    slope: float
-
-    def estimate(
-        self, count: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
-    ) -> np.ndarray:
-        if left is not None:
-            count = 0.1 * count + 0.9 * left
-        return self.base + self.slope * count
-
-
 def skew(worker: Any) -> None:
     """Rank 1 gets clocks that run at other speeds, and stumbles in every hook.
 
@@ -85,7 +68,7 @@ def skew(worker: Any) -> None:
     if worker.rank == 0:
         planner = getattr(worker.model_runner.sizing, "planner", None)
         if planner is not None:
-            planner.step, planner.draft = Price(0.01, 2e-4), Price(1e-4, 0.0)
+            planner.step, planner.draft = Price(2e-4, below=0.1), Price(0.0, 1e-4)
         return
 
     def skewed(clock: Callable[[], float], speed: float) -> Callable[[], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ LATENCY_COLUMNS = (
     "90%",
 )
 
+LOG_WIDTH = 180
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>vllm-propd bench</title>
 <style>body{{font:15px/1.5 system-ui;max-width:960px;margin:2rem auto;padding:0 1rem}}
@@ -46,6 +49,11 @@ img{{max-width:100%}}</style>
 {pictures}
 {tables}<p>{versions}</p></html>
 """
+
+
+def wide_console() -> Console:
+    """One whose tables are whole in a log file, too."""
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def cells(results: Results) -> list[list[str]]:
@@ -168,6 +176,40 @@ def plot_steps(results: Results, target: Path | io.BytesIO) -> None:
     figure.savefig(target, dpi=120, format="png")
 
 
+def plot_trees(results: Results, target: Path | io.BytesIO) -> None:
+    """Tokens per step by tree size, and acceptance by depth and rank."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [row for row in results.rows if row.accepted_by_rank]
+    for row in rows:
+        if row.tokens_by_size:
+            left.plot(row.tokens_by_size, label=f"{row.arm}, {row.point}")
+    left.set(title="tokens per step by tree size", xlabel="nodes verified")
+    left.grid(alpha=0.3)
+    left.legend()
+    row = max(rows, key=lambda row: len(row.accepted_by_rank[0]))
+    shares = row.accepted_by_rank
+    depths, ranks = len(shares), len(shares[0])
+    right.imshow(shares, aspect="auto", cmap="viridis")
+    for depth, of_depth in enumerate(shares):
+        for rank, share in enumerate(of_depth):
+            dark = share < 0.5 * max(map(max, shares))
+            style = {"ha": "center", "va": "center", "fontsize": 7}
+            right.text(
+                rank, depth, f"{share:.1%}", color="white" if dark else "black", **style
+            )
+    right.set_xticks(range(ranks), labels=[str(rank + 1) for rank in range(ranks)])
+    right.set_yticks(range(depths), labels=[str(depth + 1) for depth in range(depths)])
+    right.set(
+        title=f"accepted nodes: {row.arm}, {row.point}, share of trees",
+        xlabel="rank among siblings",
+        ylabel="depth",
+    )
+    figure.savefig(target, dpi=120, format="png")
+
+
 def plot_workloads(results: Results, target: Path | io.BytesIO) -> None:
     """Speed-up over plain vLLM by arm, on each workload beside batch size."""
     from matplotlib.figure import Figure
@@ -217,6 +259,8 @@ def write_report(results: Results, out: Path) -> None:
     ]
     if any(row.measured_step_ms for row in results.rows):
         pictures.append(_embedded(plot_steps, results, "estimated times and tree sizes"))
+    if any(row.accepted_by_rank for row in results.rows):
+        pictures.append(_embedded(plot_trees, results, "tree sizes, depths and ranks"))
     if results.workloads:
         plot_workloads(results, out / "workloads.png")
         pictures.append(_embedded(plot_workloads, results, "speed-up by workload"))

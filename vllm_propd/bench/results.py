@@ -48,6 +48,17 @@ class Row(BaseModel):
     acceptance_by_depth: list[float] = Field(
         description="Share of such steps that accepted a draft of depth 1, 2, ..."
     )
+    accepted_by_rank: list[list[float]] = Field(
+        default=[],
+        description="Share of trees whose accepted node of depth 1, 2, ... was its "
+        "parent's best child, second, ...; from a turn of its own at the smallest batch "
+        "size.",
+    )
+    tokens_by_size: list[float] = Field(
+        default=[],
+        description="From the same turn: tokens per step, had only the best 0, 1, ... "
+        "nodes of each tree been verified; empty where sizes change.",
+    )
     step_ms: dict[str, float] = Field(
         description="Medians by part of a step (`bench/stopwatch.py`), in milliseconds; "
         "`rest`: what no part explains; `step`: all of it, seen from outside."
@@ -61,7 +72,9 @@ class Row(BaseModel):
     )
     estimated_step_ms: list[float] = Field(description="The same, as estimated before.")
     tree_sizes: list[float] = Field(description="Nodes per sequence at the same steps.")
-    peak_rss_mib: float = Field(description="Of the engine's workers together.")
+    peak_rss_mib: float = Field(
+        description="Of the engine's workers together; ProPD's arms share one."
+    )
     requests_per_s: float | None = Field(
         default=None,
         description="Of a trace: mean rate of arrivals. Below what an arm could serve, it "

@@ -11,18 +11,19 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from safetensors import safe_open
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
+from vllm_propd.bench.engines import ArmEngine, close_engines, start_engines
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
-from vllm_propd.bench.report import show, write_report
+from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.trace import run_trace
-from vllm_propd.bench.turn import Turn, ratio_to, start_engines
+from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
+from vllm_propd.bench.turn import Turn, ratio_to
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
@@ -44,7 +45,7 @@ def run_bench(
         ValueError: unknown arms, unusable heads, too little text.
     """
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = wide_console()
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = load_heads(heads)
         for_vllm = Path(scratch) / "medusa"
@@ -80,9 +81,10 @@ def run_bench(
                         bar.advance(task)
                 peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
                 results.rows += _rows(arms, point, found, peaks, settings)
+            bar.update(task, description="recording trees")
+            _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
-            for engine in engines:
-                engine.close()
+            close_engines(engines)
             if trace is not None:
                 trace = trace.at(settings.trace_rate or _rate(results, settings))
                 served = asyncio.run(
@@ -179,6 +181,20 @@ def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
         "estimated_step_ms": [round(1e3 * r["estimated_s"], 3) for r in timed],
         "tree_sizes": [round(r["nodes"] / max(r["sequences"], 1), 3) for r in timed],
     }
+
+
+def _tell_of_trees(
+    results: Results, engines: list[ArmEngine], point: Point, params: SamplingParams
+) -> None:
+    """Completes the rows of a point with what their arms' trees were."""
+    for engine in engines:
+        if not engine.arm.is_ours:
+            continue
+        row = results.row(engine.arm.name, point.batch_size)
+        assert row is not None
+        _, recording = engine.record(point.prompts[: point.batch_size], params)
+        row.accepted_by_rank = accepted_by_rank(recording)
+        row.tokens_by_size = tokens_by_size(recording)
 
 
 def _rows(

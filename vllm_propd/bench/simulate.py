@@ -14,13 +14,17 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, parse_arm
+from vllm_propd.bench.engines import ArmEngine, Engine
 from vllm_propd.bench.points import cut_prompts
+from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
-from vllm_propd.bench.turn import ArmEngine
 from vllm_propd.config import ProPDConfig, parse_config
 from vllm_propd.core.cost import StepCost
+from vllm_propd.core.planned_replay import replay_planned
+from vllm_propd.core.planner import Planner
 from vllm_propd.core.replay import RecordedText, Replayed, replay
+from vllm_propd.core.survival import Survival
 from vllm_propd.engine.costs import CostTable
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
@@ -36,20 +40,25 @@ class Predicted:
         arm: its name.
         batch_size: sequences generated together.
         replayed: what the recording says.
-        step_ms: by the cost table, drafting included.
-        ratio_to_plain: of tokens/s, by the same table.
+        step_s: by the cost table, drafting included.
+        plain_s: a plain step's, by the same table.
     """
 
     arm: str
     batch_size: int
     replayed: Replayed
-    step_ms: float
-    ratio_to_plain: float
+    step_s: float
+    plain_s: float
 
     @property
     def tokens_per_s(self) -> float:
         """New tokens per second, all sequences."""
-        return 1e3 * self.batch_size * self.replayed.tokens_per_step / self.step_ms
+        return self.batch_size * self.replayed.tokens_per_step / self.step_s
+
+    @property
+    def ratio_to_plain(self) -> float:
+        """Of tokens/s."""
+        return self.replayed.tokens_per_step * self.plain_s / self.step_s
 
 
 def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
@@ -101,6 +110,11 @@ class Costs:
         remaining = None if left is None else np.array([left])
         return float(self.step.estimate(np.array([tokens]), 0.0, remaining)[0])
 
+    def planner(self, config: ProPDConfig) -> Planner:
+        """One that has learned nothing yet."""
+        survival = Survival() if config.plans_pruning else None
+        return Planner(self.step, self.draft, survival)
+
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
         """Of a step with trees, drafting included."""
         draft = float(self.draft.estimate(np.array([batch_size]))[0])
@@ -134,7 +148,7 @@ def run_simulate(
     """
     known = early_layers(heads)
     layer = early_layer if early_layer is not None else next(iter(known), None)
-    console = Console()
+    console = wide_console()
     configs = _configs(settings, heads, layer)
     keys: dict[str, Any] = {"model": str(heads), "num_speculative_tokens": nodes}
     if layer is not None:
@@ -146,25 +160,30 @@ def run_simulate(
     size = max(settings.batch_sizes)
     with Progress(console=console) as bar:
         task = bar.add_task("recording", total=None)
-        engine = ArmEngine(arm, engine_options(model, settings, nodes))
+        engine = Engine(arm.speculative_config, engine_options(model, settings, nodes))
         llm = engine.llm
         llm.collective_rpc("start_recording", args=(NEVER_FULL, False))
         params = SamplingParams(
             temperature=0.0, max_tokens=settings.max_tokens, ignore_eos=True,
             detokenize=False,
         )  # fmt: skip
-        engine.run_all(ids, size, params)
+        ArmEngine(arm, engine).run_all(ids, size, params)
         texts = texts_of(llm.collective_rpc("take_recording")[0])
         bar.update(task, description="timing steps")
         table = CostTable.model_validate(llm.collective_rpc("step_costs")[0])
         costs = Costs(table.step_cost(), table.draft_cost())
         engine.close()
-    replayed = {name: replay(texts, config) for name, config in configs.items()}
-    found = [
-        _predict(name, config, size, replayed[name], costs)
-        for name, config in configs.items()
-        for size in settings.batch_sizes
-    ]
+    found = []
+    for name, config in configs.items():
+        fixed = replay(texts, config) if config.sizing == "fixed" else None
+        for size in settings.batch_sizes:
+            plain = costs.step_s(size)
+            if fixed is None:
+                planned = replay_planned(texts, config, costs.planner(config), size)
+                found.append(Predicted(name, size, planned, planned.step_s, plain))
+            else:
+                seconds = costs.tree_step_s(config, fixed, size)
+                found.append(Predicted(name, size, fixed, seconds, plain))
     show(found, console)
     return found
 
@@ -182,23 +201,19 @@ def _configs(
         assert arm.speculative_config is not None
         keys = {k: v for k, v in arm.speculative_config.items() if k != "method"}
         config = parse_config(keys)
-        if config.sizing != "fixed":
-            raise ValueError(f"--arms {text}: a recording knows sizing 'fixed' only")
-        if config.has_rule:
+        if config.sizing == "dynamic" and config.has_rule:
+            raise ValueError(
+                f"--arms {text}: with dynamic sizes a recording knows pruning 'auto' and "
+                "'off' only"
+            )
+        if config.plans_pruning and layer is None:
+            config = config.without_pruning()
+        if config.prunes:
             if config.early_layer not in (None, layer):
                 raise ValueError(f"--arms {text}: recorded is early layer {layer}")
             config = config.model_copy(update={"early_layer": layer})
         configs[arm.name] = config
     return configs
-
-
-def _predict(
-    name: str, config: ProPDConfig, batch_size: int, found: Replayed, costs: Costs
-) -> Predicted:
-    seconds = costs.tree_step_s(config, found, batch_size)
-    plain = costs.step_s(batch_size)
-    ratio = found.tokens_per_step * plain / seconds
-    return Predicted(name, batch_size, found, 1e3 * seconds, ratio)
 
 
 def show(found: list[Predicted], console: Console) -> None:
@@ -216,7 +231,7 @@ def show(found: list[Predicted], console: Console) -> None:
             f"{one.replayed.tokens_per_step:.2f}",
             f"{one.replayed.drafted:.1f}",
             f"{one.replayed.kept:.1f}",
-            f"{one.step_ms:.1f}",
+            f"{1e3 * one.step_s:.1f}",
             f"{one.tokens_per_s:.1f}",
             f"{one.ratio_to_plain:.2f}x",
         )

@@ -60,7 +60,7 @@ def install(worker: Any) -> None:
     """Runs in the worker (``collective_rpc``): times each call of the runner's methods.
 
     A part inside another one, as the halves are inside the forward, is not counted in it.
-    Again after ``use_pruning``, which makes some of what is timed anew.
+    Again after ``use_settings``, which makes some of what is timed anew.
     """
     runner = worker.model_runner
     worker.laps, worker.work = defaultdict(list), Work()

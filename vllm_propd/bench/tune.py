@@ -20,11 +20,13 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
+from vllm_propd.bench.engines import ArmEngine, Engine
 from vllm_propd.bench.points import cut_prompts
+from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.results import this_machine
 from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
-from vllm_propd.bench.turn import ArmEngine, Turn
+from vllm_propd.bench.turn import Turn
 from vllm_propd.heads.early import early_layers
 
 OFF: dict[str, Any] = {"pruning": "off"}
@@ -154,22 +156,21 @@ def run_tune(
         "sizing": "fixed",
     }
     # Started with pruning: what an engine with pruning refuses is refused at once.
-    arm = Arm("tune", {**keys, **tried[-1].keys})
-    engine = ArmEngine(arm, engine_options(model, settings, nodes))
-    console = Console()
+    options = engine_options(model, settings, nodes)
+    shared = Engine({**keys, **tried[-1].keys}, options, timed=True)
+    console = wide_console()
     with Progress(console=console) as bar:
         task = bar.add_task("warming up", total=len(tried) * (settings.rounds + 1))
         for round_ in range(settings.rounds + 1):
             for one in tried:
-                engine.llm.collective_rpc("use_pruning", args=(one.keys,))
-                engine.watch()
+                engine = ArmEngine(Arm(one.name, {**keys, **one.keys}), shared)
                 if round_:
                     bar.update(task, description=one.name)
                     one.turns.append(engine.run_all(ids, size, params))
                 else:
                     engine.run(ids[:size], warm_up)
                 bar.advance(task)
-    engine.close()
+    shared.close()
     whole = tried[0].last.tokens_per_step
     good = [one for one in tried if one.last.tokens_per_step >= least_acceptance * whole]
     best = max(good, key=lambda one: one.tokens_per_s)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import median
 from typing import Any
 
-from rich.progress import Progress
-from vllm import LLM, SamplingParams
-
-from vllm_propd.bench import stopwatch
-from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.stopwatch import Work
+
+Recording = list[list[dict[str, Any]]]
+"""Trees of steps (``engine.record.RecordedTree``)."""
 
 FORWARD = ("forward", "lower half", "prune", "upper half")
 """Parts of a step that are the model's, early head included."""
@@ -123,98 +120,6 @@ class Turn:
     def tokens_per_step(self) -> float:
         """Of one sequence; its first token, which the prefill gives, left out."""
         return (self.tokens - len(self.texts)) / max(self.steps, 1)
-
-
-class ArmEngine:
-    """A running engine of one arm.
-
-    Args:
-        arm: what to compare.
-        options: arguments of ``vllm.LLM`` that all arms share.
-        timed: with stopwatches in the worker (they need
-            ``VLLM_ALLOW_INSECURE_SERIALIZATION=1``).
-    """
-
-    def __init__(self, arm: Arm, options: dict[str, Any], timed: bool = False):
-        self.arm, self.timed = arm, timed
-        self.llm = LLM(**options, speculative_config=arm.speculative_config)
-        self._requests, self._drafts = 0, DraftCounter()
-        self.llm.llm_engine.logger_manager = self._drafts
-        if timed:
-            self.watch()
-
-    def watch(self) -> None:
-        """Puts stopwatches into the worker, anew where pruning has changed."""
-        self.timed = True
-        self.llm.collective_rpc(stopwatch.install)
-
-    def run(self, prompts: list[list[int]], params: SamplingParams) -> Turn:
-        """Generates all prompts together."""
-        engine, turn, drafts = self.llm.llm_engine, Turn(), self._drafts
-        drafts.reset()
-        recording = self.timed and self.arm.is_ours
-        if recording:
-            self.llm.collective_rpc("start_sizing_records")
-        names = [str(self._requests + i) for i in range(len(prompts))]
-        self._requests += len(prompts)
-        texts: dict[str, list[int]] = {}
-        seen = dict.fromkeys(names, 0)
-        started = time.perf_counter()
-        for name, prompt in zip(names, prompts, strict=True):
-            engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        while engine.has_unfinished_requests():
-            step_started = time.perf_counter()
-            outputs = engine.step()
-            if outputs:
-                turn.step_seconds.append(time.perf_counter() - step_started)
-            for output in outputs:
-                ids = output.outputs[0].token_ids
-                if len(ids) > seen[output.request_id]:
-                    turn.steps += seen[output.request_id] > 0
-                    seen[output.request_id] = len(ids)
-                if output.finished:
-                    texts[output.request_id] = list(ids)
-        turn.seconds = time.perf_counter() - started
-        if self.timed:
-            turn.parts, work = self.llm.collective_rpc(stopwatch.take)[0]
-            turn.work = Work(**work)
-        if recording:
-            turn.records = self.llm.collective_rpc("take_sizing_records")[0]
-        turn.texts = [texts[name] for name in names]
-        turn.tokens = sum(map(len, turn.texts))
-        turn.drafted, turn.drafts = drafts.drafted, drafts.drafts
-        turn.accepted_at = drafts.accepted_at
-        return turn
-
-    def run_all(
-        self, prompts: list[list[int]], batch_size: int, params: SamplingParams
-    ) -> Turn:
-        """Generates the prompts, ``batch_size`` of them together."""
-        turn = Turn()
-        for start in range(0, len(prompts), batch_size):
-            turn += self.run(prompts[start : start + batch_size], params)
-        return turn
-
-    def peak_rss_mib(self) -> float:
-        """The most memory that the workers have held, together, MiB."""
-        return sum(self.llm.collective_rpc(stopwatch.peak_rss))
-
-    def close(self) -> None:
-        """Ends the engine's processes."""
-        self.llm.llm_engine.engine_core.shutdown()
-
-
-def start_engines(
-    arms: list[Arm], options: dict[str, Any], bar: Progress, timed: bool = False
-) -> list[ArmEngine]:
-    """An engine for each arm, one after the other; see ``ArmEngine``."""
-    task = bar.add_task("starting engines", total=len(arms))
-    engines = []
-    for arm in arms:
-        bar.update(task, description=f"starting {arm.name}")
-        engines.append(ArmEngine(arm, options, timed))
-        bar.advance(task)
-    return engines
 
 
 def ratio_to(turns: Sequence[Turn], plain: Sequence[Turn]) -> float:

@@ -80,7 +80,7 @@ def replay(texts: list[RecordedText], config: ProPDConfig) -> Replayed:
         unknown = _unknown(text, chosen, config)
         accepted = (stays & on_text(text)).sum(1)
         at = 0
-        while at < _places(text):
+        while at < places_of(text):
             steps += 1
             drafted += int(chosen[at].sum() + unknown[at])
             kept += int(stays[at].sum() + unknown[at])
@@ -91,7 +91,7 @@ def replay(texts: list[RecordedText], config: ProPDConfig) -> Replayed:
     return Replayed(steps, tokens, drafted / steps, kept / steps)
 
 
-def _places(text: RecordedText) -> int:
+def places_of(text: RecordedText) -> int:
     """Places whose deepest nodes speak of recorded text."""
     return max(0, len(text.text) - int(text.depth.max(initial=0)) + 1)
 

@@ -14,13 +14,13 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
+from vllm_propd.bench.engines import close_engines, start_engines
 from vllm_propd.bench.results import installed_versions, this_machine
-from vllm_propd.bench.turn import Turn, ratio_to, start_engines
+from vllm_propd.bench.turn import Recording, Turn, ratio_to
 from vllm_propd.demo.picture import draw_tree
 from vllm_propd.training.corpus import held_out_snippets
 
 PROMPT_TOKENS = 160
-RECORDED_STEPS = 400
 
 
 def _options(model: Path) -> dict[str, Any]:
@@ -65,11 +65,10 @@ def run_demo(
     turns: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
     with Progress(console=console) as bar:
         engines = start_engines(arms, _options(model), bar)
-        tokenizer = engines[0].llm.get_tokenizer()
+        tokenizer = engines[0].engine.llm.get_tokenizer()
         snippets = held_out_snippets(num_prompts, seed=7, min_chars=4000)
         prompts = [tokenizer(text)["input_ids"][:PROMPT_TOKENS] for text in snippets]
-        drafting = engines[-1].llm
-        drafting.collective_rpc("start_recording", args=(RECORDED_STEPS,))
+        recording: Recording = []
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         task = bar.add_task("generating", total=(rounds + 1) * len(arms) * num_prompts)
         for turn in range(rounds + 1):
@@ -77,15 +76,17 @@ def run_demo(
                 bar.update(task, description=f"generating: {engine.arm.name}")
                 total = Turn()
                 for prompt in prompts:
-                    total += engine.run([prompt], params)
+                    if turn == 0 and engine is engines[-1]:
+                        done, trees = engine.record([prompt], params)
+                        recording += trees
+                    else:
+                        done = engine.run([prompt], params)
+                    total += done
                     bar.advance(task)
                 if turn:
                     turns[engine.arm.name].append(total)
-                elif engine.llm is drafting:
-                    recording = drafting.collective_rpc("take_recording")[0]
-                    texts = total.texts
-        for engine in engines:
-            engine.close()
+                texts = total.texts
+        close_engines(engines)
     result = _result(turns, model)
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -121,7 +122,7 @@ def _result(turns: dict[str, list[Turn]], model: Path) -> dict[str, Any]:
 
 
 def _draw(
-    recording: list[list[dict[str, Any]]],
+    recording: Recording,
     prompts: list[list[int]],
     texts: list[list[int]],
     tokenizer: Any,

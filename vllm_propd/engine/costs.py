@@ -136,8 +136,10 @@ def _cache_file(runner: Any) -> Path | None:
     config = runner.vllm_config
     if config.parallel_config.world_size > 1:
         return None
-    name = f"{config.compute_hash()}-{torch.get_num_threads()}-threads.json"
-    return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / name
+    name = f"{config.compute_hash()}-{torch.get_num_threads()}-threads"
+    if runner._pruned_forward is not None:
+        name += f"-layer-{runner.propd.early_layer}"
+    return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / f"{name}.json"
 
 
 def _cached(path: Path | None) -> CostTable | None:

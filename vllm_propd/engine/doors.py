@@ -167,12 +167,21 @@ def _from_hub(name: str, pattern: str | None) -> Path | None:
         return None
 
 
+def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
+    """The settings behind a user's keys, with heads and early layer found.
+
+    Raises:
+        ValueError: what is wrong with the keys, or with the heads.
+    """
+    config = parse_config(keys)
+    heads = find_heads(config, target)
+    config = config.model_copy(update={"model": str(heads.resolve())})
+    return choose_early_layer(config, heads)
+
+
 def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
     """Rewrites engine arguments so that vLLM builds our worker and proposer."""
-    config = parse_config(keys)
-    heads = find_heads(config, args.model)
-    config = config.model_copy(update={"model": str(heads.resolve())})
-    config = choose_early_layer(config, heads)
+    config = find_config(keys, args.model)
     if args.worker_cls != "auto":
         raise ValueError(
             f"speculative_config method '{METHOD}' brings its own worker: remove "

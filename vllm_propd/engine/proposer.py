@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ class MedusaTreeProposer:
                 nodes,
                 calibration.expected_tokens(nodes),
             )
+
+    def with_settings(self, config: ProPDConfig) -> MedusaTreeProposer:
+        """The same heads under other settings, with nothing learned."""
+        other = copy.copy(self)
+        other.config = config
+        assert config.model is not None
+        other._load_calibration(Path(config.model))
+        return other
 
     @property
     def num_heads(self) -> int:

@@ -77,9 +77,10 @@ class ProPDRunner(GPUModelRunner):
         self._kept = 0
         self._keep: int | None = None
         self._num_tokens = 0
-        self.sizing: Sizing = FixedSizing(
-            self.propd.num_speculative_tokens, self.max_num_tokens
-        )
+        self.sizing: Sizing
+        self._others: dict[
+            ProPDConfig, tuple[MedusaTreeProposer, Sizing, PrunedForward | None]
+        ] = {}
         self.metrics = StepMetrics(vllm_config)
         self.step_records: list[StepRecord] | None = None
         self.recorder: Recorder | None = None
@@ -103,6 +104,10 @@ class ProPDRunner(GPUModelRunner):
         """Times steps, where the trees' sizes are to follow what they cost."""
         if self.propd.sizing == "dynamic":
             self.sizing = dynamic_sizing(self)
+        else:
+            self.sizing = FixedSizing(
+                self.propd.num_speculative_tokens, self.max_num_tokens
+            )
 
     def start_recording(self, recorder: Recorder | None) -> None:
         """Records from the next step on, or no longer."""
@@ -111,10 +116,21 @@ class ProPDRunner(GPUModelRunner):
             reading = recorder is not None and not recorder.accept
             self._pruned_forward.judge.reading = reading
 
-    def use_pruning(self, config: ProPDConfig) -> None:
-        """Prunes otherwise from the next step on; for measuring, one engine for all."""
+    def use_settings(self, config: ProPDConfig) -> None:
+        """Other settings from the next step on; what was learned under these is kept.
+
+        For measuring: one engine, with one copy of the weights, for all.
+        """
+        assert config.num_speculative_tokens <= self.num_spec_tokens
+        self._others[self.propd] = self.drafter, self.sizing, self._pruned_forward
+        self.propd = config
+        if config in self._others:
+            self.drafter, self.sizing, self._pruned_forward = self._others.pop(config)
+            return
+        self.drafter = self.drafter.with_settings(config)
         self._pruned_forward = self._split(config)
         self.warm_up_halves()
+        self.start_sizing()
 
     def _prepare_inputs(
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray

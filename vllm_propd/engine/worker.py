@@ -18,6 +18,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_propd.config import ProPDConfig
 from vllm_propd.engine.costs import measure
 from vllm_propd.engine.record import Recorder
 from vllm_propd.engine.runner import ProPDCPUModelRunner
@@ -69,10 +70,13 @@ class ProPDCPUWorker(CPUWorker):
         self.model_runner.start_sizing()
         return times
 
-    def use_pruning(self, keys: dict[str, Any]) -> None:
-        """Changes the engine's keys of early pruning (``LLM.collective_rpc``)."""
-        config = self.model_runner.propd.model_copy(update=keys)
-        self.model_runner.use_pruning(config)
+    def use_settings(self, config: str) -> None:
+        """Goes on with other settings (``LLM.collective_rpc``).
+
+        Args:
+            config: ``ProPDConfig`` as JSON, with the same heads.
+        """
+        self.model_runner.use_settings(ProPDConfig.model_validate_json(config))
 
     def start_sizing_records(self) -> None:
         """Records plans, estimates and times of steps (``LLM.collective_rpc``)."""
