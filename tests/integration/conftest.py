@@ -26,6 +26,7 @@ from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports num
 from vllm import LLM, SamplingParams, envs
 from vllm.outputs import CompletionOutput
 
+from vllm_propd.engine.doors import find_config
 from vllm_propd.training.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[2] / "demo" / "model"
@@ -108,6 +109,13 @@ def engine(nodes: int = 0, own_processes: bool = False, **options: Any) -> Itera
         finally:
             llm.llm_engine.engine_core.shutdown()
     envs.disable_envs_cache()  # an engine in this process keeps what it has read
+
+
+def use(llm: LLM, nodes: int, propd: dict[str, Any]) -> None:
+    """Goes on with other settings of ProPD; at most as many nodes as it started with."""
+    keys = {"num_speculative_tokens": nodes, "sizing": "fixed", **propd}
+    sent = find_config(keys, str(MODEL)).model_dump_json(exclude_unset=True)
+    llm.collective_rpc("use_settings", args=(sent,))
 
 
 def run(llm: LLM, prompts: list[Prompt], params: Any) -> list[CompletionOutput]:

@@ -57,13 +57,13 @@ def test_a_replay_accepts_what_an_engine_accepts(
 def test_a_planned_replay_accepts_what_an_engine_accepts(
     recording: list[RecordedText], pruning: str
 ) -> None:
-    step, draft = Price(1e-3, 0.02, below=0.2), Price(0.0, 1e-3)
+    step, draft = Price(3e-4, 0.02, below=0.1), Price(0.0, 1e-3)
     keys = {"sizing": "dynamic", "pruning": pruning}
     with engine(48, propd={**keys}, max_num_seqs=4) as llm:
         sizing = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
         planner = sizing.planner
         planner.step, planner.draft = step, draft
-        run(llm, PROMPTS, greedy(72, ignore_eos=True))
+        run(llm, PROMPTS, greedy(72, ignore_eos=True))  # learn
         llm.collective_rpc("start_sizing_records")
         run(llm, PROMPTS, greedy(72, ignore_eos=True))
         records = llm.collective_rpc("take_sizing_records")[0]
@@ -74,22 +74,23 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     )
     config = parse_config({"num_speculative_tokens": 48, **keys})
     planner = Planner(step, draft, Survival() if pruning == "auto" else None)
+    replay_planned(recording, config, planner, 4)  # likewise
     found = replay_planned(recording, config, planner, 4)
     assert found.tokens_per_step == pytest.approx(emitted / steps, rel=0.05)
-    assert found.drafted == pytest.approx(nodes / steps, rel=0.2)
     assert found.kept == pytest.approx(kept / steps, rel=0.2)
-    assert 1 < found.kept < 40
+    assert (kept < 0.9 * nodes) == (pruning == "auto")
     assert (found.kept < 0.9 * found.drafted) == (pruning == "auto")
 
 
 def test_the_command_predicts_every_arm() -> None:
     pruned = "propd-no-dynamic:num_speculative_tokens=16,pruning=top_k,top_k=5"
-    options = ["--arms", f"chain {pruned} propd", "--nodes", "16", "--num-prompts", "4"]
+    arms = f"chain {pruned} propd:num_speculative_tokens=16"
+    options = ["--arms", arms, "--nodes", "16", "--num-prompts", "4"]
     options += ["--max-tokens", "16", "--batch-sizes", "1,4", "--dtype", "float32"]
     done = CliRunner().invoke(app, ["simulate", str(MODEL), *options])
     assert done.exit_code == 0, done.output
     assert done.output.count("chain") == 2
-    assert done.output.count("propd ") == 2
+    assert done.output.count("propd:num") == 2
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,49 @@
 """Two ranks: plain vLLM's text, and the same trees whatever the ranks' clocks say."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import MODEL, PRUNING, Price, Ties, engine, greedy, mixed_prompts, run
+from conftest import (
+    MODEL,
+    PRUNING,
+    Price,
+    Prompt,
+    Ties,
+    engine,
+    greedy,
+    mixed_prompts,
+    run,
+    use,
+)
 from safetensors.torch import load_file
+from vllm import LLM
 
 
-@pytest.fixture(autouse=True)
-def _one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+@pytest.fixture(scope="module", autouse=True)
+def _one_core_each() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        yield
 
 
-def test_text_is_plain_vllms(ties: Ties) -> None:
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[LLM]:
+    """An engine of two ranks, for all settings in turn: it starts for half a minute."""
+    with engine(48, tensor_parallel_size=2) as llm:
+        yield llm
+
+
+def test_text_is_plain_vllms(ranks: LLM, ties: Ties) -> None:
     prompts = mixed_prompts(50, seed=21)
     with engine(tensor_parallel_size=2) as llm:
         expected = run(llm, prompts, greedy(logprobs=2))
     for propd in PRUNING.values():
-        with engine(48, propd=propd, tensor_parallel_size=2) as llm:
-            ours = run(llm, prompts, greedy(logprobs=2))
+        use(ranks, 48, propd)
+        ours = run(ranks, prompts, greedy(logprobs=2))
         ties.check(expected, ours)
 
 
@@ -43,32 +64,33 @@ def own_outputs(folder: Path) -> None:
     (folder / "config.json").write_text('{"medusa_num_heads": 2}')
 
 
-def test_own_output_layers_are_sharded(tmp_path: Path) -> None:
+def drafted(llm: LLM, prompts: list[Prompt]) -> list[list[list[int]]]:
+    """Tokens of every tree of 16 nodes, step by step."""
+    llm.collective_rpc("start_recording", args=(1000,))
+    for prompt in prompts:  # which share a step is a matter of when they arrive
+        run(llm, [prompt], greedy(24))
+    recording = llm.collective_rpc("take_recording")[0]
+    return [[tree["token"][:16] for tree in step] for step in recording]
+
+
+def test_own_output_layers_are_sharded(ranks: LLM, tmp_path: Path) -> None:
     """Copies of the target's output layer must draft what the shared one drafts."""
     own_outputs(tmp_path)
     prompts = mixed_prompts(4, seed=23)
-    trees = []
-    for heads in (MODEL / "propd", tmp_path):
-        # One at a time: which prompts share a step is a matter of when they arrive.
-        options = {"tensor_parallel_size": 2, "max_num_seqs": 1}
-        with engine(16, propd={"model": str(heads)}, **options) as llm:
-            llm.collective_rpc("start_recording", args=(1000,))
-            run(llm, prompts, greedy(24))
-            recording = llm.collective_rpc("take_recording")[0]
-        trees.append([[tree["token"][:16] for tree in step] for step in recording])
-    assert trees[0] == trees[1]
+    use(ranks, 16, {})
+    shared = drafted(ranks, prompts)
+    with engine(16, propd={"model": str(tmp_path)}, tensor_parallel_size=2) as llm:
+        own = drafted(llm, prompts)
+    assert len(shared) > 20
+    assert shared == own
 
 
 def skew(worker: Any) -> None:
     """Rank 1 gets clocks that run at other speeds, and stumbles in every hook.
 
-    Rank 0 plans the trees. At its set price some pay, on a machine of any speed; rank 1
-    still believes its clocks.
+    It stays so: for tests that come after all others.
     """
     if worker.rank == 0:
-        planner = getattr(worker.model_runner.sizing, "planner", None)
-        if planner is not None:
-            planner.step, planner.draft = Price(2e-4, below=0.1), Price(0.0, 1e-4)
         return
 
     def skewed(clock: Callable[[], float], speed: float) -> Callable[[], float]:
@@ -86,21 +108,34 @@ def skew(worker: Any) -> None:
     time.monotonic = skewed(time.monotonic, 2.0)
     time.time = skewed(time.time, 0.5)
     runner = worker.model_runner
-    runner.drafter.draft = slowed(runner.drafter.draft, 0.004)
+    runner._draft = slowed(runner._draft, 0.004)
     runner._sample = slowed(runner._sample, 0.003)
     runner._prepare_inputs = slowed(runner._prepare_inputs, 0.002)
 
 
+def set_price(worker: Any) -> None:
+    """Rank 0, which plans, finds that trees pay; rank 1 still believes its clocks."""
+    planner = getattr(worker.model_runner.sizing, "planner", None)
+    if worker.rank == 0 and planner is not None:
+        planner.step, planner.draft = Price(2e-4, below=0.1), Price(0.0, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def skewed_ranks(ranks: LLM) -> LLM:
+    """The engine with two clocks."""
+    ranks.collective_rpc(skew)
+    return ranks
+
+
 @pytest.mark.parametrize("sizing", ["fixed", "dynamic"])
 @pytest.mark.parametrize("rule", PRUNING)
-def test_clocks_cannot_shape_trees(rule: str, sizing: str) -> None:
-    prompts = mixed_prompts(8, seed=22)
-    propd = {**PRUNING[rule], "sizing": sizing}
-    with engine(48, propd=propd, tensor_parallel_size=2) as llm:
-        llm.collective_rpc(skew)
-        llm.collective_rpc("start_recording", args=(1000,))
-        run(llm, prompts, greedy(48))
-        first, second = llm.collective_rpc("take_recording")
+def test_clocks_cannot_shape_trees(skewed_ranks: LLM, rule: str, sizing: str) -> None:
+    llm = skewed_ranks
+    use(llm, 48, {**PRUNING[rule], "sizing": sizing})
+    llm.collective_rpc(set_price)
+    llm.collective_rpc("start_recording", args=(1000,))
+    run(llm, mixed_prompts(8, seed=22), greedy(48))
+    first, second = llm.collective_rpc("take_recording")
     assert len(first) > 20
     assert first == second
     sizes = {tree["verified"] for step in first for tree in step}

@@ -114,7 +114,7 @@ class Reliability:
 
         Args:
             hit: ``[samples, heads, ranks]``, see ``hits``.
-            log_probs: ``[samples, heads, ranks]`` of the candidates.
+            log_probs: ``[samples, heads, ranks]`` of the candidates; -inf: there is none.
         """
         if not len(hit):
             return
@@ -124,19 +124,20 @@ class Reliability:
         graded[:, 1:] = np.logical_and.accumulate(right[:, :-1], 1)
         place = np.clip(np.searchsorted(EDGES, log_probs, "right") - 1, 0, bins - 1)
         place += bins * np.arange(hit.shape[1])[:, None]
-        at = place[graded].ravel()
+        known = graded[..., None] & np.isfinite(log_probs)
+        at = place[known]
         size = self._total.size
 
         def count(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             counted = np.bincount(at, values, size).astype(np.float64)
             return counted.reshape(self._total.shape)
 
-        logs = np.clip(log_probs, EDGES[0], 0.0)[graded].ravel().astype(np.float64)
+        logs = np.clip(log_probs[known], EDGES[0], 0.0).astype(np.float64)
         new = count(np.ones(len(at)))
         fades = np.exp(-new / self.memory)
         self._total = fades * self._total + new
         self._log_sum = fades * self._log_sum + count(logs)
-        self._hit = fades * self._hit + count(hit[graded].ravel().astype(np.float64))
+        self._hit = fades * self._hit + count(hit[known].astype(np.float64))
         self._news += len(hit)
 
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

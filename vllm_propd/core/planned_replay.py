@@ -1,19 +1,23 @@
 """Recorded trees, replayed with sizes that a planner chooses before every step.
 
-Several recorded texts go on together, as the sequences of a batch do. A node counts as
-its heads say: what an engine has learned of them meanwhile is in no recording.
+Several recorded texts go on together, as the sequences of a batch do. What an engine learns
+of its heads' word while serving is learned from the whole recording first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vllm_propd.config import ProPDConfig
+from vllm_propd.core.estimates import Floats, Reliability
 from vllm_propd.core.planner import Batch, Planner
 from vllm_propd.core.pruning import Bools, edges_of, keep_best_paths, own_part
 from vllm_propd.core.replay import RecordedText, Replayed, on_text, places_of
+from vllm_propd.core.tree import Ints
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,17 @@ class PlannedReplay(Replayed):
 
 @dataclass
 class _Sequence:
+    """One text on its way.
+
+    Attributes:
+        text: its trees, their nodes best first by what they are worth.
+        worth: ``[places, nodes]`` float64 probability of each node's path.
+        right: ``[places, nodes]`` what the text took.
+        places: where the walk ends.
+    """
+
     text: RecordedText
+    worth: npt.NDArray[np.float64]
     right: Bools
     places: int
     at: int = 0
@@ -54,28 +68,29 @@ def replay_planned(
         ValueError: the recording cannot tell.
     """
     most = config.num_speculative_tokens
+    if (nodes := min(text.token.shape[1] for text in texts)) < most:
+        raise ValueError(f"recorded were trees of {nodes} nodes, not of {most}")
     steps = engine_steps = tokens = drafted = kept = 0
     seconds = 0.0
+    sequences = _by_worth(texts)
     for start in range(0, len(texts), batch_size):
-        group = [
-            _Sequence(text, on_text(text), places_of(text))
-            for text in texts[start : start + batch_size]
-        ]
-        if any(one.text.token.shape[1] < most for one in group):
-            raise ValueError(f"trees of {most} nodes were not recorded")
+        group = sequences[start : start + batch_size]
         while live := [one for one in group if one.goes_on]:
-            scores = [one.text.score[one.at, :most] for one in live]
-            probability = np.exp(np.concatenate(scores).astype(np.float64))
+            probability = np.concatenate([one.worth[one.at, :most] for one in live])
             owner = np.repeat(np.arange(len(live)), most)
             plan = planner.plan(Batch(probability, owner, len(live)))
             verified = [np.arange(most) < size for size in plan.sizes.tolist()]
             stays = verified
             if plan.keep is not None:
                 stays = _kept(live, verified, config, plan.keep)
+            accepted = 0
             for one, of_one in zip(live, stays, strict=True):
-                accepted = int((of_one & one.right[one.at, :most]).sum())
-                tokens += accepted + 1
-                one.at += accepted + 1
+                longest = int((of_one & one.right[one.at, :most]).sum())
+                accepted += longest
+                one.at += longest + 1
+            if planner.survival is not None and plan.keep is not None:
+                planner.survival.observe(plan.narrow, plan.wide, accepted, len(live))
+            tokens += accepted + len(live)
             steps += len(live)
             engine_steps += 1
             seconds += plan.seconds
@@ -86,6 +101,61 @@ def replay_planned(
     return PlannedReplay(
         steps, tokens, drafted / steps, kept / steps, seconds / engine_steps
     )
+
+
+def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:
+    """The texts, their trees in the order that an engine would have grown them in."""
+    heads = max(int(text.depth.max(initial=1)) for text in texts)
+    learned, own = Reliability(heads), []
+    for text in texts:
+        right = on_text(text)
+        node = np.arange(text.token.shape[1])
+        at = np.arange(len(text.text))[:, None], text.depth - 1, node
+        parts = np.full((len(text.text), heads, len(node)), -np.inf, np.float32)
+        parts[at] = _own_parts(text)
+        hit = np.zeros(parts.shape, np.bool_)
+        hit[at] = right
+        # Graded are children of what the text took.
+        parents_right = np.concatenate([np.ones((len(right), 1), np.bool_), right], 1)
+        graded = parts.copy()
+        graded[at] = np.where(
+            np.take_along_axis(parents_right, text.parent, 1), graded[at], -np.inf
+        )
+        learned.observe(hit, graded)
+        own.append((parts, at, right))
+    found = []
+    for text, (parts, at, right) in zip(texts, own, strict=True):
+        worth = learned.values(parts)[at].astype(np.float64)
+        for level in range(2, heads + 1):
+            place, node = np.nonzero(text.depth == level)
+            worth[place, node] += worth[place, text.parent[place, node] - 1]
+        order = np.argsort(-worth, 1, kind="stable")  # parents stay before children
+        moved = np.argsort(order, 1) + 1
+        parent = np.concatenate([np.zeros((len(moved), 1), np.int64), moved], 1)
+        parent = np.take_along_axis(parent, text.parent, 1)
+
+        def sorted_(values: npt.NDArray[Any], order: Ints = order) -> npt.NDArray[Any]:
+            return np.take_along_axis(values, order, 1)
+
+        early = text.early_log_prob
+        in_order = replace(
+            text,
+            token=sorted_(text.token),
+            parent=sorted_(parent),
+            depth=sorted_(text.depth),
+            score=sorted_(text.score),
+            early_rank=None if text.early_rank is None else sorted_(text.early_rank),
+            early_log_prob=None if early is None else sorted_(early),
+        )
+        places = places_of(text)
+        found.append(_Sequence(in_order, np.exp(sorted_(worth)), sorted_(right), places))
+    return found
+
+
+def _own_parts(text: RecordedText) -> Floats:
+    """``[places, nodes]`` what the head of each node said of its token."""
+    above = np.concatenate([np.zeros((len(text.score), 1), np.float32), text.score], 1)
+    return text.score - np.take_along_axis(above, text.parent, 1)
 
 
 def _kept(

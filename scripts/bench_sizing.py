@@ -1,0 +1,211 @@
+"""Dynamic sizing when things change: a crowd comes and goes; another process takes cores.
+
+    make bench    (or: python scripts/bench_sizing.py MODEL OUT)
+
+One engine on the inflated model. Prints whether sizes and estimates follow, and draws them
+into OUT/sizing.png.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from vllm import LLM, SamplingParams
+
+from vllm_propd.bench.points import cut_prompts
+from vllm_propd.bench.report import wide_console
+from vllm_propd.bench.run import tokenizer_of
+
+CROWD, STEPS, FOLLOWED_WITHIN = 32, 120, 30
+"""Requests after the jump; steps of each phase; and after how many sizes are compared."""
+BUSY_REQUESTS, BUSY_WITHIN = 4, 100
+Records = list[dict[str, Any]]
+
+
+@dataclass
+class Load:
+    """An engine with as many endless requests as wanted.
+
+    Args:
+        llm: with ProPD.
+        prompts: token ids; one for each request.
+    """
+
+    llm: LLM
+    prompts: list[list[int]]
+    running: list[str] = field(default_factory=list)
+    started: int = 0
+
+    def have(self, count: int) -> None:
+        """Adds requests, or aborts some."""
+        engine = self.llm.llm_engine
+        if len(self.running) > count:
+            engine.abort_request(self.running[count:])
+            del self.running[count:]
+        params = SamplingParams(
+            temperature=0.0, max_tokens=STEPS * 20, ignore_eos=True, detokenize=False
+        )
+        while len(self.running) < count:
+            name = str(self.started)
+            prompt = self.prompts[self.started % len(self.prompts)]
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+            self.running.append(name)
+            self.started += 1
+
+    def steps(self, count: int, bar: Progress, task: TaskID) -> Records:
+        """Runs steps, and says what sizing saw of them."""
+        self.llm.collective_rpc("start_sizing_records")
+        for _ in range(count):
+            self.llm.llm_engine.step()
+            bar.advance(task)
+        found: Records = self.llm.collective_rpc("take_sizing_records")[0]
+        return found
+
+
+def sizes(records: Records) -> list[float]:
+    """Nodes per sequence, step by step."""
+    return [record["nodes"] / max(record["sequences"], 1) for record in records]
+
+
+def errors(records: Records) -> list[float]:
+    """Of estimated step times, relatively."""
+    return [abs(r["estimated_s"] / r["measured_s"] - 1) for r in records]
+
+
+def steady(records: Records) -> float:
+    """Mean nodes per sequence, once a phase has settled."""
+    return mean(sizes(records[STEPS // 2 :]))
+
+
+def mean(values: list[float]) -> float:
+    """Sizes change from step to step with how sure the heads are: only means compare."""
+    return sum(values) / max(len(values), 1)
+
+
+def burn() -> None:
+    """Another process's work."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    matrix = torch.randn(1024, 1024)
+    while True:
+        matrix = matrix @ matrix
+        matrix /= matrix.norm()
+
+
+def measure(model: Path, console: Console) -> dict[str, Records]:
+    """All phases, one after the other."""
+    prompts = cut_prompts(tokenizer_of(model), [], CROWD, 64, seed=0)
+    with Progress(console=console) as bar:
+        task = bar.add_task("starting", total=6 * STEPS)
+        llm = LLM(
+            str(model), dtype="bfloat16", max_num_seqs=CROWD, enforce_eager=True,
+            kv_cache_memory_bytes=2 << 30, max_num_batched_tokens=4096,
+            max_model_len=4096, enable_prefix_caching=False, use_tqdm_on_load=False,
+            speculative_config={"method": "propd"},
+        )  # fmt: skip
+        load = Load(llm, prompts)
+        found: dict[str, Records] = {}
+        phases: dict[str, Callable[[], None]] = {
+            "warm up": lambda: load.have(1),
+            "alone": lambda: None,
+            "crowd": lambda: load.have(CROWD),
+            "alone again": lambda: load.have(1),
+        }
+        for name, change in phases.items():
+            bar.update(task, description=name)
+            change()
+            found[name] = load.steps(STEPS, bar, task)
+        load.have(BUSY_REQUESTS)
+        bar.update(task, description="before another process")
+        found["quiet"] = load.steps(STEPS, bar, task)
+        other = multiprocessing.get_context("spawn").Process(target=burn, daemon=True)
+        other.start()
+        try:
+            bar.update(task, description="beside another process")
+            found["disturbed"] = load.steps(2 * STEPS, bar, task)
+        finally:
+            other.terminate()
+        llm.llm_engine.engine_core.shutdown()
+    return found
+
+
+def show(found: dict[str, Records], console: Console) -> None:
+    """Prints what was followed."""
+    table = Table(
+        "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS // 2}", "later",
+        "step, ms", "estimate off by",
+        title="sizes after a jump of the load; means, and medians of times",
+    )  # fmt: skip
+    for name in ("alone", "crowd", "alone again"):
+        records = found[name]
+        soon = mean(sizes(records[FOLLOWED_WITHIN : STEPS // 2]))
+        table.add_row(
+            name,
+            str(records[-1]["sequences"]),
+            f"{soon:.2f}",
+            f"{steady(records):.2f}",
+            f"{1e3 * median(r['measured_s'] for r in records):.0f}",
+            f"{median(errors(records)):.1%}",
+        )
+    console.print(table)
+    table = Table("steps", "step, ms", "estimate off by", title="a second process starts")
+    rows = {"before": found["quiet"][-BUSY_WITHIN // 2 :]}
+    disturbed, window = found["disturbed"], BUSY_WITHIN // 2
+    for start in range(0, len(disturbed) - window + 1, window):
+        rows[f"{start} to {start + window} after"] = disturbed[start : start + window]
+    for name, records in rows.items():
+        ms = 1e3 * median(r["measured_s"] for r in records)
+        table.add_row(name, f"{ms:.0f}", f"{median(errors(records)):.1%}")
+    console.print(table)
+
+
+def plot(found: dict[str, Records], target: Path) -> None:
+    """Sizes over the jump, and estimated beside measured times over the slow-down."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    phases = ("alone", "crowd", "alone again")
+    left.plot([size for name in phases for size in sizes(found[name])], linewidth=0.8)
+    for index, name in enumerate(phases):
+        start = STEPS * index
+        left.axvline(start, color="grey", linestyle=":")
+        left.hlines(steady(found[name]), start, start + STEPS, color="black")
+        left.text(start + 4, left.get_ylim()[1], name, va="top")
+    left.set(title="nodes per sequence", xlabel="step")
+    records = found["quiet"] + found["disturbed"]
+    for key, style in (("measured_s", "."), ("estimated_s", "-")):
+        label = key.removesuffix("_s")
+        right.plot([1e3 * r[key] for r in records], style, label=label, markersize=3)
+    right.axvline(len(found["quiet"]), color="grey", linestyle=":")
+    right.set(title="a step's time, ms; another process starts", xlabel="step", ylim=0)
+    right.legend()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+
+
+def main() -> None:
+    model, out = map(Path, sys.argv[1:])
+    console = wide_console()
+    found = measure(model, console)
+    show(found, console)
+    plot(found, out / "sizing.png")
+    console.print(f"{out / 'sizing.png'}")
+
+
+if __name__ == "__main__":
+    main()
