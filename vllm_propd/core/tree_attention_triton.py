@@ -1,0 +1,199 @@
+"""Tree attention on GPUs, the part inside the step: one Triton kernel.
+
+A draft node attends to its sequence's cached prefix, root included, and to its own
+ancestors and itself in this step. The prefix part is any paged attention that also gives
+the log-sum-exp. From there this kernel goes on: a softmax that runs online does not care
+who has begun it, so nothing is left to merge. It reads keys and values as
+the layer has just made them, ``[rows, kv_heads, head]``, and one bit for each two nodes.
+
+One program serves a tile of query rows of one tree (nodes x query heads of a group) and one
+KV head. Softmax runs online over blocks of nodes, in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+import triton.language as tl
+
+from vllm_propd.core.tree import Ints
+
+QUERY_ROWS, KEY_ROWS = 64, 64
+"""Rows of a tile: what tensor cores take, and at most a whole tree of 64 nodes."""
+
+
+@triton.jit
+def _in_step(  # type: ignore[no-untyped-def]
+    query, key, value, out, prefix, prefix_lse, masks,
+    tile_first, tile_size, tile_start, scale, soft_cap,
+    query_stride, query_head, key_stride, key_head, value_stride, value_head,
+    out_stride, out_head, prefix_stride, prefix_head, lse_head,
+    GROUP: tl.constexpr, HEAD: tl.constexpr, HEAD_PADDED: tl.constexpr,
+    WORDS: tl.constexpr, CAPPED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    first = tl.load(tile_first + tile)
+    size = tl.load(tile_size + tile)
+    at = tl.load(tile_start + tile) + tl.arange(0, BLOCK_M)
+    node, head = at // GROUP, kv_head * GROUP + at % GROUP
+    row, here = first + node, node < size
+    column = tl.arange(0, HEAD_PADDED)
+    inside = column < HEAD
+    q = tl.load(
+        query + row[:, None] * query_stride + head[:, None] * query_head + column[None, :],
+        mask=here[:, None] & inside[None, :],
+        other=0.0,
+    )
+    if WIDEN:
+        q = q.to(tl.float32)
+    # As if one key, with the prefix's whole weight and mean value, had been seen.
+    top = tl.load(prefix_lse + head * lse_head + row, mask=here, other=0.0)
+    total = tl.full([BLOCK_M], 1.0, tl.float32)
+    sums = tl.load(
+        prefix
+        + row[:, None] * prefix_stride
+        + head[:, None] * prefix_head
+        + column[None, :],
+        mask=here[:, None] & inside[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    for start in range(0, size, BLOCK_N):
+        other = start + tl.arange(0, BLOCK_N)
+        exists = other < size
+        k = tl.load(
+            key + (first + other)[None, :] * key_stride + kv_head * key_head
+            + column[:, None],
+            mask=exists[None, :] & inside[:, None],
+            other=0.0,
+        )  # fmt: skip
+        if WIDEN:
+            k = k.to(tl.float32)
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        if CAPPED:
+            # tanh, which Triton's language lacks; exp of what is never above 0.
+            capped = tl.abs(scores) / soft_cap
+            shrunk = tl.exp(-2.0 * capped)
+            capped = soft_cap * (1.0 - shrunk) / (1.0 + shrunk)
+            scores = tl.where(scores < 0, -capped, capped)
+        word = tl.load(
+            masks + row[:, None] * WORDS + (other // 64)[None, :],
+            mask=here[:, None] & exists[None, :],
+            other=0,
+        )
+        # The root, node 0, stands in the cache already: it belongs to the prefix.
+        seen = ((word >> (other % 64)[None, :]) & 1) != 0
+        seen = seen & exists[None, :] & (other > 0)[None, :]
+        scores = tl.where(seen, scores, -float("inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp(scores - higher[:, None])
+        fades = tl.exp(top - higher)
+        total = total * fades + tl.sum(weights, 1)
+        v = tl.load(
+            value + (first + other)[:, None] * value_stride + kv_head * value_head
+            + column[None, :],
+            mask=exists[:, None] & inside[None, :],
+            other=0.0,
+        )  # fmt: skip
+        sums = sums * fades[:, None]
+        # Weights rounded to bfloat16 would lose more than the sums' own rounding.
+        sums += tl.dot(weights, v.to(tl.float32), input_precision=PRECISION)
+        top = higher
+    tl.store(
+        out + row[:, None] * out_stride + head[:, None] * out_head + column[None, :],
+        (sums / total[:, None]).to(out.dtype.element_ty),
+        mask=here[:, None] & inside[None, :],
+    )
+
+
+@dataclass(frozen=True)
+class DeviceTrees:
+    """A step's trees, where the kernel reads them.
+
+    Attributes:
+        masks: ``[rows, words]`` int64, the bits of ``core.tree.ancestor_masks``.
+        tile_first, tile_size: ``[tiles]`` int32 first row and rows of each tile's tree.
+        tile_start: ``[tiles]`` int32 where in its tree's query rows each tile begins.
+        group: query heads of a KV head.
+    """
+
+    masks: torch.Tensor
+    tile_first: torch.Tensor
+    tile_size: torch.Tensor
+    tile_start: torch.Tensor
+    group: int
+
+    @classmethod
+    def of(
+        cls,
+        masks: npt.NDArray[np.uint64],
+        first: Ints,
+        sizes: Ints,
+        group: int,
+        device: torch.device,
+    ) -> DeviceTrees:
+        """One copy to the device for each array, none of which waits.
+
+        Args:
+            masks: ``[rows, words]`` as ``ancestor_masks`` gives them.
+            first, sizes: ``[trees]`` each tree's root row and rows.
+            group: query heads of a KV head.
+            device: the keys'.
+        """
+        tiles = -(-sizes * group // QUERY_ROWS)
+        ends = np.cumsum(tiles)
+        within = np.arange(int(ends[-1])) - np.repeat(ends - tiles, tiles)
+        rows = np.stack(
+            [np.repeat(first, tiles), np.repeat(sizes, tiles), QUERY_ROWS * within]
+        ).astype(np.int32)
+        tile_first, tile_size, tile_start = torch.from_numpy(rows).to(
+            device, non_blocking=True
+        )
+        bits = torch.from_numpy(masks.view(np.int64)).to(device, non_blocking=True)
+        return cls(bits, tile_first, tile_size, tile_start, group)
+
+
+def attend_in_step(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix: torch.Tensor,
+    prefix_lse: torch.Tensor,
+    trees: DeviceTrees,
+    out: torch.Tensor,
+    scale: float,
+    soft_cap: float = 0.0,
+) -> None:
+    """Completes the attention of trees' rows, whose prefix part is known.
+
+    Args:
+        query: ``[rows, heads, head]`` bfloat16, float16 or float32; head size up to 256.
+        key, value: ``[rows, kv_heads, head]`` of the same rows.
+        prefix: ``[rows, heads, head]`` each row's attention to its cached prefix, which
+            holds the root at least.
+        prefix_lse: ``[heads, rows]`` float32 its log-sum-exp.
+        trees: which rows belong together.
+        out: ``[rows, heads, head]`` gets the result; for roots, that is the prefix part.
+        scale: of the scores.
+        soft_cap: scores s become ``soft_cap * tanh(s / soft_cap)``; 0: they stay.
+    """
+    head = query.shape[2]
+    grid = (len(trees.tile_first), query.shape[1] // trees.group)
+    _in_step[grid](
+        query, key, value, out, prefix, prefix_lse, trees.masks,
+        trees.tile_first, trees.tile_size, trees.tile_start, scale, soft_cap or 1.0,
+        query.stride(0), query.stride(1), key.stride(0), key.stride(1),
+        value.stride(0), value.stride(1), out.stride(0), out.stride(1),
+        prefix.stride(0), prefix.stride(1), prefix_lse.stride(0),
+        GROUP=trees.group, HEAD=head, HEAD_PADDED=max(16, triton.next_power_of_2(head)),
+        WORDS=trees.masks.shape[1], CAPPED=soft_cap > 0,
+        BLOCK_M=QUERY_ROWS, BLOCK_N=KEY_ROWS,
+        PRECISION="ieee" if value.dtype == torch.float32 else "tf32",
+        # Triton's interpreter would multiply the bits of bfloat16.
+        WIDEN=bool(triton.knobs.runtime.interpret),
+    )  # fmt: skip
