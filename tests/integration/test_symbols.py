@@ -1,5 +1,6 @@
 """An upgrade of vLLM must fail here, at the symbol that changed."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -53,6 +54,22 @@ def test_every_override_is_in_the_ledger() -> None:
                 hides = any(hasattr(base, method) for base in cls.__bases__)
                 if hides and inspect.isfunction(inspect.unwrap(getattr(cls, method))):
                     assert method in listed or method.startswith("__"), f"{name}.{method}"
+
+
+def test_every_import_is_in_the_ledger() -> None:
+    """Functions and classes; what is used of modules and instances has its own entries."""
+    listed = {symbol.path.partition(":")[2].partition(".")[0] for symbol in SYMBOLS}
+    missing = []
+    for file in Path(vllm_propd.engine.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            module = getattr(node, "module", None) or ""
+            if not isinstance(node, ast.ImportFrom) or module.partition(".")[0] != "vllm":
+                continue
+            for name in (alias.name for alias in node.names):
+                found = getattr(importlib.import_module(module), name, None)
+                if callable(found) and name not in listed:
+                    missing.append(f"{file.name}: {module}:{name}")
+    assert not missing
 
 
 def test_vllm_is_imported_by_the_engine_layer_only() -> None:

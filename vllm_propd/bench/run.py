@@ -81,6 +81,7 @@ def run_bench(
                         bar.advance(task)
                 peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
                 results.rows += _rows(arms, point, found, peaks, settings)
+                _save(results, out)  # hours of measuring may end early
             bar.update(task, description="recording trees")
             _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
@@ -95,11 +96,15 @@ def run_bench(
                 for row in _rows(arms, trace, turns, peaks, settings):
                     update = served[row.arm].latencies()
                     results.rows.append(row.model_copy(update=update))
-    (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n")
+    _save(results, out)
     write_report(results, out)
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
+
+
+def _save(results: Results, out: Path) -> None:
+    (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n")
 
 
 def _rate(results: Results, settings: BenchSettings) -> float:

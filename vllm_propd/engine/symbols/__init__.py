@@ -8,6 +8,7 @@ from vllm_propd.engine.symbols import (
     attention,
     doors,
     halves,
+    process,
     runner,
     sampling,
     tools,
@@ -20,6 +21,7 @@ SYMBOLS = (
     *runner.SYMBOLS,
     *attention.SYMBOLS,
     *halves.SYMBOLS,
+    *process.SYMBOLS,
     *sampling.SYMBOLS,
     *tools.SYMBOLS,
 )

@@ -1,0 +1,72 @@
+"""What any of our code asks of the process around it: ranks, log, settings at hand."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+SYMBOLS = (
+    Symbol(
+        "vllm.distributed:get_tensor_model_parallel_rank",
+        "called",
+        "",
+        "which share of the vocabulary is this worker's, and who counts metrics",
+        "logits are never gathered for the early head's test",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.distributed:get_tensor_model_parallel_world_size",
+        "called",
+        "",
+        "see get_tensor_model_parallel_rank",
+        "see get_tensor_model_parallel_rank",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.distributed.parallel_state:get_tp_group",
+        "called",
+        "",
+        "the group in which a plan's amount of pruning is shared",
+        "clocks differ, so the first rank's plan must count on all ranks",
+        "room for it in the scheduled draft list",
+    ),
+    Symbol(
+        "vllm.distributed.parallel_state:GroupCoordinator.broadcast_object",
+        "called",
+        "self obj",
+        "see get_tp_group",
+        "see get_tp_group",
+        "see get_tp_group",
+    ),
+    Symbol(
+        "vllm.config:set_current_vllm_config",
+        "called",
+        "vllm_config",
+        "gives each half of the model a config of its own while it is compiled",
+        "vLLM names cached artifacts by config and class",
+        "see get_pp_group",
+    ),
+    Symbol(
+        "vllm.config:CompilationMode",
+        "read",
+        "",
+        "whether the halves are compiled, and so must be warmed up",
+        "the first request would wait for the compiler",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.forward_context:get_forward_context",
+        "called",
+        "",
+        "swaps the attention metadata between the halves",
+        "what is left after pruning has other rows",
+        "early exits in vLLM",
+    ),
+    Symbol(
+        "vllm.logger:init_logger",
+        "called",
+        "name",
+        "our lines look like vLLM's, and go where they go",
+        "users set one log level",
+        "nothing",
+    ),
+)
