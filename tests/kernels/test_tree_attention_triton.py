@@ -74,7 +74,7 @@ def test_trees_attend_to_prefix_and_ancestors(case: str, context: int) -> None:
     query = noise(rows, heads, head, dtype)
     key, value = (noise(rows, kv_heads, head, dtype) for _ in range(2))
     prefix = torch.empty(rows, heads, head, device=DEVICE)
-    prefix_lse = torch.empty(heads, rows, device=DEVICE)
+    prefix_lse = torch.empty(rows, heads, device=DEVICE).T  # any strides will do
     wanted = torch.empty(rows, heads, head, dtype=torch.float64, device=DEVICE)
     for start, size in zip(first.tolist(), sizes, strict=True):
         own = slice(start, start + size)

@@ -31,7 +31,7 @@ def _in_step(  # type: ignore[no-untyped-def]
     query, key, value, out, prefix, prefix_lse, masks,
     tile_first, tile_size, tile_start, scale, soft_cap,
     query_stride, query_head, key_stride, key_head, value_stride, value_head,
-    out_stride, out_head, prefix_stride, prefix_head, lse_head,
+    out_stride, out_head, prefix_stride, prefix_head, lse_stride, lse_head,
     GROUP: tl.constexpr, HEAD: tl.constexpr, HEAD_PADDED: tl.constexpr,
     WORDS: tl.constexpr, CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -53,7 +53,7 @@ def _in_step(  # type: ignore[no-untyped-def]
     if WIDEN:
         q = q.to(tl.float32)
     # As if one key, with the prefix's whole weight and mean value, had been seen.
-    top = tl.load(prefix_lse + head * lse_head + row, mask=here, other=0.0)
+    top = tl.load(prefix_lse + head * lse_head + row * lse_stride, mask=here, other=0.0)
     total = tl.full([BLOCK_M], 1.0, tl.float32)
     sums = tl.load(
         prefix
@@ -189,7 +189,7 @@ def attend_in_step(
         trees.tile_first, trees.tile_size, trees.tile_start, scale, soft_cap or 1.0,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1),
         value.stride(0), value.stride(1), out.stride(0), out.stride(1),
-        prefix.stride(0), prefix.stride(1), prefix_lse.stride(0),
+        prefix.stride(0), prefix.stride(1), prefix_lse.stride(1), prefix_lse.stride(0),
         GROUP=trees.group, HEAD=head, HEAD_PADDED=max(16, triton.next_power_of_2(head)),
         WORDS=trees.masks.shape[1], CAPPED=soft_cap > 0,
         BLOCK_M=QUERY_ROWS, BLOCK_N=KEY_ROWS,
