@@ -57,8 +57,11 @@ INFLATED := build/inflated
 $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers 16
 
+ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd
 bench: $(INFLATED)/config.json
-	$(BIN)/vllm-propd bench $(INFLATED) --out build/bench
+	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 48 --prompt-tokens 64 \
+		--out build/bench
+	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
 	$(BIN)/python scripts/bench_attention.py
 	$(BIN)/python scripts/bench_host.py
 

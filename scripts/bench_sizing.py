@@ -32,12 +32,13 @@ from vllm_propd.bench.run import tokenizer_of
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 120, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
 BUSY_REQUESTS, BUSY_WITHIN = 4, 100
+PROMPT_TOKENS, NEW_TOKENS = 64, 900
 Records = list[dict[str, Any]]
 
 
 @dataclass
 class Load:
-    """An engine with as many endless requests as wanted.
+    """An engine with as many requests as wanted: where one ends, another begins.
 
     Args:
         llm: with ProPD.
@@ -48,6 +49,7 @@ class Load:
     prompts: list[list[int]]
     running: list[str] = field(default_factory=list)
     started: int = 0
+    count: int = 0
 
     def have(self, count: int) -> None:
         """Adds requests, or aborts some."""
@@ -55,8 +57,9 @@ class Load:
         if len(self.running) > count:
             engine.abort_request(self.running[count:])
             del self.running[count:]
+        self.count = count
         params = SamplingParams(
-            temperature=0.0, max_tokens=STEPS * 20, ignore_eos=True, detokenize=False
+            temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False
         )
         while len(self.running) < count:
             name = str(self.started)
@@ -69,7 +72,10 @@ class Load:
         """Runs steps, and says what sizing saw of them."""
         self.llm.collective_rpc("start_sizing_records")
         for _ in range(count):
-            self.llm.llm_engine.step()
+            for output in self.llm.llm_engine.step():
+                if output.finished:
+                    self.running.remove(output.request_id)
+            self.have(self.count)
             bar.advance(task)
         found: Records = self.llm.collective_rpc("take_sizing_records")[0]
         return found
@@ -108,14 +114,14 @@ def burn() -> None:
 
 def measure(model: Path, console: Console) -> dict[str, Records]:
     """All phases, one after the other."""
-    prompts = cut_prompts(tokenizer_of(model), [], CROWD, 64, seed=0)
+    prompts = cut_prompts(tokenizer_of(model), [], CROWD, PROMPT_TOKENS, seed=0)
     with Progress(console=console) as bar:
         task = bar.add_task("starting", total=6 * STEPS)
         llm = LLM(
             str(model), dtype="bfloat16", max_num_seqs=CROWD, enforce_eager=True,
             kv_cache_memory_bytes=2 << 30, max_num_batched_tokens=4096,
-            max_model_len=4096, enable_prefix_caching=False, use_tqdm_on_load=False,
-            speculative_config={"method": "propd"},
+            max_model_len=PROMPT_TOKENS + NEW_TOKENS, enable_prefix_caching=False,
+            use_tqdm_on_load=False, speculative_config={"method": "propd"},
         )  # fmt: skip
         load = Load(llm, prompts)
         found: dict[str, Records] = {}
