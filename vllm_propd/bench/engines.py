@@ -37,12 +37,19 @@ class Engine:
         self._settings: ProPDConfig | None = None
         self._watch()
 
-    def use(self, keys: dict[str, Any]) -> None:
-        """Goes on with other settings of method propd, if they are others."""
+    def settings(self, keys: dict[str, Any]) -> ProPDConfig:
+        """What keys of method propd mean here.
+
+        Raises:
+            ValueError: what is wrong with them.
+        """
         engine = self.llm.llm_engine
         keys = {key: value for key, value in keys.items() if key != "method"}
         settings = find_config(keys, engine.model_config.model)
-        settings = check_engine(engine.vllm_config, settings)
+        return check_engine(engine.vllm_config, settings)
+
+    def use(self, settings: ProPDConfig) -> None:
+        """Goes on with other settings of method propd, if they are others."""
         if settings != self._settings:
             sent = settings.model_dump_json(exclude_unset=True)
             self.llm.collective_rpc("use_settings", args=(sent,))
@@ -69,11 +76,17 @@ class ArmEngine:
 
     def __init__(self, arm: Arm, engine: Engine):
         self.arm, self.engine = arm, engine
+        keys = arm.speculative_config if arm.is_ours else None
+        self._settings = engine.settings(keys) if keys else None
+
+    def _take_over(self) -> None:
+        """Whatever arm ran before, this one is next."""
+        if self._settings is not None:
+            self.engine.use(self._settings)
 
     def run(self, prompts: list[list[int]], params: SamplingParams) -> Turn:
         """Generates all prompts together."""
-        if self.arm.is_ours:
-            self.engine.use(self.arm.speculative_config or {})
+        self._take_over()
         llm, turn, drafts = self.engine.llm, Turn(), self.engine.drafts
         engine = llm.llm_engine
         drafts.reset()
@@ -124,7 +137,7 @@ class ArmEngine:
         self, prompts: list[list[int]], params: SamplingParams
     ) -> tuple[Turn, Recording]:
         """The same, telling of every tree; ProPD's arms only."""
-        self.engine.use(self.arm.speculative_config or {})
+        self._take_over()
         llm = self.engine.llm
         llm.collective_rpc("start_recording", args=(1 << 30,))
         turn = self.run(prompts, params)
@@ -156,7 +169,6 @@ def start_engines(
         if config is not None and arm.is_ours:
             largest = {**config, "num_speculative_tokens": most_nodes(ours)}
             shared = shared or Engine(largest, options, timed)
-            shared.use(config)
         engine = shared if arm.is_ours else Engine(config, options, timed)
         assert engine is not None
         engines.append(ArmEngine(arm, engine))

@@ -158,12 +158,12 @@ def run_tune(
     # Started with pruning: what an engine with pruning refuses is refused at once.
     options = engine_options(model, settings, nodes)
     shared = Engine({**keys, **tried[-1].keys}, options, timed=True)
+    engines = [ArmEngine(Arm(one.name, {**keys, **one.keys}), shared) for one in tried]
     console = wide_console()
     with Progress(console=console) as bar:
         task = bar.add_task("warming up", total=len(tried) * (settings.rounds + 1))
         for round_ in range(settings.rounds + 1):
-            for one in tried:
-                engine = ArmEngine(Arm(one.name, {**keys, **one.keys}), shared)
+            for one, engine in zip(tried, engines, strict=True):
                 if round_:
                     bar.update(task, description=one.name)
                     one.turns.append(engine.run_all(ids, size, params))
