@@ -128,6 +128,7 @@ def test_metrics_count_drafts(drafting_server: str) -> None:
         assert float(found[1]) > 0
     values = parse(text, 0.0).values
     assert values["propd_tree_nodes"] == values["spec_decode_num_draft_tokens"]
+    assert values["propd_kept_nodes"] == values["propd_tree_nodes"]  # nothing prunes
 
 
 def test_trees_show_in_the_servers_metrics(server: str) -> None:
@@ -137,7 +138,7 @@ def test_trees_show_in_the_servers_metrics(server: str) -> None:
         values = parse(answer.read().decode(), 0.0).values
     assert values["propd_steps"] > 10
     assert values["propd_emitted_tokens"] >= 64
-    assert values["propd_kept_nodes"] == values["propd_tree_nodes"]
+    assert 0 <= values["propd_kept_nodes"] <= values["propd_tree_nodes"]
     assert 0 < values["propd_measured_step_seconds"] < 60
     assert values["propd_estimated_step_seconds"] > 0
 
