@@ -16,6 +16,9 @@ from vllm_propd.config import ProPDConfig
 from vllm_propd.engine.doors import find_config
 from vllm_propd.engine.support import check_engine
 
+NEVER_FULL = 1 << 30
+"""Steps of a recording that holds all."""
+
 
 class Engine:
     """A running engine.
@@ -139,7 +142,7 @@ class ArmEngine:
         """The same, telling of every tree; ProPD's arms only."""
         self._take_over()
         llm = self.engine.llm
-        llm.collective_rpc("start_recording", args=(1 << 30,))
+        llm.collective_rpc("start_recording", args=(NEVER_FULL,))
         turn = self.run(prompts, params)
         return turn, llm.collective_rpc("take_recording")[0]
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, parse_arm
-from vllm_propd.bench.engines import ArmEngine, Engine
+from vllm_propd.bench.engines import NEVER_FULL, ArmEngine, Engine
 from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.run import engine_options, tokenizer_of
@@ -28,8 +28,6 @@ from vllm_propd.core.survival import Survival
 from vllm_propd.engine.costs import CostTable
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
-
-NEVER_FULL = 1 << 30
 
 
 @dataclass(frozen=True)

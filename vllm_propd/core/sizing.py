@@ -76,7 +76,7 @@ class Sizing(Protocol):
     def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
         """A step has begun."""
 
-    def step_verified(self, left: int | None) -> None:
+    def step_verified(self, dropped: int | None) -> None:
         """Its text is known."""
 
     def most(self, sequences: int) -> int:
@@ -105,7 +105,7 @@ class FixedSizing:
         """See ``DynamicSizing``."""
         self._load = load
 
-    def step_verified(self, left: int | None) -> None:
+    def step_verified(self, dropped: int | None) -> None:
         """Nothing to learn."""
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
@@ -172,15 +172,17 @@ class DynamicSizing:
             self._gaps.append(self._began - self._ended)
         self._load = load
 
-    def step_verified(self, left: int | None) -> None:
+    def step_verified(self, dropped: int | None) -> None:
         """The step's text is known: all but drafting is over.
 
         Args:
-            left: of its tokens after early pruning; None: it was not split, or always is.
+            dropped: tokens that early pruning took out; None: the step was not split, or
+                every step is.
         """
         load = self._load
         gap = median(self._gaps) if self._gaps else 0.0
         self._measured = self._clock() - self._began + gap
+        left = None if dropped is None else load.tokens - dropped
         remaining = None if left is None else np.array([left])
         estimate = self.step.estimate(np.array([load.tokens]), load.context, remaining)
         self._estimated = float(estimate[0])

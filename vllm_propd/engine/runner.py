@@ -76,7 +76,6 @@ class ProPDRunner(GPUModelRunner):
         self._offered: set[str] = set()
         self._kept = 0
         self._keep: int | None = None
-        self._num_tokens = 0
         self.sizing: Sizing
         self._others: dict[
             ProPDConfig, tuple[MedusaTreeProposer, Sizing, PrunedForward | None]
@@ -170,7 +169,6 @@ class ProPDRunner(GPUModelRunner):
         batch, count = self.input_batch, len(num_scheduled)
         sequences = count - int(self.discard_request_mask.np[:count].sum())
         tokens, nodes = int(num_scheduled.sum()), int(drafted.sum())
-        self._num_tokens = tokens
         load = Load(
             sequences=sequences,
             tokens=tokens,
@@ -237,11 +235,11 @@ class ProPDRunner(GPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """Verifies the trees and commits what was accepted."""
-        step, left = self._step, None
+        step, dropped = self._step, None
         if self.propd.plans_pruning and step is not None and step.whole is not None:
-            left = self._num_tokens - len(step.whole.rows) + len(step.rows)
+            dropped = len(step.whole.rows) - len(step.rows)
         output = self._verify(logits)
-        self.sizing.step_verified(left)
+        self.sizing.step_verified(dropped)
         return output
 
     def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
