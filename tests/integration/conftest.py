@@ -4,12 +4,10 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 
 # Before vLLM is imported, for its workers: both cores, no model hub, and callables in
@@ -61,26 +59,6 @@ PRUNING: dict[str, dict[str, Any]] = {
 """Every rule of early pruning, and none: settings of method propd."""
 
 Prompt = dict[str, list[int]]
-
-
-@dataclass
-class Price:
-    """Set seconds of a step: ``base``, and ``slope`` for each token that is not ``free``.
-
-    Of a pruned step's tokens, all pass ``below`` of the layers, the others what is left.
-    """
-
-    slope: float
-    base: float = 0.01
-    below: float = 1.0
-    free: int = 0
-
-    def estimate(
-        self, tokens: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
-    ) -> np.ndarray:
-        if left is not None:
-            tokens = self.below * tokens + (1 - self.below) * left
-        return self.base + self.slope * np.maximum(tokens - self.free, 0)
 
 
 @contextmanager

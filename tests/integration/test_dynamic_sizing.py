@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from conftest import (
     BUSY,
-    Price,
     Ties,
     engine,
     greedy,
@@ -19,6 +18,7 @@ from conftest import (
     prompts_of,
     run,
 )
+from prices import Line
 from vllm import LLM
 
 from vllm_propd.core.planner import Batch, Plan
@@ -46,7 +46,7 @@ class AnySizes:
         room = max(0, batch.budget - batch.sequences - batch.others) // batch.sequences
         sizes = rng.integers(0, np.minimum(whole, room) + 1) * (self.plans % 12 < 9)
         keep = int(rng.integers(0, sizes.sum() + 1)) if self.prunes else None
-        return Plan(sizes, keep, 0.5, 1.0, 1.0, 1.0)
+        return Plan(sizes, keep, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])
@@ -87,9 +87,9 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
 
         sizing.plan = counted
         found = {}
-        sizing.planner.draft = Price(0.0, 1e-4)
+        sizing.planner.draft = Line(1e-4)
         for slope in (0.0, 1.0):
-            sizing.planner.step = Price(slope)
+            sizing.planner.step = Line(0.01, slope, below=1.0)
             drafts.clear()
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts, greedy(96, ignore_eos=True))
@@ -109,7 +109,7 @@ def test_the_load_changes_the_size() -> None:
     sizes = {}
     with engine(48, propd=DYNAMIC) as llm:
         planner = sizing_of(llm).planner
-        planner.step, planner.draft = Price(0.02, 0.1, free=24), Price(0.0, 1e-4)
+        planner.step, planner.draft = Line(0.1, 0.02, flat=24, below=1.0), Line(1e-4)
         for count in (1, 8, 1):
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts[:count], greedy(96, ignore_eos=True))
@@ -125,10 +125,14 @@ def test_expected_tokens_are_what_steps_put_out() -> None:
     with engine(32, propd=DYNAMIC, max_num_seqs=4) as llm:
         run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
         planner = sizing_of(llm).planner
-        planner.step, planner.draft = Price(0.0005), Price(0.0, 1e-4)
+        planner.step, planner.draft = Line(0.01, 0.0005, below=1.0), Line(1e-4)
         llm.collective_rpc("start_sizing_records")
         run(llm, prompts[8:], greedy(96, ignore_eos=True))
         records = llm.collective_rpc("take_sizing_records")[0]
+        curves = np.array(llm.collective_rpc("reliability")[0])
+    assert curves.shape == (4, 16, 2) and (np.diff(curves, axis=1) >= 0).all()
+    sure = curves[:, -1]  # said and found, of what the heads are surest of
+    assert (sure[:, 0] > 0.7).all() and (sure[:, 1] > 0.4).all()
     planned = [r for r in records if r["expected_tokens"] > 0]
     assert len(planned) > 100
     expected = sum(r["expected_tokens"] for r in planned)
@@ -141,9 +145,9 @@ def test_early_pruning_is_planned_where_it_pays() -> None:
     kept = {}
     with engine(48, propd=DYNAMIC) as llm:
         planner = sizing_of(llm).planner
-        planner.draft = Price(0.0, 1e-4)
+        planner.draft = Line(1e-4)
         for below in (1.0, 0.02):
-            planner.step = Price(0.0005, below=below)
+            planner.step = Line(0.01, 0.0005, below=below)
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts, greedy(96, ignore_eos=True))
             records = llm.collective_rpc("take_sizing_records")[0]
@@ -162,7 +166,8 @@ def test_costs_are_timed_once_for_a_model(
     seconds = []
     for case in ("new", "found", "broken"):
         with engine(8, propd=DYNAMIC, max_num_seqs=4) as llm:
-            seconds.append(sizing_of(llm).step.seconds.tolist())
+            step = sizing_of(llm).step
+            seconds.append(step.estimate(step.tokens).tolist())
         (path,) = tables.iterdir()
         if case == "found":
             path.write_text("{}")

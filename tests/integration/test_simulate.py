@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import MODEL, Price, engine, greedy, metric, prompts_of, run
+from conftest import MODEL, engine, greedy, metric, prompts_of, run
+from prices import Line
 from typer.testing import CliRunner
 
 from vllm_propd.bench.simulate import texts_of
@@ -57,7 +58,7 @@ def test_a_replay_accepts_what_an_engine_accepts(
 def test_a_planned_replay_accepts_what_an_engine_accepts(
     recording: list[RecordedText], pruning: str
 ) -> None:
-    step, draft = Price(3e-4, 0.02, below=0.1), Price(0.0, 1e-3)
+    step, draft = Line(0.02, 5e-4, below=0.02), Line(1e-3)
     keys = {"sizing": "dynamic", "pruning": pruning}
     with engine(48, propd={**keys}, max_num_seqs=4) as llm:
         sizing = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import vllm_propd.engine
-from vllm_propd.engine.symbols import SYMBOLS
+from vllm_propd.engine.symbols import SOURCE_ONLY, SYMBOLS
 from vllm_propd.engine.symbols.symbol import Symbol
 
 
@@ -35,6 +35,21 @@ def test_symbol_is_as_recorded(symbol: Symbol) -> None:
         assert re.search(rf"\bself\.{attribute}\b.* = |\bself\.{attribute}:", source)
 
 
+@pytest.mark.parametrize("symbol", SOURCE_ONLY, ids=lambda symbol: symbol.path)
+def test_source_is_as_recorded(symbol: Symbol) -> None:
+    module, _, name = symbol.path.partition(":")
+    package, *inner = module.split(".")
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    tree = ast.parse(folder.joinpath(*inner).with_suffix(".py").read_text())
+    (function,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    parameters = {argument.arg for argument in function.args.args}
+    assert set(symbol.parameters.split()) <= parameters
+
+
 def test_the_pipeline_group_is_where_the_halves_swap_it() -> None:
     from vllm.distributed import parallel_state
 
@@ -43,15 +58,16 @@ def test_the_pipeline_group_is_where_the_halves_swap_it() -> None:
 
 def test_every_override_is_in_the_ledger() -> None:
     """A method of ours that hides one of vLLM's must be listed."""
-    from vllm_propd.engine import attention, runner, worker
+    from vllm_propd.engine import attention, cuda_attention, cuda_worker, runner, worker
 
     listed = {s.path.rpartition(".")[2] for s in SYMBOLS if s.use == "overridden"}
-    for module in (attention, runner, worker):
+    for module in (attention, cuda_attention, cuda_worker, runner, worker):
         for name, cls in inspect.getmembers(module, inspect.isclass):
             if cls.__module__ != module.__name__:
                 continue
+            vllms = [c for c in cls.__mro__ if c.__module__.partition(".")[0] == "vllm"]
             for method in vars(cls):
-                hides = any(hasattr(base, method) for base in cls.__bases__)
+                hides = any(hasattr(base, method) for base in vllms)
                 if hides and inspect.isfunction(inspect.unwrap(getattr(cls, method))):
                     assert method in listed or method.startswith("__"), f"{name}.{method}"
 

@@ -10,7 +10,6 @@ import torch
 from conftest import (
     MODEL,
     PRUNING,
-    Price,
     Prompt,
     Ties,
     engine,
@@ -19,6 +18,7 @@ from conftest import (
     run,
     use,
 )
+from prices import Line
 from safetensors.torch import load_file
 from vllm import LLM
 
@@ -117,7 +117,7 @@ def set_price(worker: Any) -> None:
     """Rank 0, which plans, finds that trees pay; rank 1 still believes its clocks."""
     planner = getattr(worker.model_runner.sizing, "planner", None)
     if worker.rank == 0 and planner is not None:
-        planner.step, planner.draft = Price(2e-4, below=0.1), Price(0.0, 1e-4)
+        planner.step, planner.draft = Line(0.01, 1e-4, below=0.02), Line(1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,19 @@ def test_trees_leave_half_of_the_budget() -> None:
     assert sizing.most(20) == 0
 
 
+@pytest.mark.parametrize(("waiting", "few"), [(0, True), (1000, False)])
+def test_a_prompt_that_is_done_is_not_in_the_next_step(waiting: int, few: bool) -> None:
+    """Beside many tokens of prompts a tree of any size seems cheap."""
+    machine = Machine()
+    sizing = machine.sizing()
+    machine.tokens_per_s(sizing, 16, 50)
+    steady = mean_nodes(machine.records[-20:])
+    sizing.step_begins(machine.now, Load(16, 1016, 1000, 1600, waiting), False, False)
+    sizing.step_verified(None)
+    nodes = sizing.plan(machine.draft(16, 48), DRAFT_S)[0].mean()
+    assert (nodes <= steady + 1.0) == few
+
+
 def test_fixed_sizes_are_fixed() -> None:
     sizing = FixedSizing(8, 64)
     assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]

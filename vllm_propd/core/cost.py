@@ -7,17 +7,20 @@ machine differs from its table now:
     T(n, c) = a * table(n) + b * c + d
 
 for n tokens in a step that reads c tokens of context, with weights ``exp(-decay * age)``.
-A step in two halves, of whose n tokens k are left after pruning, has the tables of both:
-``lower(n) + upper(k)``. The rest is one machine's, whatever it runs: a step of either kind
-teaches about the other. What a table entry's neighbourhood still deviates is smoothed as
-in the paper, ``T_i <- (1 - alpha) T_i + alpha t_i``, and fades with age.
+A step in two halves, of whose n tokens k are left after pruning, has the tables of both,
+and what splitting costs beside: ``a * (lower(n) + upper(k)) + b * c + d + e``. The rest is
+one machine's, whatever it runs: a step of either kind teaches about the other. What a table
+entry's neighbourhood still deviates is smoothed as in the paper,
+``T_i <- (1 - alpha) T_i + alpha t_i``, and fades with age.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
+from vllm_propd.core.monotone import rising
 from vllm_propd.core.tree import Ints
 
 Floats = npt.NDArray[np.float64]
@@ -25,9 +28,11 @@ Floats = npt.NDArray[np.float64]
 CONTEXT_UNIT = 4096.0
 """Tokens of context that weigh as much in the fit as the shortest step of the table."""
 
-PRIOR = np.diag([0.1, 1.0, 3.0])
+PRIOR = np.diag([0.1, 1.0, 3.0, 0.02])
 """Trust in the table, in steps: a machine grows slower (a) sooner than context dear (b) or
-its host slow (d). With one kind of step all three would explain it."""
+its host slow (d). With one kind of step all three would explain it. What surprises while
+all steps are split is first laid to splitting (e): were it the machine, the next whole step
+would show that; the other way round no whole step would be tried."""
 
 SURPRISE, LEARNING = 3.0, 0.1
 """A step counts as at most so many usual errors beside its estimate, and what is usual is
@@ -35,6 +40,99 @@ smoothed by so much: a pause is no trend; a machine that has changed is soon bel
 
 STALE = 0.1
 """Deviations fade so much slower than the fit's steps: some sizes are seldom met."""
+
+
+LEAST = 0.05
+"""A fit of few steps may go below anything real; in units of the table's first time."""
+
+WHOLE = -1.0
+"""In place of the tokens that are left: the step is not split."""
+
+
+@njit(cache=True, nogil=True)
+def _between(values, right, share):  # type: ignore[no-untyped-def]
+    return values[right - 1] + share * (values[right] - values[right - 1])
+
+
+@njit(cache=True, nogil=True)
+def _place(tokens, count):  # type: ignore[no-untyped-def]
+    """The entry to the right, and how far it is to it: beyond the last, more than 1."""
+    right = min(max(np.searchsorted(tokens, count), 1), len(tokens) - 1)
+    before = tokens[right - 1]
+    return right, max((count - before) / (tokens[right] - before), 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _read(tokens, values, count):  # type: ignore[no-untyped-def]
+    """Beyond the last entry its last slope goes on."""
+    right, share = _place(tokens, count)
+    return _between(values, right, share)
+
+
+@njit(cache=True, nogil=True)
+def _off(tokens, deviation, count):  # type: ignore[no-untyped-def]
+    right, share = _place(tokens, count)
+    return np.exp(_between(deviation, right, min(share, 1.0)))
+
+
+@njit(cache=True, nogil=True)
+def _by_table(tokens, tables, count, left):  # type: ignore[no-untyped-def]
+    """Seconds by the tables alone."""
+    if left == WHOLE:
+        return _read(tokens, tables[0], count)
+    return _read(tokens, tables[1], count) + _read(tokens, tables[2], left)
+
+
+@njit(cache=True, nogil=True)
+def _fitted(fit, table, context, split):  # type: ignore[no-untyped-def]
+    """All in units of the table's first time."""
+    common = fit[0] * table + fit[1] * context / CONTEXT_UNIT + fit[2]
+    return max(common + fit[3] * split, LEAST)
+
+
+@njit(cache=True, nogil=True)
+def _whole_steps(tokens, tables, fit, deviation, counts, context):  # type: ignore[no-untyped-def]
+    """``[steps]`` seconds."""
+    unit, found = tables[0, 0], np.empty(len(counts))
+    for row, count in enumerate(counts):
+        fitted = _fitted(fit, _read(tokens, tables[0], count) / unit, context, 0.0)
+        found[row] = fitted * unit * _off(tokens, deviation[0], count)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _split_steps(tokens, tables, fit, deviation, counts, lefts, context):  # type: ignore[no-untyped-def]
+    """``[steps, choices]`` seconds."""
+    unit, found = tables[0, 0], np.empty((len(counts), len(lefts)))
+    lower = np.array([_read(tokens, tables[1], count) for count in counts])
+    for column, left in enumerate(lefts):
+        upper, off = _read(tokens, tables[2], left), _off(tokens, deviation[1], left)
+        for row in range(len(counts)):
+            fitted = _fitted(fit, (lower[row] + upper) / unit, context, 1.0)
+            found[row, column] = fitted * unit * off
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[no-untyped-def]
+    """Takes a step into the sums, in place, and solves for a, b, d and e."""
+    size = len(features)
+    for i in range(size):
+        target[i] = fades * target[i] + weight * features[i] * seconds
+        for j in range(size):
+            moments[i, j] = fades * moments[i, j] + weight * features[i] * features[j]
+    known = moments + PRIOR
+    wanted = target + PRIOR[0]
+    for i in range(size):  # without pivots: the sums are positive definite
+        for j in range(i + 1, size):
+            share = known[j, i] / known[i, i]
+            known[j] -= share * known[i]
+            wanted[j] -= share * wanted[i]
+    for i in range(size - 1, -1, -1):
+        for j in range(i + 1, size):
+            wanted[i] -= known[i, j] * wanted[j]
+        wanted[i] /= known[i, i]
+    return wanted
 
 
 class StepCost:
@@ -63,87 +161,78 @@ class StepCost:
         if len(tokens) < 2 or (np.diff(tokens) <= 0).any():
             raise ValueError(f"a cost table needs ascending tokens, not {tokens.tolist()}")
         self.tokens = tokens.astype(np.float64)
-        self.seconds = self._checked(seconds)
-        self.halves = halves and (self._checked(halves[0]), self._checked(halves[1]))
+        # Of whole steps, and where they may be split of their lower and upper halves.
+        self._tables = np.stack([self._checked(one) for one in (seconds, *(halves or ()))])
         self.decay, self.alpha = decay, alpha
-        self._unit = float(self.seconds[0])
-        self._moments = np.zeros((3, 3))
-        self._target = np.zeros(3)
-        self._fit = np.array([1.0, 0.0, 0.0])
+        self._unit = float(self._tables[0, 0])
+        self._moments = np.zeros_like(PRIOR)
+        self._target = np.zeros(len(PRIOR))
+        self._fit = np.array([1.0, 0.0, 0.0, 0.0])
         # Of whole steps by their tokens, and of split ones by those that are left.
         self._deviation = np.zeros((2, len(tokens)))
         self._usual_error = 0.05
 
     def _checked(self, seconds: Floats) -> Floats:
-        """More tokens never cost less: what says so is noise."""
+        """More tokens never cost less: what says so is noise, or a kernel's whim."""
         if (
             len(seconds) != len(self.tokens)
             or not (np.isfinite(seconds) & (seconds > 0)).all()
         ):
             raise ValueError(f"a cost table needs times above 0, not {seconds.tolist()}")
-        return np.maximum.accumulate(seconds)
-
-    def _interpolated(self, seconds: Floats, tokens: Floats) -> Floats:
-        """Beyond the last entry its last slope goes on."""
-        slope = (seconds[-1] - seconds[-2]) / (self.tokens[-1] - self.tokens[-2])
-        beyond = np.maximum(tokens - self.tokens[-1], 0.0)
-        return np.interp(tokens, self.tokens, seconds) + slope * beyond
-
-    def _features(self, tokens: Floats, context: float, left: Floats | None) -> Floats:
-        if left is None:
-            table = self._interpolated(self.seconds, tokens)
-        else:
-            assert self.halves is not None
-            lower, upper = self.halves
-            table = self._interpolated(lower, tokens) + self._interpolated(upper, left)
-        same = np.ones_like(table)
-        return np.stack([table / self._unit, same * (context / CONTEXT_UNIT), same], -1)
+        return rising(seconds, np.ones_like(seconds))
 
     def estimate(
-        self,
-        tokens: Ints | Floats,
-        context: float = 0.0,
-        left: Ints | Floats | None = None,
+        self, tokens: Ints | Floats, context: float = 0.0, left: Ints | None = None
     ) -> Floats:
         """Seconds of steps.
 
         Args:
-            tokens: ``[...]`` in each; of a mean step they may be no whole number.
+            tokens: ``[steps]`` in each; of a mean step they may be no whole number.
             context: tokens of context that the step's sequences have together.
-            left: ``[...]``, broadcast with ``tokens``: how many are left after the lower
-                half; None: the steps are not split.
+            left: ``[choices]`` how many of them may be left after the lower half; None:
+                the steps are not split.
+
+        Returns:
+            ``[steps]`` of whole steps; ``[steps, choices]`` of split ones.
         """
-        at = tokens.astype(np.float64)
-        remaining = None if left is None else left.astype(np.float64)
-        fitted = self._features(at, context, remaining) @ self._fit
-        near, deviation = (at, 0) if remaining is None else (remaining, 1)
-        off = np.exp(np.interp(near, self.tokens, self._deviation[deviation]))
-        # A fit of few steps may go below anything real.
-        return np.maximum(fitted, 0.05) * off * self._unit
+        counts = tokens.astype(np.float64)
+        known = self.tokens, self._tables, self._fit, self._deviation, counts
+        found: Floats
+        if left is None:
+            found = _whole_steps(*known, float(context))
+        else:
+            assert len(self._tables) > 1, "no step is split"
+            found = _split_steps(*known, left.astype(np.float64), float(context))
+        return found
+
+    def seconds_of(
+        self, tokens: float, context: float = 0.0, left: float | None = None
+    ) -> float:
+        """Seconds of one step; see ``estimate``."""
+        lefts = None if left is None else np.array([left])
+        return float(self.estimate(np.array([tokens]), context, lefts).item())
 
     def observe(
         self, tokens: int, context: float, seconds: float, left: int | None = None
     ) -> None:
         """Takes a step's time into account, and all others' age."""
-        at = np.array([tokens], np.float64)
-        remaining = None if left is None else np.array([left], np.float64)
-        before = float(self.estimate(at, context, remaining)[0])
+        before = self.seconds_of(tokens, context, left)
         seconds = before * (1.0 + self._believed(seconds / before - 1.0))
-        features = self._features(at, context, remaining)[0]
+        # Floats for all: kernels are compiled for each type they meet.
+        near, row = (float(tokens), 0) if left is None else (float(left), 1)
+        remaining = WHOLE if left is None else near
+        table = _by_table(self.tokens, self._tables, float(tokens), remaining) / self._unit
+        features = np.array([table, context / CONTEXT_UNIT, 1.0, row])
         # Relative errors count alike: a long step must not outweigh many short ones.
         weight = (self._unit / before) ** 2
         fades = np.exp(-self.decay)
-        self._moments = fades * self._moments + weight * np.outer(features, features)
-        self._target = fades * self._target + weight * features * (seconds / self._unit)
-        prior = PRIOR @ np.array([1.0, 0.0, 0.0])
-        self._fit = np.linalg.solve(self._moments + PRIOR, self._target + prior)
+        self._fit = _refit(
+            self._moments, self._target, features, seconds / self._unit, weight, fades
+        )
         self._deviation *= np.exp(-STALE * self.decay)
-        fitted = max(float(features @ self._fit), 0.05) * self._unit
-        near, row = (tokens, 0) if left is None else (left, 1)
-        right = int(np.clip(np.searchsorted(self.tokens, near), 1, len(self.tokens) - 1))
-        span = self.tokens[right] - self.tokens[right - 1]
-        share = float(np.clip((near - self.tokens[right - 1]) / span, 0.0, 1.0))
-        found = np.log(seconds / fitted)
+        fitted = _fitted(self._fit, table, float(context), float(row)) * self._unit
+        right, share = _place(self.tokens, near)
+        share, found = min(share, 1.0), np.log(seconds / fitted)
         for entry, close in ((right - 1, 1.0 - share), (right, share)):
             deviation = self._deviation[row, entry]
             self._deviation[row, entry] += self.alpha * close * (found - deviation)

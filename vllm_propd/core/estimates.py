@@ -14,7 +14,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
+from vllm_propd.core.monotone import rising
 from vllm_propd.core.tree import Ints
 
 Floats = npt.NDArray[np.float32]
@@ -87,6 +89,25 @@ REFRESH = 32
 """Samples between two looks at the curve, which moves slowly."""
 
 
+@njit(cache=True, nogil=True)
+def _counted(hit, log_probs):  # type: ignore[no-untyped-def]
+    """Graded candidates by head and bin: how many, their log probabilities, the right."""
+    samples, heads, ranks = hit.shape
+    count = np.zeros((3, heads, len(EDGES) - 1))
+    for sample in range(samples):
+        for head in range(heads):
+            for rank in range(ranks):
+                said = log_probs[sample, head, rank]
+                if np.isfinite(said):
+                    place = np.searchsorted(EDGES[1:-1], said, side="right")
+                    count[0, head, place] += 1.0
+                    count[1, head, place] += min(max(said, EDGES[0]), 0.0)
+                    count[2, head, place] += hit[sample, head, rank]
+            if not hit[sample, head].any():
+                break  # the next head's parent is not what the text took
+    return count
+
+
 class Reliability:
     """The heads' own probabilities, corrected by what they have been worth.
 
@@ -118,26 +139,11 @@ class Reliability:
         """
         if not len(hit):
             return
-        bins = len(EDGES) - 1
-        right = np.logical_or.reduce(hit, -1)
-        graded = np.ones_like(right)
-        graded[:, 1:] = np.logical_and.accumulate(right[:, :-1], 1)
-        place = np.clip(np.searchsorted(EDGES, log_probs, "right") - 1, 0, bins - 1)
-        place += bins * np.arange(hit.shape[1])[:, None]
-        known = graded[..., None] & np.isfinite(log_probs)
-        at = place[known]
-        size = self._total.size
-
-        def count(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            counted = np.bincount(at, values, size).astype(np.float64)
-            return counted.reshape(self._total.shape)
-
-        logs = np.clip(log_probs[known], EDGES[0], 0.0).astype(np.float64)
-        new = count(np.ones(len(at)))
+        new, logs, right = _counted(hit, log_probs)
         fades = np.exp(-new / self.memory)
         self._total = fades * self._total + new
-        self._log_sum = fades * self._log_sum + count(logs)
-        self._hit = fades * self._hit + count(hit[known].astype(np.float64))
+        self._log_sum = fades * self._log_sum + logs
+        self._hit = fades * self._hit + right
         self._news += len(hit)
 
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -147,7 +153,7 @@ class Reliability:
         """
         said = self._log_sum / self._total
         found = np.stack(
-            [_rising(h / t, t) for h, t in zip(self._hit, self._total, strict=True)]
+            [rising(h / t, t) for h, t in zip(self._hit, self._total, strict=True)]
         )
         return said, np.log(np.clip(found, RAREST, 1.0))
 
@@ -167,20 +173,3 @@ class Reliability:
             ],
             1,
         ).astype(np.float32)
-
-
-def _rising(
-    values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """The nearest non-falling sequence in weighted least squares."""
-    blocks: list[list[float]] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        blocks.append([value, weight, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            value, weight, count = blocks.pop()
-            before = blocks[-1]
-            total = before[1] + weight
-            blocks[-1] = [
-                (before[0] * before[1] + value * weight) / total, total, before[2] + count,
-            ]  # fmt: skip
-    return np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])

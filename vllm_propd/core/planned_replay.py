@@ -17,6 +17,7 @@ from vllm_propd.core.estimates import Floats, Reliability
 from vllm_propd.core.planner import Batch, Planner
 from vllm_propd.core.pruning import Bools, edges_of, keep_best_paths, own_part
 from vllm_propd.core.replay import RecordedText, Replayed, on_text, places_of
+from vllm_propd.core.survival import best_by_draft
 from vllm_propd.core.tree import Ints
 
 
@@ -83,13 +84,17 @@ def replay_planned(
             stays = verified
             if plan.keep is not None:
                 stays = _kept(live, verified, config, plan.keep)
+            right = np.concatenate([one.right[one.at, :most] for one in live])
+            if planner.survival is not None and plan.keep is not None:
+                drafted_ones = np.concatenate(verified)
+                narrow = best_by_draft(np.where(drafted_ones, probability, 0.0), plan.keep)
+                left = np.concatenate(stays)
+                planner.survival.observe(right & drafted_ones, narrow, left)
             accepted = 0
             for one, of_one in zip(live, stays, strict=True):
                 longest = int((of_one & one.right[one.at, :most]).sum())
                 accepted += longest
                 one.at += longest + 1
-            if planner.survival is not None and plan.keep is not None:
-                planner.survival.observe(plan.narrow, plan.wide, accepted, len(live))
             tokens += accepted + len(live)
             steps += len(live)
             engine_steps += 1

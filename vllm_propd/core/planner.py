@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from vllm_propd.core.survival import Survival
 from vllm_propd.core.tree import Ints
@@ -26,7 +27,9 @@ class Price(Protocol):
     def estimate(
         self, tokens: Ints, context: float = 0.0, left: Ints | None = None
     ) -> Floats:
-        """``[...]`` seconds for ``[...]`` tokens, of which so many are left."""
+        """``[steps]`` seconds for ``[steps]`` tokens; ``[steps, choices]`` with what may
+        be left of them.
+        """
 
 
 def round_totals(most: int) -> Ints:
@@ -38,6 +41,22 @@ def round_totals(most: int) -> Ints:
     octaves = np.arange(4, 8)[None, :] << np.arange(1, 20)[:, None]
     totals = np.concatenate([np.arange(1, 8), octaves.ravel()])
     return totals[totals <= most]
+
+
+@njit(cache=True, nogil=True)
+def _rates(gained, whole, split, share, sequences):  # type: ignore[no-untyped-def]
+    """Tokens per second of all plans.
+
+    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan.
+    """
+    cuts, choices = split.shape
+    rates = np.full((cuts, 1 + choices), -np.inf)
+    for cut in range(cuts):
+        rates[cut, 0] = (sequences + gained[cut]) / whole[cut]
+        for kept in range(1, min(cut, choices)):
+            left = gained[kept] + share * (gained[cut] - gained[kept])
+            rates[cut, 1 + kept] = (sequences + left) / split[cut, kept]
+    return rates
 
 
 @dataclass(frozen=True)
@@ -69,15 +88,12 @@ class Plan:
     Attributes:
         sizes: ``[sequences]`` int64 nodes of each tree.
         keep: how many of all these nodes are left, where the step is to be pruned.
-        narrow, wide: tokens expected of the best ``keep`` nodes alone, and of all.
         tokens: expected of the step, over all sequences.
         seconds: that it is expected to take, drafting included.
     """
 
     sizes: Ints
     keep: int | None
-    narrow: float
-    wide: float
     tokens: float
     seconds: float
 
@@ -117,26 +133,26 @@ class Planner:
         most = min(len(order), max(0, batch.budget - taken))
         nodes = self._cuts(taken, most)
         gained = np.concatenate([[0.0], np.cumsum(batch.probability[order[:most]])])[nodes]
-        seconds, accepted = self._priced(nodes, gained, taken, batch.context)
-        drafting = self.draft.estimate(np.array([batch.sequences]))[0] * (nodes > 0)
-        seconds = seconds + drafting[:, None]
-        tokens = batch.sequences + accepted
-        rate = np.where(np.isnan(tokens), -np.inf, tokens) / seconds
-        cut, kept = map(int, np.unravel_index(rate.argmax(), rate.shape))
+        whole, split = self._priced(nodes, taken, batch.context)
+        drafting = self.draft.estimate(np.array([batch.sequences]))
+        whole[1:] += drafting
+        split += drafting
+        share = self.survival.share if self.survival else 0.0
+        rate = _rates(gained, whole, split, share, batch.sequences)
+        cut, kept = divmod(int(rate.argmax()), rate.shape[1])
         before = self._same_as_before(nodes, batch.sequences)
         if before and rate[before] * (1.0 + self.hysteresis) >= rate[cut, kept]:
             cut, kept = before
         keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
-            share = 1.0 / batch.sequences
-            self._last = share * nodes[cut], None if keep is None else share * keep
+            each = 1.0 / batch.sequences
+            self._last = each * nodes[cut], None if keep is None else each * keep
+        seconds = float(split[cut, kept - 1] if kept else whole[cut])
         return Plan(
             np.bincount(batch.tree[order[: nodes[cut]]], minlength=batch.sequences),
             keep,
-            narrow=float(gained[kept - 1] if kept else gained[cut]),
-            wide=float(gained[cut]),
-            tokens=float(tokens[cut, kept]),
-            seconds=float(seconds[cut, kept]),
+            tokens=float(rate[cut, kept]) * seconds,
+            seconds=seconds,
         )
 
     def _cuts(self, taken: int, most: int) -> Ints:
@@ -145,23 +161,13 @@ class Planner:
         inner = self.totals[low:high] - taken
         return np.concatenate([[0], inner, [most] * (most > 0)]).astype(np.int64)
 
-    def _priced(
-        self, nodes: Ints, gained: Floats, taken: int, context: float
-    ) -> tuple[Floats, Floats]:
-        """Seconds and accepted nodes, both ``[cuts, 1 + kept cuts]``.
-
-        The first column is of unpruned steps; where no fewer nodes would be kept than
-        drafted, tokens are none.
-        """
+    def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Floats, Floats]:
+        """Seconds without drafting: ``[cuts]`` of whole steps, ``[cuts, kept cuts]``."""
         count = taken + nodes
-        seconds = self.step.estimate(count, context)[:, None]
+        whole = self.step.estimate(count, context)
         if self.survival is None:
-            return seconds, gained[:, None]
-        fewer = (nodes[None, :] < nodes[:, None]) & (nodes[None, :] > 0)
-        pruned = self.step.estimate(count[:, None], context, count[None, :])
-        left = gained + self.survival.share * (gained[:, None] - gained)
-        left = np.where(fewer, left, np.nan)
-        return np.hstack([seconds, pruned]), np.hstack([gained[:, None], left])
+            return whole, np.empty((len(nodes), 0))
+        return whole, self.step.estimate(count, context, count)
 
     def _same_as_before(self, nodes: Ints, sequences: int) -> tuple[int, int] | None:
         """The last plan's place among these plans, where it still has one."""

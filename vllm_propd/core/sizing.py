@@ -19,7 +19,7 @@ from vllm_propd.core.cost import StepCost
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.pauses import Pauses
 from vllm_propd.core.planner import Batch, Plan, Planner
-from vllm_propd.core.survival import Survival
+from vllm_propd.core.survival import Grader, PrunedStep, Survival
 from vllm_propd.core.tree import Ints, TokenTree
 
 GAPS = 31
@@ -35,12 +35,14 @@ class Load:
         tokens: all, drafts and prompts included.
         others: tokens of prompts.
         context: tokens of context, over all sequences.
+        waiting: tokens that prompts begun here leave to later steps.
     """
 
     sequences: int
     tokens: int
     others: int
     context: int
+    waiting: int = 0
 
     @property
     def nodes(self) -> int:
@@ -76,8 +78,11 @@ class Sizing(Protocol):
     def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
         """A step has begun."""
 
-    def step_verified(self, dropped: int | None) -> None:
+    def step_verified(self, pruned: PrunedStep | None) -> None:
         """Its text is known."""
+
+    def learn(self, texts: dict[str, list[int]]) -> None:
+        """All texts are known so far."""
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -105,7 +110,10 @@ class FixedSizing:
         """See ``DynamicSizing``."""
         self._load = load
 
-    def step_verified(self, dropped: int | None) -> None:
+    def step_verified(self, pruned: PrunedStep | None) -> None:
+        """Nothing to learn."""
+
+    def learn(self, texts: dict[str, list[int]]) -> None:
         """Nothing to learn."""
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
@@ -146,6 +154,7 @@ class DynamicSizing:
         self.step, self.draft = step, draft
         self.nodes, self.token_budget = nodes, token_budget
         self.survival = Survival() if pruning else None
+        self.grader = Grader(self.survival) if self.survival else None
         self.planner = Planner(step, draft, self.survival)
         self._clock = clock
         self._pauses = Pauses()
@@ -172,21 +181,21 @@ class DynamicSizing:
             self._gaps.append(self._began - self._ended)
         self._load = load
 
-    def step_verified(self, dropped: int | None) -> None:
+    def step_verified(self, pruned: PrunedStep | None) -> None:
         """The step's text is known: all but drafting is over.
 
         Args:
-            dropped: tokens that early pruning took out; None: the step was not split, or
-                every step is.
+            pruned: its trees, where a plan had it pruned; None: it was not split, or every
+                step is.
         """
         load = self._load
         gap = median(self._gaps) if self._gaps else 0.0
         self._measured = self._clock() - self._began + gap
-        left = None if dropped is None else load.tokens - dropped
-        remaining = None if left is None else np.array([left])
-        estimate = self.step.estimate(np.array([load.tokens]), load.context, remaining)
-        self._estimated = float(estimate[0])
+        left = None if pruned is None else load.tokens - pruned.dropped
+        self._estimated = self.step.seconds_of(load.tokens, load.context, left)
         self.step.observe(load.tokens, load.context, self._measured, left)
+        if pruned is not None and self.grader is not None:
+            self.grader.add(pruned)
         # What the coming plan is for is another step than what this one was planned as.
         self._expected, self._plan = self._plan, None
 
@@ -201,19 +210,19 @@ class DynamicSizing:
         load, plan, expected = self._load, self._expected, 0.0
         if plan is not None:  # who has joined since gives one token
             expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
-            self._learn_survival(plan, emitted)
         return StepRecord(
             load.sequences, load.tokens, load.nodes, kept, emitted,
             expected, self._estimated, self._measured,
         )  # fmt: skip
 
-    def _learn_survival(self, plan: Plan, emitted: int) -> None:
-        load = self._load
-        # Another batch than was planned has other expectations.
-        as_planned = (load.sequences, load.nodes) == (len(plan.sizes), plan.sizes.sum())
-        if self.survival is not None and plan.keep is not None and as_planned:
-            accepted = emitted - load.sequences
-            self.survival.observe(plan.narrow, plan.wide, accepted, load.sequences)
+    def learn(self, texts: dict[str, list[int]]) -> None:
+        """Grades earlier steps, once in each step after which trees are drafted.
+
+        Args:
+            texts: by request, the tokens that each has put out.
+        """
+        if self.grader is not None:
+            self.grader.grade(texts)
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -238,14 +247,15 @@ class DynamicSizing:
         )
         owner = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
         load = self._load
+        others = min(load.waiting, self.token_budget // 2)
         self._plan = self.planner.plan(
             Batch(
                 probability,
                 owner,
                 len(trees),
-                others=load.others,
+                others=others,
                 context=load.context,
-                budget=self.token_budget // 2 + load.others,
+                budget=self.token_budget // 2 + others,
             )
         )
         return self._plan.sizes, self._plan.keep

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.logger import init_logger
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -21,7 +20,14 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from vllm_propd.core.tree_attention import QueryTiles, tree_attention
-from vllm_propd.engine.step import StagedKV, TreeStep
+from vllm_propd.engine.split import (
+    TreeBuilder,
+    TreeMetadata,
+    forward_split,
+    refuse_unsupported,
+    without_trees,
+)
+from vllm_propd.engine.step import TreeStep
 
 logger = init_logger("vllm.propd.attention")
 
@@ -30,7 +36,7 @@ ISA = "vec"
 
 
 @dataclass
-class TreeAttentionMetadata(CPUAttentionMetadata):
+class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
     """A step with trees.
 
     Attributes:
@@ -52,12 +58,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata):
     group: int = 1
 
     def after_pruning(self, step: TreeStep, moved: torch.Tensor) -> TreeAttentionMetadata:
-        """The metadata of what is left.
-
-        Args:
-            step: the trees that are left.
-            moved: ``[tokens]`` int64 each batch row's new place.
-        """
+        """See ``TreeMetadata``."""
         return replace(
             self,
             step=step,
@@ -67,10 +68,9 @@ class TreeAttentionMetadata(CPUAttentionMetadata):
         )
 
 
-class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
-    """Builds metadata for a step; the runner sets ``step`` before it asks."""
+class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
+    """Builds metadata for a step."""
 
-    step: TreeStep | None = None
     isa: str  # set by vLLM
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -96,9 +96,8 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         common = common_attn_metadata
         plain, plain_rows = None, None
-        others = np.setdiff1d(np.arange(common.num_reqs), step.request)
-        if len(others):
-            common, plain_rows = _select(common, others)
+        if (others := without_trees(step, common)) is not None:
+            common, plain_rows = others
             plain = super().build(common_prefix_len, common, fast_build)
         trees = torch.from_numpy(step.request)
         group = self.num_heads // self.num_kv_heads
@@ -125,46 +124,12 @@ class TreeAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
         )
 
 
-def _select(
-    common: CommonAttentionMetadata, requests: np.ndarray
-) -> tuple[CommonAttentionMetadata, torch.Tensor]:
-    """The metadata of some of the requests, and their rows in the batch."""
-    starts = common.query_start_loc_cpu.numpy()
-    lengths = np.diff(starts)[requests]
-    ends = np.cumsum(lengths)
-    rows = np.arange(ends[-1]) + np.repeat(starts[requests] - (ends - lengths), lengths)
-    query_start_loc = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    index = torch.from_numpy(requests)
-    seq_lens = common.seq_lens[index]
-    return replace(
-        common,
-        query_start_loc=query_start_loc,
-        query_start_loc_cpu=query_start_loc,
-        seq_lens=seq_lens,
-        num_reqs=len(requests),
-        num_actual_tokens=int(ends[-1]),
-        max_query_len=int(lengths.max()),
-        max_seq_len=int(seq_lens.max()),
-        block_table_tensor=common.block_table_tensor[index],
-    ), torch.from_numpy(rows)
-
-
 class TreeAttentionImpl(CPUAttentionBackendImpl):
     """One layer's attention. What it cannot do with trees it refuses at start-up."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        unsupported = {
-            "ALiBi": self.alibi_slopes is not None,
-            "attention sinks": self.sinks is not None,
-            "KV sharing between layers": self.kv_sharing_target_layer_name is not None,
-            f"attention of type {self.attn_type!r}": self.attn_type != "decoder",
-        }
-        if found := [name for name, present in unsupported.items() if present]:
-            raise ValueError(
-                f"ProPD's tree attention does not support {', '.join(found)}: serve this "
-                "model without --speculative-config propd"
-            )
+        refuse_unsupported(self)
 
     def forward(
         self,
@@ -178,11 +143,7 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """VLLM's forward for plain requests, tree attention for the others.
-
-        Keys and values of the trees' rows are staged in the step: the cache gets only
-        what is accepted. Shapes are those of ``CPUAttentionBackendImpl.forward``.
-        """
+        """See ``forward_split``; shapes are those of vLLM's own forward."""
         if not isinstance(attn_metadata, TreeAttentionMetadata):
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output,
@@ -191,37 +152,23 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):
         meta, step = attn_metadata, attn_metadata.step
         assert step is not None and meta.tree_rows is not None
         assert meta.tree_blocks is not None and meta.tiles is not None
-        if meta.plain is not None:
-            rows = meta.plain_rows
-            part = torch.empty_like(output[: meta.plain.num_actual_tokens])
-            super().forward(
-                layer, query[rows], key[rows], value[rows], kv_cache, meta.plain, part
-            )
-            output[rows] = part
-        # index_select copies: the staged rows outlive the activations they come from.
-        tree_query = query.index_select(0, meta.tree_rows)
-        tree_key = key.index_select(0, meta.tree_rows)
-        tree_value = value.index_select(0, meta.tree_rows)
-        step.staged.append(StagedKV(layer, kv_cache, tree_key, tree_value))
-        out = torch.empty_like(tree_query)
-        tree_attention(
-            tree_query,
-            tree_key,
-            tree_value,
-            out,
-            kv_cache,
-            meta.tree_blocks,
-            step.first,
-            step.root_position + 1,
-            step.masks,
-            step.depth,
-            meta.tiles,
-            self.scale,
-            max(self.sliding_window, 0),
-            self.logits_soft_cap,
-        )
-        output[meta.tree_rows] = out
-        return output
+        blocks, tiles = meta.tree_blocks, meta.tiles
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            out = torch.empty_like(query)
+            tree_attention(
+                query, key, value, out, kv_cache, blocks, step.first,
+                step.root_position + 1, step.masks, step.depth, tiles, self.scale,
+                max(self.sliding_window, 0), self.logits_soft_cap,
+            )  # fmt: skip
+            return out
+
+        return forward_split(
+            super().forward, attend, meta, meta.tree_rows, layer, query, key, value,
+            kv_cache, output,
+        )  # fmt: skip
 
 
 class TreeAttentionBackend(CPUAttentionBackend):

@@ -25,7 +25,9 @@ from huggingface_hub import snapshot_download
 from vllm.config import SpeculativeConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.metrics.loggers import LoggingStatLogger
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
@@ -36,6 +38,7 @@ logger = init_logger("vllm.propd.doors")
 
 PROPOSER = "vllm_propd.engine.proposer.MedusaTreeProposer"
 CPU_WORKER = "vllm_propd.engine.worker.ProPDCPUWorker"
+CUDA_WORKER = "vllm_propd.engine.cuda_worker.ProPDCUDAWorker"
 HEADS_FOLDER = "propd"
 """Where heads lie inside a target model's folder."""
 
@@ -188,6 +191,9 @@ def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
             f"--worker-cls {args.worker_cls}"
         )
     args.worker_cls = CPU_WORKER
+    if current_platform.is_cuda():
+        args.worker_cls = CUDA_WORKER
+        _use_flash_attention(args)
     args.spec_method = args.spec_model = args.spec_tokens = None
     args.speculative_config = {
         "method": "custom_class",
@@ -195,6 +201,21 @@ def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
         "num_speculative_tokens": config.num_speculative_tokens,
     }
     return config
+
+
+def _use_flash_attention(args: EngineArgs) -> None:
+    """Our backend extends this one, and vLLM chooses others on some GPUs."""
+    ours = AttentionBackendEnum.FLASH_ATTN
+    for flag, chosen in (
+        ("--attention-backend", args.attention_backend),
+        ("--attention-config", args.attention_config.backend),
+    ):
+        if chosen not in (None, ours):
+            raise ValueError(
+                f"speculative_config method '{METHOD}' needs the attention backend "
+                f"{ours.name} on CUDA: remove {flag} {chosen.name}"
+            )
+    args.attention_config.backend, args.attention_backend = ours, None
 
 
 def _log_too(original: Any) -> Any:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from vllm.config import CompilationMode, VllmConfig
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.sequence import IntermediateTensors
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.engine.attention import TreeAttentionMetadata
+from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.early import EarlyJudge
 from vllm_propd.engine.halves import ModelHalves, residual_stream
+from vllm_propd.engine.split import TreeMetadata
 from vllm_propd.engine.step import TreeStep
 
 WARM_UP_ROWS = 8
 
 PARENTS = 0.4
-"""Of a step's rows, that have children which the early head judges; about."""
+"""Of a tree's rows, that have children which the early head judges; about."""
 
 
 class PrunedForward:
@@ -59,23 +59,27 @@ class PrunedForward:
             The model's output ``[batch rows, hidden]``, undefined in pruned rows, and
             the step that is left.
         """
-        between = self.halves.run_lower(
-            input_ids=input_ids, positions=positions, inputs_embeds=inputs_embeds, **kwargs
-        )
-        tree_rows = torch.from_numpy(step.rows).to(positions.device)
-        kept = self.judge.keep(step, residual_stream(between, tree_rows), most)
-        going_on = np.ones(len(positions), np.bool_)
-        going_on[step.rows[~kept]] = False
-        moved = np.cumsum(going_on) - 1
-        left = step.keep(kept, moved[step.rows[kept]])
-        rows = torch.from_numpy(np.flatnonzero(going_on)).to(positions.device)
         context = get_forward_context()
-        before = context.attn_metadata, context.slot_mapping
-        context.attn_metadata = _each(
-            before[0], lambda meta: _narrowed(meta, left, torch.from_numpy(moved))
-        )
-        context.slot_mapping = _each(before[1], lambda slots: slots[rows])
+        before = context.attn_metadata, context.slot_mapping, context.cudagraph_runtime_mode
+        context.cudagraph_runtime_mode = CUDAGraphMode.NONE  # halves have none of their own
         try:
+            between = self.halves.run_lower(
+                input_ids=input_ids,
+                positions=positions,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+            tree_rows = torch.from_numpy(step.rows).to(positions.device)
+            kept = self.judge.keep(step, residual_stream(between, tree_rows), most)
+            going_on = np.ones(len(positions), np.bool_)
+            going_on[step.rows[~kept]] = False
+            moved = np.cumsum(going_on) - 1
+            left = step.keep(kept, moved[step.rows[kept]])
+            rows = torch.from_numpy(np.flatnonzero(going_on)).to(positions.device)
+            context.attn_metadata = _each(
+                before[0], lambda meta: _narrowed(meta, left, torch.from_numpy(moved))
+            )
+            context.slot_mapping = _each(before[1], lambda slots: slots[rows])
             upper = self.halves.run_upper(
                 IntermediateTensors({k: v[rows] for k, v in between.tensors.items()}),
                 input_ids=None if input_ids is None else input_ids[rows],
@@ -84,7 +88,11 @@ class PrunedForward:
                 **kwargs,
             )
         finally:
-            context.attn_metadata, context.slot_mapping = before
+            (
+                context.attn_metadata,
+                context.slot_mapping,
+                context.cudagraph_runtime_mode,
+            ) = before
         out = upper.new_empty(len(positions), upper.shape[-1])
         out[rows] = upper
         return out, left
@@ -99,17 +107,19 @@ class PrunedForward:
         """Both halves on ``rows`` rows without context, once; to be timed again.
 
         Returns:
-            The lower half with the early head, and the upper half.
+            The lower half with the early head's judgement, and the upper half.
         """
         device = self.vllm_config.device_config.device
         ids = torch.zeros(rows, dtype=torch.int32, device=device)
         inputs = {"input_ids": ids, "positions": ids.long(), "inputs_embeds": None}
-        parents = torch.arange(math.ceil(PARENTS * rows), device=device)
+        step = one_tree(rows)
 
         def lower() -> IntermediateTensors:
             with set_forward_context(None, self.vllm_config, num_tokens=rows):
                 between = self.halves.run_lower(**inputs)
-            self.judge.logits(residual_stream(between, parents))
+            if rows > 1:
+                tree_rows = torch.from_numpy(step.rows).to(device)
+                self.judge.keep(step, residual_stream(between, tree_rows), rows // 2)
             return between
 
         between = lower()
@@ -122,6 +132,23 @@ class PrunedForward:
         return lower, upper
 
 
+def one_tree(rows: int) -> TreeStep:
+    """A step of one tree like those that are drafted, of so many rows; for timing."""
+    parent = np.zeros(rows, np.int64)
+    parent[1:] = PARENTS * np.arange(rows - 1)
+    depth = np.zeros(rows, np.int64)
+    for node in range(1, rows):
+        depth[node] = depth[parent[node]] + 1
+    token = np.zeros(rows, np.int64)
+    tree = TokenTree(token[1:], parent[1:], depth[1:], np.zeros(rows - 1, np.float32))
+    root = np.zeros(1, np.int64)
+    return TreeStep(
+        trees=[tree], request=root, first=root, sizes=root + rows, rows=np.arange(rows),
+        parent=parent, depth=depth, token=token, masks=np.empty((rows, 0), np.uint64),
+        root_position=root,
+    )  # fmt: skip
+
+
 def _each(by_layer: Any, change: Any) -> dict[str, Any]:
     """A dict by layer, changed; layers that share a value go on sharing one."""
     changed = {id(value): change(value) for value in by_layer.values()}
@@ -129,5 +156,5 @@ def _each(by_layer: Any, change: Any) -> dict[str, Any]:
 
 
 def _narrowed(meta: Any, left: TreeStep, moved: torch.Tensor) -> Any:
-    assert isinstance(meta, TreeAttentionMetadata)
+    assert isinstance(meta, TreeMetadata)
     return meta.after_pruning(left, moved)

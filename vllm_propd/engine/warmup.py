@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from vllm.logger import init_logger
 
+from vllm_propd.core.cost import StepCost
+from vllm_propd.core.estimates import Reliability
 from vllm_propd.core.growth import grow
 from vllm_propd.core.pruning import ranks
 from vllm_propd.core.tree import ancestor_masks
@@ -18,12 +20,25 @@ logger = init_logger("vllm.propd.warmup")
 
 
 def warm_up_kernels(dtype: torch.dtype) -> None:
-    """Runs every kernel once on the smallest input of the model's ``dtype``."""
-    start, threads = time.monotonic(), torch.get_num_threads()
+    """Runs every kernel of a step once on the smallest input of the model's ``dtype``."""
+    start = time.monotonic()
     one = np.ones(1, np.int64)
     trees = grow(np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.float32), one)
     assert len(trees[0]) == 1
-    first, sizes, depth = np.zeros(1, np.int64), one + 1, np.arange(2)
+    ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
+    zero = torch.zeros(1, dtype=torch.int64)
+    ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
+    cost = StepCost(np.arange(1, 3), np.ones(2), (np.ones(2), np.ones(2)))
+    cost.observe(1, 0.0, 1.0, 1)
+    Reliability(1).observe(np.ones((1, 1, 1), np.bool_), np.zeros((1, 1, 1), np.float32))
+    logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)
+
+
+def warm_up_cpu_attention(dtype: torch.dtype) -> None:
+    """Runs the CPU's tree attention once, likewise."""
+    start, threads = time.monotonic(), torch.get_num_threads()
+    one = np.ones(1, np.int64)
+    first, sizes, depth = one - 1, one + 1, np.arange(2)
     masks = ancestor_masks(np.zeros(2, np.int64), first, sizes)
     rows = torch.zeros(2, 1, 32, dtype=dtype)
     tree_attention(
@@ -31,8 +46,6 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
         torch.zeros(1, 1, 32, 64, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32),
         first, one, masks, depth, QueryTiles(sizes, 1), 1.0,
     )  # fmt: skip
-    zero = torch.zeros(1, dtype=torch.int64)
-    ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
     if numba.get_num_threads() != threads:
         logger.warning(
             "Tree attention runs on %d threads, the model on %d: set NUMBA_NUM_THREADS=%d",
@@ -40,4 +53,4 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
             threads,
             threads,
         )
-    logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)
+    logger.info("Warmed up tree attention in %.1f s", time.monotonic() - start)

@@ -1,12 +1,14 @@
-"""The worker that vLLM starts (``worker_cls``): its own, with our runner inside."""
+"""What ProPD adds to vLLM's workers, whatever their device, and the CPU's worker."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
+
+import numpy as np
 
 from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
@@ -17,58 +19,63 @@ from vllm.v1.attention import selector
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.worker_base import WorkerBase
 
 from vllm_propd.config import ProPDConfig
+from vllm_propd.core.estimates import Reliability
 from vllm_propd.engine.costs import measure
 from vllm_propd.engine.record import Recorder
 from vllm_propd.engine.runner import ProPDCPUModelRunner
-from vllm_propd.engine.warmup import warm_up_kernels
+from vllm_propd.engine.warmup import warm_up_cpu_attention, warm_up_kernels
 
 logger = init_logger("vllm.propd.worker")
 
-BACKEND = "vllm_propd.engine.attention.TreeAttentionBackend"
-
 
 @contextmanager
-def _tree_attention() -> Iterator[None]:
+def _replaced(vllms: AttentionBackendEnum, ours: str) -> Iterator[None]:
     """The layers built inside get our attention backend.
 
     The registry is one for the process, which may hold plain engines too
     (``VLLM_ENABLE_V1_MULTIPROCESSING=0``): afterwards it is as before.
     """
-    ours = AttentionBackendEnum.CPU_ATTN
-    before = ours.get_path() if ours.is_overridden() else None
-    register_backend(ours, BACKEND)
+    before = vllms.get_path() if vllms.is_overridden() else None
+    register_backend(vllms, ours)
     selector._cached_get_attn_backend.cache_clear()
     try:
         yield
     finally:
-        ours.clear_override()
+        vllms.clear_override()
         if before is not None:
-            register_backend(ours, before)
+            register_backend(vllms, before)
         selector._cached_get_attn_backend.cache_clear()
 
 
-class ProPDCPUWorker(CPUWorker):
-    """vLLM's CPU worker, with trees."""
+class ProPDWorker(WorkerBase):
+    """The hooks; a device's worker of vLLM's stands behind it.
 
-    def init_device(self) -> None:
-        """Puts our runner in place of vLLM's."""
-        with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
-            super().init_device()
+    Attributes:
+        attention: vLLM's backend of this device, and the path of ours.
+    """
+
+    attention: ClassVar[tuple[AttentionBackendEnum, str]]
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Puts our attention backend in place of vLLM's, in this model."""
-        with _tree_attention():
+        with _replaced(*self.attention):
             super().load_model(load_dummy_weights=load_dummy_weights)
 
     def compile_or_warm_up_model(self) -> Any:
         """Compiles our kernels too, so that no request waits for them."""
         times = super().compile_or_warm_up_model()
+        self.warm_up_attention()
         warm_up_kernels(self.model_config.dtype)
         self.model_runner.warm_up_halves()
         self.model_runner.start_sizing()
         return times
+
+    def warm_up_attention(self) -> None:
+        """Compiles this device's tree attention."""
+        raise NotImplementedError
 
     def use_settings(self, config: str) -> None:
         """Goes on with other settings (``LLM.collective_rpc``).
@@ -87,6 +94,18 @@ class ProPDCPUWorker(CPUWorker):
         records, self.model_runner.step_records = self.model_runner.step_records, None
         return [asdict(record) for record in records or []]
 
+    def reliability(self) -> list[list[tuple[float, float]]]:
+        """What heads say and what came true, by head (``LLM.collective_rpc``).
+
+        Probabilities, rising; nothing where node values are not learned from the heads'.
+        """
+        estimator = self.model_runner.drafter.estimator
+        if not isinstance(estimator, Reliability):
+            return []
+        curves: list[list[tuple[float, float]]]
+        curves = np.exp(np.stack(estimator.curve(), -1)).tolist()
+        return curves
+
     def start_recording(self, steps: int = 100, accept: bool = True) -> None:
         """Records trees (``LLM.collective_rpc``); see ``Recorder``."""
         self.model_runner.start_recording(Recorder(steps, accept))
@@ -100,3 +119,21 @@ class ProPDCPUWorker(CPUWorker):
     def step_costs(self) -> dict[str, list[float]]:
         """Times steps and drafts now; see ``CostTable`` (``LLM.collective_rpc``)."""
         return measure(self.model_runner).model_dump()
+
+
+class ProPDCPUWorker(ProPDWorker, CPUWorker):
+    """vLLM's CPU worker, with trees."""
+
+    attention = (
+        AttentionBackendEnum.CPU_ATTN,
+        "vllm_propd.engine.attention.TreeAttentionBackend",
+    )
+
+    def init_device(self) -> None:
+        """Puts our runner in place of vLLM's."""
+        with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
+            super().init_device()
+
+    def warm_up_attention(self) -> None:
+        """Compiles the numba kernel."""
+        warm_up_cpu_attention(self.model_config.dtype)

@@ -6,6 +6,7 @@ parameters with the installed vLLM, so that an upgrade fails at the right line.
 
 from vllm_propd.engine.symbols import (
     attention,
+    cuda,
     doors,
     halves,
     process,
@@ -15,11 +16,14 @@ from vllm_propd.engine.symbols import (
     worker,
 )
 
+SOURCE_ONLY = cuda.SOURCE_ONLY
+
 SYMBOLS = (
     *doors.SYMBOLS,
     *worker.SYMBOLS,
     *runner.SYMBOLS,
     *attention.SYMBOLS,
+    *cuda.SYMBOLS,
     *halves.SYMBOLS,
     *process.SYMBOLS,
     *sampling.SYMBOLS,

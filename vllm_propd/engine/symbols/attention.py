@@ -30,7 +30,7 @@ SYMBOLS = (
         "self",
         "takes the override back",
         "other engines of the process keep vLLM's backend",
-        "see CPUWorker.load_model",
+        "see WorkerBase.load_model",
     ),
     Symbol(
         "vllm.v1.attention.selector:_cached_get_attn_backend",
@@ -38,7 +38,7 @@ SYMBOLS = (
         "",
         "forgets what was looked up, before and after the override",
         "vLLM looks a backend up once in a process",
-        "see CPUWorker.load_model",
+        "see WorkerBase.load_model",
     ),
     Symbol(
         f"{_CPU_ATTENTION}:CPUAttentionBackend.get_impl_cls",

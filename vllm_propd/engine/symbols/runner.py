@@ -87,6 +87,15 @@ SYMBOLS = (
         "block_table num_computed_tokens_cpu_tensor req_id_to_index sampling_metadata",
     ),
     Symbol(
+        "vllm.v1.worker.gpu_input_batch:CachedRequestState",
+        "read",
+        "output_token_ids sampling_params",
+        "a request's text so far, and how long its prompt is",
+        "penalties and grading need the text; plans, what prompts leave to later steps",
+        "nothing: every proposer needs it",
+        "num_prompt_tokens",
+    ),
+    Symbol(
         "vllm.v1.worker.block_table:MultiGroupBlockTable",
         "read",
         "",

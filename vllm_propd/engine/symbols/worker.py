@@ -22,7 +22,7 @@ SYMBOLS = (
         "see init_device",
     ),
     Symbol(
-        "vllm.v1.worker.cpu_worker:CPUWorker.load_model",
+        "vllm.v1.worker.worker_base:WorkerBase.load_model",
         "overridden",
         "self load_dummy_weights",
         "puts our attention backend in place while the model's layers are built",
@@ -30,7 +30,7 @@ SYMBOLS = (
         "a backend that the platform takes from the engine's config",
     ),
     Symbol(
-        "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
+        "vllm.v1.worker.worker_base:WorkerBase.compile_or_warm_up_model",
         "overridden",
         "self",
         "compiles our kernels as well",

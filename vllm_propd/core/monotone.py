@@ -1,0 +1,27 @@
+"""Curves that cannot fall, from measurements that do (pool-adjacent-violators)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def rising(values: Floats, weights: Floats) -> Floats:
+    """The nearest non-falling sequence in weighted least squares.
+
+    Args:
+        values, weights: ``[n]`` float64.
+    """
+    blocks: list[list[float]] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        blocks.append([value, weight, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            value, weight, count = blocks.pop()
+            before = blocks[-1]
+            total = before[1] + weight
+            blocks[-1] = [
+                (before[0] * before[1] + value * weight) / total, total, before[2] + count,
+            ]  # fmt: skip
+    return np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])

@@ -1,0 +1,266 @@
+"""vLLM's FlashAttention backend, with trees.
+
+A tree row attends to its sequence's cached prefix, root included, by FlashAttention, which
+also gives the log-sum-exp; our Triton kernel goes on from there with the row's ancestors in
+this step (``core/tree_attention_triton.py``). Requests without drafts are vLLM's alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
+from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
+from vllm.v1.attention.backends import fa_utils
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadata,
+    FlashAttentionMetadataBuilder,
+)
+
+from vllm_propd.core.tree import Ints, ancestor_masks
+from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
+from vllm_propd.engine.split import (
+    TreeBuilder,
+    TreeMetadata,
+    forward_split,
+    refuse_unsupported,
+    without_trees,
+)
+from vllm_propd.engine.step import TreeStep
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """A step's trees on the device.
+
+    Attributes:
+        rows: ``[rows]`` int64 their rows in the batch.
+        starts: ``[trees + 1]`` int32 where each tree's rows begin among these.
+        largest: rows of the largest tree.
+        prefix: ``[trees]`` int32 cached tokens of each, root included.
+        longest: of these.
+        trees: what the kernel reads.
+    """
+
+    rows: torch.Tensor
+    starts: torch.Tensor
+    largest: int
+    prefix: torch.Tensor
+    longest: int
+    trees: DeviceTrees
+
+    @classmethod
+    def of(cls, step: TreeStep, group: int, device: torch.device) -> DeviceStep:
+        """Copies a step's trees to the device, waiting for nothing.
+
+        Args:
+            step: the trees.
+            group: query heads of a KV head.
+            device: the layers'.
+        """
+
+        def sent(values: Ints, dtype: Any) -> torch.Tensor:
+            return torch.from_numpy(values.astype(dtype)).to(device, non_blocking=True)
+
+        prefix = step.root_position + 1
+        return cls(
+            rows=sent(step.rows, np.int64),
+            starts=sent(np.concatenate([[0], np.cumsum(step.sizes)]), np.int32),
+            largest=int(step.sizes.max()),
+            prefix=sent(prefix, np.int32),
+            longest=int(prefix.max()),
+            trees=DeviceTrees.of(step.masks, step.first, step.sizes, group, device),
+        )
+
+
+@dataclass
+class TreeFlashAttentionMetadata(FlashAttentionMetadata, TreeMetadata):
+    """A step with trees.
+
+    Attributes:
+        step: the trees.
+        here: the same on the device.
+        tree_blocks: ``[trees, blocks]`` their block tables.
+        plain: vLLM's metadata of the requests without drafts; None where there are none.
+        plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
+        group: query heads of a KV head.
+    """
+
+    step: TreeStep | None = None
+    here: DeviceStep | None = None
+    tree_blocks: torch.Tensor | None = None
+    plain: FlashAttentionMetadata | None = None
+    plain_rows: torch.Tensor | None = None
+    group: int = 1
+
+    def after_pruning(
+        self, step: TreeStep, moved: torch.Tensor
+    ) -> TreeFlashAttentionMetadata:
+        """See ``TreeMetadata``."""
+        assert self.here is not None
+        rows = self.plain_rows
+        device = self.here.rows.device
+        return replace(
+            self,
+            step=step,
+            here=DeviceStep.of(step, self.group, device),
+            plain_rows=None if rows is None else moved.to(device)[rows],
+        )
+
+
+class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuilder):
+    """Builds metadata for a step."""
+
+    # Trees differ from step to step: attention stays outside of CUDA graphs.
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
+    supports_update_block_table = False
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> FlashAttentionMetadata:
+        """VLLM's metadata, or ours where the step has trees."""
+        common = common_attn_metadata
+        if (step := self.step) is None:
+            return super().build(common_prefix_len, common, fast_build)
+        plain, plain_rows = None, None
+        if (others := without_trees(step, common)) is not None:
+            narrowed, plain_rows = others
+            # A schedule made ahead does not pay for part of one step.
+            plain = super().build(0, narrowed, fast_build=True)
+        device = common.query_start_loc.device
+        group = self.num_heads_q // self.num_heads_kv
+        # The fields of vLLM's own class describe the plain part or, without one, nothing.
+        base = plain or FlashAttentionMetadata(
+            num_actual_tokens=0,
+            max_query_len=0,
+            query_start_loc=common.query_start_loc[:1],
+            max_seq_len=0,
+            seq_lens=common.seq_lens[:0],
+            block_table=common.block_table_tensor[:0],
+            slot_mapping=common.slot_mapping,
+        )
+        trees = torch.from_numpy(step.request).to(device)
+        return TreeFlashAttentionMetadata(
+            **{f.name: getattr(base, f.name) for f in fields(FlashAttentionMetadata)},
+            step=step,
+            here=DeviceStep.of(step, group, device),
+            tree_blocks=common.block_table_tensor[trees],
+            plain=plain,
+            plain_rows=plain_rows,
+            group=group,
+        )
+
+
+class TreeFlashAttentionImpl(FlashAttentionImpl):
+    """One layer's attention. What it cannot do with trees it refuses at start-up."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # A window ends where a row stands, and rows of one tree stand at many depths.
+        refuse_unsupported(self, sliding_windows=self.sliding_window != (-1, -1))
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: FlashAttentionMetadata,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See ``forward_split``; shapes are those of vLLM's own forward."""
+        if not isinstance(attn_metadata, TreeFlashAttentionMetadata):
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output,
+                output_scale, output_block_scale,
+            )  # fmt: skip
+        meta, here = attn_metadata, attn_metadata.here
+        assert here is not None
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            prefix, prefix_lse = self._attend_to_prefix(query, kv_cache, meta, here)
+            out = torch.empty_like(query)
+            attend_in_step(
+                query, key, value, prefix, prefix_lse, here.trees, out, self.scale,
+                self.logits_soft_cap,
+            )  # fmt: skip
+            return out
+
+        return forward_split(
+            super().forward, attend, meta, here.rows, layer, query, key, value,
+            kv_cache, output,
+        )  # fmt: skip
+
+    def _attend_to_prefix(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        meta: TreeFlashAttentionMetadata,
+        here: DeviceStep,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every row to all of its sequence's cached tokens.
+
+        Returns:
+            ``[rows, heads, head]``, and ``[heads, rows]`` float32 its log-sum-exp.
+        """
+        # (blocks, kv_heads, block, 2 * head) -> twice (blocks, block, kv_heads, head)
+        key_cache, value_cache = (
+            canonicalize_singleton_dim_strides(cache)
+            for cache in kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+        )
+        found: tuple[torch.Tensor, torch.Tensor] = fa_utils.flash_attn_varlen_func(
+            q=query,
+            k=key_cache,
+            v=value_cache,
+            cu_seqlens_q=here.starts,
+            max_seqlen_q=here.largest,
+            seqused_k=here.prefix,
+            max_seqlen_k=here.longest,
+            softmax_scale=self.scale,
+            causal=False,
+            block_table=meta.tree_blocks,
+            softcap=self.logits_soft_cap,
+            return_softmax_lse=True,
+            fa_version=self.vllm_flash_attn_version,
+        )[:2]
+        return found
+
+
+class TreeFlashAttentionBackend(FlashAttentionBackend):
+    """Replaces ``FLASH_ATTN`` in a worker that runs ProPD."""
+
+    @staticmethod
+    def get_impl_cls() -> type[FlashAttentionImpl]:
+        """The layer implementation with trees."""
+        return TreeFlashAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
+        """The metadata builder with trees."""
+        return TreeFlashAttentionMetadataBuilder
+
+
+def warm_up(
+    heads: int, kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Compiles the kernel: a tree of one node."""
+    root, sizes = np.zeros(1, np.int64), np.full(1, 2, np.int64)
+    masks = ancestor_masks(np.zeros(2, np.int64), root, sizes)
+    trees = DeviceTrees.of(masks, root, sizes, heads // kv_heads, device)
+    query = torch.zeros(2, heads, head_size, dtype=dtype, device=device)
+    key = torch.zeros(2, kv_heads, head_size, dtype=dtype, device=device)
+    lse = torch.zeros(heads, 2, device=device)
+    attend_in_step(query, key, key, query, lse, trees, torch.empty_like(query), 1.0)

@@ -1,0 +1,140 @@
+"""A step split in two for attention, on every device: trees, and requests without drafts.
+
+The latter keep vLLM's own metadata and kernel. What one device's attention needs beside
+stands in ``attention.py`` (CPU) and ``cuda_attention.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from vllm_propd.engine.step import StagedKV, TreeStep
+
+
+class TreeBuilder:
+    """A metadata builder of ours; the runner sets ``step`` before it asks."""
+
+    step: TreeStep | None = None
+
+
+class TreeMetadata(ABC):
+    """A step's metadata of ours.
+
+    Attributes:
+        step: the trees.
+        plain: vLLM's metadata of the requests without drafts; None where there are none.
+        plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
+    """
+
+    step: TreeStep | None
+    plain: Any
+    plain_rows: torch.Tensor | None
+
+    @abstractmethod
+    def after_pruning(self, step: TreeStep, moved: torch.Tensor) -> TreeMetadata:
+        """The metadata of what is left.
+
+        Args:
+            step: the trees that are left.
+            moved: ``[tokens]`` int64 each batch row's new place.
+        """
+
+
+def without_trees(
+    step: TreeStep, common: CommonAttentionMetadata
+) -> tuple[CommonAttentionMetadata, torch.Tensor] | None:
+    """The metadata of the requests without drafts, and ``[tokens]`` int64 their rows.
+
+    None where there are none.
+    """
+    requests = np.setdiff1d(np.arange(common.num_reqs), step.request)
+    if not len(requests):
+        return None
+    starts = common.query_start_loc_cpu.numpy()
+    lengths = np.diff(starts)[requests]
+    ends = np.cumsum(lengths)
+    rows = np.arange(ends[-1]) + np.repeat(starts[requests] - (ends - lengths), lengths)
+    query_start_loc = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
+    device = common.query_start_loc.device
+    index = torch.from_numpy(requests).to(device)
+    return replace(
+        common,
+        query_start_loc=query_start_loc.to(device),
+        query_start_loc_cpu=query_start_loc,
+        seq_lens=common.seq_lens[index],
+        num_reqs=len(requests),
+        num_actual_tokens=int(ends[-1]),
+        max_query_len=int(lengths.max()),
+        block_table_tensor=common.block_table_tensor[index],
+    ), torch.from_numpy(rows).to(device)
+
+
+def forward_split(
+    vllms: Callable[..., torch.Tensor],
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    meta: TreeMetadata,
+    tree_rows: torch.Tensor,
+    layer: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kv_cache: torch.Tensor,
+    output: torch.Tensor,
+) -> torch.Tensor:
+    """A layer's attention: vLLM's forward for plain requests, ours for the trees' rows.
+
+    Keys and values of the trees' rows are staged in the step: the cache gets only what is
+    accepted.
+
+    Args:
+        vllms: the forward of vLLM's implementation.
+        attend: the trees' rows of query, key and value to ``[rows, heads, head]``.
+        meta: of the step.
+        tree_rows: ``[rows]`` int64 the trees' rows in the batch.
+        layer, query, key, value, kv_cache, output: as vLLM's forward takes them.
+    """
+    assert meta.step is not None
+    if meta.plain is not None:
+        rows = meta.plain_rows
+        part = torch.empty_like(output[: meta.plain.num_actual_tokens])
+        vllms(layer, query[rows], key[rows], value[rows], kv_cache, meta.plain, part)
+        output[rows] = part
+    # index_select copies: the staged rows outlive the activations they come from.
+    own_query, own_key, own_value = (
+        values.index_select(0, tree_rows) for values in (query, key, value)
+    )
+    meta.step.staged.append(StagedKV(layer, kv_cache, own_key, own_value))
+    output[tree_rows] = attend(own_query, own_key, own_value)
+    return output
+
+
+def refuse_unsupported(impl: Any, **more: bool) -> None:
+    """Refuses a layer that tree attention cannot do.
+
+    Args:
+        impl: vLLM's implementation, which ours extends.
+        more: what else this device's cannot, and whether the layer has it; underscores
+            are spaces.
+
+    Raises:
+        ValueError: what it is.
+    """
+    unsupported = {
+        "ALiBi": impl.alibi_slopes is not None,
+        "attention sinks": impl.sinks is not None,
+        "KV sharing between layers": impl.kv_sharing_target_layer_name is not None,
+        f"attention of type {impl.attn_type!r}": impl.attn_type != "decoder",
+        **{name.replace("_", " "): present for name, present in more.items()},
+    }
+    if found := [name for name, present in unsupported.items() if present]:
+        raise ValueError(
+            f"ProPD's tree attention does not support {', '.join(found)}: serve this "
+            "model without --speculative-config propd"
+        )

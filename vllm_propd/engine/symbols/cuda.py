@@ -1,0 +1,123 @@
+"""Trees on CUDA: worker and attention."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+_FLASH = "vllm.v1.attention.backends.flash_attn"
+
+SYMBOLS = (
+    Symbol(
+        "vllm.v1.worker.gpu_worker:Worker._make_model_runner",
+        "overridden",
+        "self",
+        "returns our runner",
+        "this is vLLM's place for another runner",
+        "nothing: this is the place for it",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionBackend.get_impl_cls",
+        "overridden",
+        "",
+        "returns our layer implementation",
+        "trees need a mask that FlashAttention does not take",
+        "tree attention in vLLM",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionBackend.get_builder_cls",
+        "overridden",
+        "",
+        "returns our metadata builder",
+        "see get_impl_cls",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionMetadataBuilder.build",
+        "overridden",
+        "self common_prefix_len common_attn_metadata fast_build",
+        "splits a step into requests with and without drafts",
+        "each part has its kernel",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionMetadataBuilder",
+        "read",
+        "kv_cache_spec layer_names vllm_config device",
+        "how many heads a layer has",
+        "the kernel serves the query heads of a KV head together",
+        "see get_impl_cls",
+        "num_heads_q num_heads_kv",
+    ),
+    Symbol(
+        "vllm.v1.attention.backend:AttentionCGSupport",
+        "read",
+        "",
+        "keeps attention out of CUDA graphs",
+        "trees differ from step to step",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionMetadata",
+        "read",
+        "num_actual_tokens max_query_len query_start_loc max_seq_len seq_lens block_table "
+        "slot_mapping",
+        "is extended by the step's trees",
+        "the builder's product is what layers see",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionImpl.forward",
+        "overridden",
+        "self layer query key value kv_cache attn_metadata output output_scale "
+        "output_block_scale",
+        "attends trees by FlashAttention and our kernel, stages their keys and values",
+        "see get_impl_cls",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionImpl.do_kv_cache_update",
+        "called",
+        "self layer key value kv_cache slot_mapping",
+        "writes accepted nodes into the cache",
+        "so that every cache format stays right",
+        "nothing",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionImpl",
+        "read",
+        "num_heads head_size scale num_kv_heads",
+        "a layer's shape, window, soft cap and FlashAttention's version",
+        "the prefix part is attended as vLLM would",
+        "see get_impl_cls",
+        "scale head_size sliding_window logits_soft_cap vllm_flash_attn_version",
+    ),
+    Symbol(
+        "vllm.utils.torch_utils:canonicalize_singleton_dim_strides",
+        "called",
+        "t",
+        "mends the strides of a cache with one KV head, as vLLM does",
+        "FlashAttention 3 reads it by TMA",
+        "the same inside flash_attn_varlen_func",
+    ),
+    Symbol(
+        "vllm.config:CUDAGraphMode",
+        "read",
+        "",
+        "runs both halves of a pruned step outside of CUDA graphs",
+        "vLLM captures graphs of the whole model",
+        "graphs captured for both halves",
+    ),
+)
+
+SOURCE_ONLY = (
+    Symbol(
+        "vllm.vllm_flash_attn.flash_attn_interface:flash_attn_varlen_func",
+        "called",
+        "q k v max_seqlen_q cu_seqlens_q max_seqlen_k seqused_k softmax_scale causal "
+        "softcap block_table return_softmax_lse fa_version",
+        "attends tree rows to their cached prefix, and gives the log-sum-exp",
+        "FlashAttention reads the paged cache fastest",
+        "see get_impl_cls",
+    ),
+)
+"""Likewise; but vLLM's builds for CPUs cannot import it, and hold its source only."""
