@@ -1,6 +1,8 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
 # make test   all tests          make lint   ruff and mypy
-# make bench  speed by arm on an inflated model; attention kernel; host time per step
+# make bench  speed by arm on an inflated model; tree sizes as the load changes
+# make bench-host      attention kernel; host time per step
+# make bench-threads   plain vLLM by number of threads
 # make bench-pruning   what early pruning saves, by layer, rule and amount
 PYTHON ?= python3.11
 # The CPU build: where a package index serves the CUDA one under this name, set
@@ -19,7 +21,7 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint bench bench-pruning format clean
+.PHONY: setup demo test lint bench bench-host bench-threads bench-pruning format clean
 
 setup: $(READY)
 
@@ -58,12 +60,23 @@ $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.jso
 	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers 16
 
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd
+# In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
-	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 48 --prompt-tokens 64 \
-		--out build/bench
+	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 32 --prompt-tokens 32 \
+		--rounds 5 --seconds 25 --out build/bench
+	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
+		--dtype float32 --out build/bench/float32
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
+
+bench-host: $(READY)
 	$(BIN)/python scripts/bench_attention.py
 	$(BIN)/python scripts/bench_host.py
+
+# All arms run on as many threads as there are cores: is that best for plain vLLM?
+bench-threads: $(INFLATED)/config.json
+	for cores in 0 0-$(shell expr $$(nproc) - 1); do VLLM_CPU_OMP_THREADS_BIND=$$cores \
+		$(BIN)/vllm-propd bench $(INFLATED) --arms plain --max-tokens 32 --prompt-tokens 32 \
+		--out build/threads/$$cores || exit; done
 
 # The same text with more layers: the early ones are a smaller part of the work.
 DEEP := build/inflated-32

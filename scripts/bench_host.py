@@ -43,7 +43,7 @@ PHASES = {
 
 SIZING = {
     "plan": (("plan", +1),),
-    "grading": (("learn", +1),),
+    "grading": (("learn", +1), ("survival", +1)),
     "node values": (("values", +1),),
     "step costs": (("step_begins", +1), ("step_verified", +1), ("step_ends", +1)),
 }
@@ -83,6 +83,7 @@ def install_stopwatches(worker: Any) -> None:
     if drafter.estimator is not None:
         drafter.estimator.values = timed("values", drafter.estimator.values)
     sizing.plan = timed("plan", sizing.plan)
+    sizing.learn = timed("survival", sizing.learn)
     for name in ("step_begins", "step_verified", "step_ends"):
         setattr(sizing, name, timed(name, getattr(sizing, name)))
 

@@ -189,8 +189,11 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=3, help="Turns of each arm, after a warm-up.")
+        int, typer.Option(min=3, help="Turns of each arm, after a warm-up; at least.")
     ] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="That each arm runs at each point; at least.")
+    ] = 0.0,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     dtype: Dtype = "bfloat16",
     enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
@@ -209,6 +212,7 @@ def bench(
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
             rounds=rounds,
+            seconds=seconds,
             temperature=temperature,
             dtype=dtype,
             enforce_eager=enforce_eager,

@@ -14,6 +14,7 @@ def measured(arm: str, ratio: float, **fields: Any) -> Row:
         "tokens_per_s_min": 9 * ratio,
         "tokens_per_s_max": 11 * ratio,
         "ratio_to_plain": ratio,
+        "rounds": 3,
         "tokens_per_step": 2 * ratio,
         "drafted_per_step": 48,
         "host_ms_per_step": 1.0,

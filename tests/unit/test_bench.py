@@ -21,6 +21,7 @@ def row(arm: str, batch_size: int, ratio: float) -> Row:
         "measured_step_ms": [5.0, 6.0],
         "estimated_step_ms": [5.5, 5.8],
         "tree_sizes": [3.0, 8.5],
+        "reliability": [[(0.1, 0.05), (0.9, 0.8)], [(0.2, 0.2), (0.8, 0.6)]],
     }
     return measured(
         arm,
@@ -114,4 +115,5 @@ def test_the_report_is_one_page_with_every_row(tmp_path: Path) -> None:
     assert "large &amp; small" in page
     assert page.count("<tr>") == 1 + len(results().rows)
     assert "data:image/png;base64," in page and "http" not in page
+    assert 'alt="reliability of the heads"' in page
     assert (tmp_path / "bench.png").stat().st_size > 1000

@@ -113,13 +113,15 @@ def parse_arm(text: str, heads: Heads) -> Arm:
 def parse_arms(text: str, heads: Heads) -> list[Arm]:
     """The arms of a list like ``plain chain propd:tree=chain,num_speculative_tokens=4``.
 
+    Plain vLLM comes first, whose turns the others' are compared with.
+
     Raises:
         ValueError: see ``parse_arm``; or none of them is plain vLLM.
     """
     arms = [parse_arm(part, heads) for part in text.split()]
     if not any(arm.name == "plain" for arm in arms):
         raise ValueError("--arms: 'plain' must be among them: all ratios are to it")
-    return arms
+    return sorted(arms, key=lambda arm: arm.name != "plain")
 
 
 def most_nodes(arms: list[Arm]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
+import psutil
 from rich.progress import Progress
 from vllm import LLM, SamplingParams
 
@@ -16,12 +17,24 @@ from vllm_propd.config import ProPDConfig
 from vllm_propd.engine.doors import find_config
 from vllm_propd.engine.support import check_engine
 
+FASTEST = 3
+"""No request of a full batch puts out more than so many times its share."""
+
 NEVER_FULL = 1 << 30
 """Steps of a recording that holds all."""
 
+SETTLES_S = 0.05
+"""A worker that goes to sleep as a message comes may miss it, and look again after five
+seconds: one that wakes from suspension is about to."""
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
 
 class Engine:
-    """A running engine.
+    """A running engine; others may wait beside it, their processes suspended: idle workers
+    would poll for a second, on cores that it needs.
 
     Args:
         config: vLLM's speculative config.
@@ -34,7 +47,11 @@ class Engine:
         self, config: dict[str, Any] | None, options: dict[str, Any], timed: bool = False
     ):
         self.timed = timed
+        Engine._suspend_running()
+        others = _children()
         self.llm = LLM(**options, speculative_config=config)
+        self._processes = _children() - others
+        Engine._running = self
         self.requests, self.drafts = 0, DraftCounter()
         self.llm.llm_engine.logger_manager = self.drafts
         self._settings: ProPDConfig | None = None
@@ -51,6 +68,24 @@ class Engine:
         settings = find_config(keys, engine.model_config.model)
         return check_engine(engine.vllm_config, settings)
 
+    _running: ClassVar[Engine | None] = None
+
+    @classmethod
+    def _suspend_running(cls) -> None:
+        if cls._running is not None:
+            for process in cls._running._processes:
+                process.suspend()
+            cls._running = None
+
+    def take_over(self) -> None:
+        """Suspends the engine that ran before, and goes on."""
+        if Engine._running is not self:
+            Engine._suspend_running()
+            for process in self._processes:
+                process.resume()
+            Engine._running = self
+            time.sleep(SETTLES_S)
+
     def use(self, settings: ProPDConfig) -> None:
         """Goes on with other settings of method propd, if they are others."""
         if settings != self._settings:
@@ -66,7 +101,9 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine's processes."""
+        self.take_over()  # who is suspended would not hear that it is to end
         self.llm.llm_engine.engine_core.shutdown()
+        Engine._running = None
 
 
 class ArmEngine:
@@ -84,11 +121,22 @@ class ArmEngine:
 
     def _take_over(self) -> None:
         """Whatever arm ran before, this one is next."""
+        self.engine.take_over()
         if self._settings is not None:
             self.engine.use(self._settings)
 
-    def run(self, prompts: list[list[int]], params: SamplingParams) -> Turn:
-        """Generates all prompts together."""
+    def run(
+        self, prompts: list[list[int]], params: SamplingParams, full: bool = False
+    ) -> Turn:
+        """Generates all prompts together.
+
+        Args:
+            prompts: token ids.
+            params: of every request.
+            full: the batch stays full to the end, which comes when all requests together
+                have put out ``max_tokens`` for each; who is faster goes on. Else the last
+                requests run alone, and the slowest one's luck is what is measured.
+        """
         self._take_over()
         llm, turn, drafts = self.engine.llm, Turn(), self.engine.drafts
         engine = llm.llm_engine
@@ -98,42 +146,51 @@ class ArmEngine:
             llm.collective_rpc("start_sizing_records")
         names = [str(self.engine.requests + i) for i in range(len(prompts))]
         self.engine.requests += len(prompts)
-        texts: dict[str, list[int]] = {}
-        seen = dict.fromkeys(names, 0)
+        assert params.max_tokens is not None
+        wanted = params.max_tokens * len(prompts)
+        if full:
+            params = params.clone()
+            params.max_tokens = FASTEST * params.max_tokens
+        texts: dict[str, list[int]] = {name: [] for name in names}
         started = time.perf_counter()
         for name, prompt in zip(names, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        while engine.has_unfinished_requests():
+        while engine.has_unfinished_requests() and turn.tokens < wanted:
             step_started = time.perf_counter()
             outputs = engine.step()
             if outputs:
                 turn.step_seconds.append(time.perf_counter() - step_started)
             for output in outputs:
-                ids = output.outputs[0].token_ids
-                if len(ids) > seen[output.request_id]:
-                    turn.steps += seen[output.request_id] > 0
-                    seen[output.request_id] = len(ids)
-                if output.finished:
+                before, ids = texts[output.request_id], output.outputs[0].token_ids
+                if len(ids) > len(before):
+                    turn.steps += len(before) > 0
+                    turn.tokens += len(ids) - len(before)
                     texts[output.request_id] = list(ids)
         turn.seconds = time.perf_counter() - started
+        engine.abort_request(names)
+        while engine.has_unfinished_requests():
+            engine.step()
         if self.engine.timed:
             turn.parts, work = llm.collective_rpc(stopwatch.take)[0]
             turn.work = Work(**work)
         if recording:
             turn.records = llm.collective_rpc("take_sizing_records")[0]
         turn.texts = [texts[name] for name in names]
-        turn.tokens = sum(map(len, turn.texts))
         turn.drafted, turn.drafts = drafts.drafted, drafts.drafts
         turn.accepted_at = drafts.accepted_at
         return turn
 
     def run_all(
-        self, prompts: list[list[int]], batch_size: int, params: SamplingParams
+        self,
+        prompts: list[list[int]],
+        batch_size: int,
+        params: SamplingParams,
+        full: bool = False,
     ) -> Turn:
-        """Generates the prompts, ``batch_size`` of them together."""
+        """Generates the prompts, ``batch_size`` of them together; see ``run``."""
         turn = Turn()
         for start in range(0, len(prompts), batch_size):
-            turn += self.run(prompts[start : start + batch_size], params)
+            turn += self.run(prompts[start : start + batch_size], params, full)
         return turn
 
     def record(
@@ -146,8 +203,15 @@ class ArmEngine:
         turn = self.run(prompts, params)
         return turn, llm.collective_rpc("take_recording")[0]
 
+    def reliability(self) -> list[list[tuple[float, float]]]:
+        """What each head says, and what came true; ProPD's arms only."""
+        self._take_over()
+        found = self.engine.llm.collective_rpc("reliability")[0]
+        return [[(said, true) for said, true in curve] for curve in found]
+
     def peak_rss_mib(self) -> float:
         """The most memory that the workers have held, together, MiB."""
+        self.engine.take_over()
         return sum(self.engine.llm.collective_rpc(stopwatch.peak_rss))
 
 

@@ -33,12 +33,17 @@ class Row(BaseModel):
     batch_size: int = Field(
         description="Sequences generated together; of a trace, the most at a time."
     )
-    tokens_per_s: float = Field(description="New tokens per second, all sequences.")
+    tokens_per_s: float = Field(
+        description="New tokens per second, all sequences, prefill included; from a batch "
+        "that stays full until `max_tokens` for each have come out together."
+    )
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
-        description="Median over rounds of tokens/s over plain vLLM's in the same round."
+        description="Tokens/s over the mean of plain vLLM's turns before and after; of all "
+        "turns the mean without the fastest and the slowest quarter."
     )
+    rounds: int = Field(description="Turns that count.")
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
     kept_per_step: float = Field(description="Of these, let through by early pruning.")
@@ -58,6 +63,11 @@ class Row(BaseModel):
         default=[],
         description="From the same turn: tokens per step, had only the best 0, 1, ... "
         "nodes of each tree been verified; empty where sizes change.",
+    )
+    reliability: list[list[tuple[float, float]]] = Field(
+        default=[],
+        description="Of each head: what it says of its candidates, and how often that has "
+        "come true after the whole benchmark; empty where nothing is learned.",
     )
     step_ms: dict[str, float] = Field(
         description="Medians by part of a step (`bench/stopwatch.py`), in milliseconds; "
@@ -96,7 +106,9 @@ class Row(BaseModel):
     per_token_ms_p90: float | None = Field(
         default=None, description="Likewise, 90th percentile."
     )
-    identical_to_plain: int = Field(description="Prompts whose text is plain vLLM's.")
+    identical_to_plain: int = Field(
+        description="Prompts whose text is plain vLLM's, as far as both go."
+    )
     prompts: int = Field(description="Prompts compared.")
     config: dict[str, Any] | None = Field(description="The speculative config.")
     seed: int
@@ -123,7 +135,7 @@ class Results(BaseModel):
     inflated: bool = Field(description="Made large out of a small model.")
     dtype: str
     max_tokens: int
-    rounds: int
+    rounds: int = Field(description="Turns of each arm at each point; at least.")
     temperature: float
     machine: Machine
     versions: dict[str, str]
@@ -163,7 +175,7 @@ class Results(BaseModel):
         return (
             f"{size}, {self.dtype}, {self.max_tokens} new tokens, temperature "
             f"{self.temperature:g}; {self.machine.cores} cores of "
-            f"{self.machine.processor}; medians of {self.rounds} rounds"
+            f"{self.machine.processor}; medians of {self.rounds} or more rounds"
         )
 
 

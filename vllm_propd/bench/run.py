@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,14 +16,14 @@ from safetensors import safe_open
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
-from vllm_propd.bench.engines import ArmEngine, close_engines, start_engines
+from vllm_propd.bench.engines import FASTEST, ArmEngine, close_engines, start_engines
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
 from vllm_propd.bench.settings import BenchSettings
-from vllm_propd.bench.trace import run_trace
+from vllm_propd.bench.trace import latencies, run_trace
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
-from vllm_propd.bench.turn import Turn, ratio_to
+from vllm_propd.bench.turn import AnyTurn, Turn, Turns, in_turns, turns_in
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
@@ -67,40 +67,52 @@ def run_bench(
         options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
             engines = start_engines(arms, options, bar, timed=True)
-            task = bar.add_task(
-                "measuring", total=len(points) * (settings.rounds + 1) * len(arms)
-            )
             for point in points:
-                found: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
-                for _ in range(settings.rounds + 1):
-                    for engine in engines:
-                        name = engine.arm.name
-                        bar.update(task, description=f"{point.name}: {name}")
-                        turn = engine.run_all(point.prompts, point.batch_size, params)
-                        found[name].append(turn)
-                        bar.advance(task)
+                found = _measure(engines, point, params, settings, bar)
                 peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
                 results.rows += _rows(arms, point, found, peaks, settings)
                 _save(results, out)  # hours of measuring may end early
-            bar.update(task, description="recording trees")
             _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
             close_engines(engines)
             if trace is not None:
                 trace = trace.at(settings.trace_rate or _rate(results, settings))
-                served = asyncio.run(
+                served, peaks = asyncio.run(
                     run_trace(arms, options, trace, params, settings.rounds, bar)
                 )
-                turns = {name: one.turns for name, one in served.items()}
-                peaks = {name: one.peak_rss_mib for name, one in served.items()}
-                for row in _rows(arms, trace, turns, peaks, settings):
-                    update = served[row.arm].latencies()
+                for row in _rows(arms, trace, served, peaks, settings):
+                    update = latencies(served.of(row.arm))
                     results.rows.append(row.model_copy(update=update))
     _save(results, out)
     write_report(results, out)
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
+
+
+def _measure(
+    engines: list[ArmEngine],
+    point: Point,
+    params: SamplingParams,
+    settings: BenchSettings,
+    bar: Progress,
+) -> Turns[Turn]:
+    """Warms all arms up, then takes turns until each has had its rounds and seconds."""
+    task = bar.add_task(point.name, total=len(engines))
+
+    def turn_of(engine: ArmEngine) -> Turn:
+        bar.update(task, description=f"{point.name}: {engine.arm.name}")
+        turn = engine.run_all(point.prompts, point.batch_size, params, full=True)
+        bar.advance(task)
+        return turn
+
+    fastest = min(turn_of(engine).seconds for engine in engines)
+    rounds = max(settings.rounds, ceil(settings.seconds / fastest))
+    bar.update(task, total=len(engines) + turns_in(len(engines), rounds))
+    found: Turns[Turn] = Turns()
+    for engine in in_turns(engines, rounds):
+        found.add(engine.arm.name, turn_of(engine))
+    return found
 
 
 def _save(results: Results, out: Path) -> None:
@@ -142,10 +154,12 @@ def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str
         nodes: of the largest tree.
     """
     most = max(settings.batch_sizes)
+    config = json.loads((model / "config.json").read_text())
+    longest = settings.longest_prompt + FASTEST * settings.max_tokens + 64
     return {
         "model": str(model),
         "dtype": settings.dtype,
-        "max_model_len": settings.longest_prompt + settings.max_tokens + 64,
+        "max_model_len": min(longest, config.get("max_position_embeddings", longest)),
         "max_num_seqs": most,
         # Trees take at most half of it: room for all of them whole.
         "max_num_batched_tokens": max(2048, 2 * most * (nodes + 1)),
@@ -200,23 +214,30 @@ def _tell_of_trees(
         _, recording = engine.record(point.prompts[: point.batch_size], params)
         row.accepted_by_rank = accepted_by_rank(recording)
         row.tokens_by_size = tokens_by_size(recording)
+        row.reliability = engine.reliability()
+
+
+def _agree(text: list[int], other: list[int]) -> bool:
+    """As far as both go."""
+    both = min(len(text), len(other))
+    return both > 0 and text[:both] == other[:both]
 
 
 def _rows(
     arms: list[Arm],
     point: Point,
-    found: Mapping[str, Sequence[Turn]],
+    found: Turns[AnyTurn],
     peaks: dict[str, float],
     settings: BenchSettings,
 ) -> list[Row]:
-    """A row for each arm; the first turn of each warms it up, and is not counted."""
-    plain = found["plain"][1:]
+    """A row for each arm."""
+    texts = found.plain[-1].texts
     rows = []
     for arm in arms:
-        turns = found[arm.name][1:]
+        turns = found.of(arm.name)
         speeds = [turn.tokens_per_s for turn in turns]
-        last, texts = turns[-1], plain[-1].texts
-        same = sum(a == b for a, b in zip(last.texts, texts, strict=True))
+        last = turns[-1]
+        same = sum(map(_agree, last.texts, texts))
         rows.append(
             Row(
                 arm=arm.name,
@@ -225,7 +246,8 @@ def _rows(
                 tokens_per_s=median(speeds),
                 tokens_per_s_min=min(speeds),
                 tokens_per_s_max=max(speeds),
-                ratio_to_plain=ratio_to(turns, plain),
+                ratio_to_plain=found.ratio(arm.name),
+                rounds=len(turns),
                 tokens_per_step=median(turn.tokens_per_step for turn in turns),
                 drafted_per_step=last.drafted / max(last.drafts, 1),
                 kept_per_step=last.kept_per_step,

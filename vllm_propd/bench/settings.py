@@ -14,7 +14,8 @@ class BenchSettings:
         batch_sizes: sequences generated together.
         max_tokens: new tokens of each, always as many.
         prompt_tokens: of each prompt.
-        rounds: turns of each arm at each point, after one warm-up.
+        rounds: turns of each arm at each point, after one warm-up; at least.
+        seconds: so long each arm runs at each point; at least.
         temperature: 0: greedy.
         dtype: of weights and activations.
         enforce_eager: without torch.compile.
@@ -31,6 +32,7 @@ class BenchSettings:
     max_tokens: int = 128
     prompt_tokens: int = 128
     rounds: int = 3
+    seconds: float = 0.0
     temperature: float = 0.0
     dtype: str = "bfloat16"
     enforce_eager: bool = True

@@ -105,8 +105,7 @@ class Costs:
 
     def step_s(self, tokens: float, left: float | None = None) -> float:
         """Of a step whose tokens all pass all layers, or some of them only."""
-        remaining = None if left is None else np.array([left])
-        return float(self.step.estimate(np.array([tokens]), 0.0, remaining)[0])
+        return self.step.seconds_of(tokens, left=left)
 
     def planner(self, config: ProPDConfig) -> Planner:
         """One that has learned nothing yet."""
@@ -115,7 +114,7 @@ class Costs:
 
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
         """Of a step with trees, drafting included."""
-        draft = float(self.draft.estimate(np.array([batch_size]))[0])
+        draft = self.draft.seconds_of(batch_size)
         left = batch_size * (1 + found.kept) if config.has_rule else None
         return draft + self.step_s(batch_size * (1 + found.drafted), left)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.points import Point
 from vllm_propd.bench.stopwatch import Work
-from vllm_propd.bench.turn import DraftCounter, Turn
+from vllm_propd.bench.turn import DraftCounter, Turn, Turns, in_turns, turns_in
+
+POLLS_S = 1.1
+"""Idle vLLM workers poll for a second, on cores that another engine needs."""
 
 
 @dataclass
@@ -129,28 +133,16 @@ class TraceEngine:
         self.llm.shutdown()
 
 
-@dataclass
-class Served:
-    """What an arm did with a trace.
-
-    Attributes:
-        turns: one a round; the first one warms up.
-        peak_rss_mib: of the engine's workers together.
-    """
-
-    turns: list[TraceTurn] = field(default_factory=list)
-    peak_rss_mib: float = 0.0
-
-    def latencies(self) -> dict[str, float]:
-        """The fields of a ``Row``; over the requests of all rounds but the first."""
-        first, each = [], []
-        for turn in self.turns[1:]:
-            first += turn.first_token_seconds
-            each += turn.per_token_seconds
-        found = {"first_token_ms": first, "per_token_ms": each}
-        medians = {name: 1e3 * float(np.median(of)) for name, of in found.items()}
-        high = {f"{n}_p90": 1e3 * float(np.percentile(of, 90)) for n, of in found.items()}
-        return medians | high
+def latencies(turns: list[TraceTurn]) -> dict[str, float]:
+    """The fields of a ``Row``; over the requests of all these turns."""
+    first, each = [], []
+    for turn in turns:
+        first += turn.first_token_seconds
+        each += turn.per_token_seconds
+    found = {"first_token_ms": first, "per_token_ms": each}
+    medians = {name: 1e3 * float(np.median(of)) for name, of in found.items()}
+    high = {f"{name}_p90": 1e3 * float(np.percentile(of, 90)) for name, of in found.items()}
+    return medians | high
 
 
 async def run_trace(
@@ -160,8 +152,8 @@ async def run_trace(
     params: SamplingParams,
     rounds: int,
     bar: Progress,
-) -> dict[str, Served]:
-    """Serves a trace with every arm in turns, one warm-up and ``rounds`` more.
+) -> tuple[Turns[TraceTurn], dict[str, float]]:
+    """Serves a trace with every arm in turns, after a warm-up of each.
 
     Args:
         arms: what to compare.
@@ -170,9 +162,12 @@ async def run_trace(
         params: of every request.
         rounds: turns of each arm that count.
         bar: shows how far it is.
+
+    Returns:
+        The turns that count; and by arm the most memory that its workers have held, MiB.
     """
-    found = {arm.name: Served() for arm in arms}
-    task = bar.add_task("trace", total=len(arms) * (rounds + 2))
+    found: Turns[TraceTurn] = Turns()
+    task = bar.add_task("trace", total=2 * len(arms) + turns_in(len(arms), rounds))
     engines: list[TraceEngine] = []
     try:
         for arm in arms:
@@ -180,14 +175,15 @@ async def run_trace(
             engines.append(TraceEngine(arm, options))
             await engines[-1].watch()
             bar.advance(task)
-        for _ in range(rounds + 1):
-            for engine in engines:
-                bar.update(task, description=f"trace: {engine.arm.name}")
-                found[engine.arm.name].turns.append(await engine.run(point, params))
-                bar.advance(task)
-        for engine in engines:
-            found[engine.arm.name].peak_rss_mib = await engine.peak_rss_mib()
+        for place, engine in enumerate(chain(engines, in_turns(engines, rounds))):
+            bar.update(task, description=f"trace: {engine.arm.name}")
+            await asyncio.sleep(POLLS_S)
+            turn = await engine.run(point, params)
+            if place >= len(engines):  # warm
+                found.add(engine.arm.name, turn)
+            bar.advance(task)
+        peaks = {engine.arm.name: await engine.peak_rss_mib() for engine in engines}
     finally:
         for engine in engines:
             engine.close()
-    return found
+    return found, peaks

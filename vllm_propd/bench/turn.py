@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from statistics import median
-from typing import Any
+from statistics import mean, median
+from typing import Any, Generic, TypeVar
 
 from vllm_propd.bench.stopwatch import Work
+
+Taker = TypeVar("Taker")
+AnyTurn = TypeVar("AnyTurn", bound="Turn")
 
 Recording = list[list[dict[str, Any]]]
 """Trees of steps (``engine.record.RecordedTree``)."""
@@ -122,9 +125,63 @@ class Turn:
         return (self.tokens - len(self.texts)) / max(self.steps, 1)
 
 
-def ratio_to(turns: Sequence[Turn], plain: Sequence[Turn]) -> float:
-    """Median over rounds of tokens/s over plain vLLM's in the same round."""
-    return median(
-        turn.tokens_per_s / base.tokens_per_s
-        for turn, base in zip(turns, plain, strict=True)
-    )
+def in_turns(arms: Sequence[Taker], rounds: int) -> Iterator[Taker]:
+    """Whose turn it is: A B C A D E, A B C A D E, ... A.
+
+    Args:
+        arms: the first is what the others are compared with: no other's turn is far from
+            one of its own, before and after.
+        rounds: in which each other arm has one turn.
+    """
+    first, *others = arms
+    pairs = [others[i : i + 2] for i in range(0, len(others), 2)] or [[]]
+    for _ in range(rounds):
+        for pair in pairs:
+            yield first
+            yield from pair
+    yield first
+
+
+def turns_in(arms: int, rounds: int) -> int:
+    """How many ``in_turns`` gives."""
+    return rounds * (arms - 1 + max(arms // 2, 1)) + 1
+
+
+class Turns(Generic[AnyTurn]):
+    """All turns that count, in the order in which they were taken."""
+
+    def __init__(self, plain: str = "plain"):
+        self._plain = plain
+        self._taken: list[tuple[str, AnyTurn]] = []
+
+    def add(self, arm: str, turn: AnyTurn) -> None:
+        """The next turn is over."""
+        self._taken.append((arm, turn))
+
+    def of(self, arm: str) -> list[AnyTurn]:
+        """An arm's."""
+        return [turn for name, turn in self._taken if name == arm]
+
+    @property
+    def plain(self) -> list[AnyTurn]:
+        """Those of what is compared with."""
+        return self.of(self._plain)
+
+    def ratio(self, arm: str) -> float:
+        """Tokens/s over plain vLLM's, over the mean of its turns before and after.
+
+        Of all turns the mean without the fastest and the slowest quarter: nearly as steady
+        as the mean where the machine wavers, and deaf to a minute in which it is slow.
+        """
+        if arm == self._plain:
+            return 1.0
+        plain = [i for i, (name, _) in enumerate(self._taken) if name == self._plain]
+        found = []
+        for place, (name, turn) in enumerate(self._taken):
+            if name == arm:
+                before = max(i for i in plain if i < place)
+                after = min(i for i in plain if i > place)
+                near = [self._taken[i][1].tokens_per_s for i in (before, after)]
+                found.append(turn.tokens_per_s / mean(near))
+        left_out = (len(found) + 1) // 4
+        return mean(sorted(found)[left_out : len(found) - left_out])

@@ -14,9 +14,9 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
-from vllm_propd.bench.engines import close_engines, start_engines
+from vllm_propd.bench.engines import ArmEngine, close_engines, start_engines
 from vllm_propd.bench.results import installed_versions, this_machine
-from vllm_propd.bench.turn import Recording, Turn, ratio_to
+from vllm_propd.bench.turn import Recording, Turn, Turns, in_turns, turns_in
 from vllm_propd.demo.picture import draw_tree
 from vllm_propd.training.corpus import held_out_snippets
 
@@ -62,7 +62,7 @@ def run_demo(
         Arm(f"ProPD, always {num_speculative_tokens} nodes", propd),
     ]
     console = Console()
-    turns: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
+    turns: Turns[Turn] = Turns(plain=arms[0].name)
     with Progress(console=console) as bar:
         engines = start_engines(arms, _options(model), bar)
         tokenizer = engines[0].engine.llm.get_tokenizer()
@@ -70,24 +70,29 @@ def run_demo(
         prompts = [tokenizer(text)["input_ids"][:PROMPT_TOKENS] for text in snippets]
         recording: Recording = []
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        task = bar.add_task("generating", total=(rounds + 1) * len(arms) * num_prompts)
-        for turn in range(rounds + 1):
-            for engine in engines:
-                bar.update(task, description=f"generating: {engine.arm.name}")
-                total = Turn()
-                for prompt in prompts:
-                    if turn == 0 and engine is engines[-1]:
-                        done, trees = engine.record([prompt], params)
-                        recording += trees
-                    else:
-                        done = engine.run([prompt], params)
-                    total += done
-                    bar.advance(task)
-                if turn:
-                    turns[engine.arm.name].append(total)
-                texts = total.texts
+        total = (len(arms) + turns_in(len(arms), rounds)) * num_prompts
+        task = bar.add_task("generating", total=total)
+
+        def turn_of(engine: ArmEngine) -> Turn:
+            bar.update(task, description=f"generating: {engine.arm.name}")
+            turn = Turn()
+            for prompt in prompts:
+                turn += engine.run([prompt], params)
+                bar.advance(task)
+            return turn
+
+        *others, last = engines
+        for engine in others:
+            turn_of(engine)  # warms it up
+        for prompt in prompts:
+            _, trees = last.record([prompt], params)
+            recording += trees
+            bar.advance(task)
+        for engine in in_turns(engines, rounds):
+            turns.add(engine.arm.name, turn_of(engine))
         close_engines(engines)
-    result = _result(turns, model)
+    texts = turns.plain[-1].texts
+    result = _result([arm.name for arm in arms], turns, model)
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     _draw(recording, prompts, texts, tokenizer, out / "tree.png")
@@ -96,17 +101,18 @@ def run_demo(
         raise SystemExit("the texts differ: this is a bug, please report it")
 
 
-def _result(turns: dict[str, list[Turn]], model: Path) -> dict[str, Any]:
-    plain = next(iter(turns.values()))
+def _result(arms: list[str], turns: Turns[Turn], model: Path) -> dict[str, Any]:
+    plain = turns.plain
     rows = []
-    for name, found in turns.items():
+    for name in arms:
+        found = turns.of(name)
         rows.append(
             {
                 "arm": name,
                 "identical_to_plain": found[-1].texts == plain[-1].texts,
                 "tokens_per_step": round(found[-1].tokens_per_step, 3),
                 "tokens_per_s": round(median(turn.tokens_per_s for turn in found), 1),
-                "ratio_to_plain": round(ratio_to(found, plain), 3),
+                "ratio_to_plain": round(turns.ratio(name), 3),
                 "seconds": [round(turn.seconds, 3) for turn in found],
             }
         )

@@ -1,0 +1,152 @@
+"""A benchmark's pictures; each function draws one, as PNG."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from vllm_propd.bench.results import Results
+
+
+def speed(results: Results, target: Path | io.BytesIO) -> None:
+    """Speed-up over plain vLLM and tokens per step, by batch size and arm."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for arm in results.arms:
+        rows = [row for row in results.by_batch if row.arm == arm]
+        sizes = [row.batch_size for row in rows]
+        style = {"color": "black", "linestyle": "--"} if arm == "plain" else {"marker": "o"}
+        left.plot(sizes, [row.ratio_to_plain for row in rows], label=arm, **style)
+        right.plot(sizes, [row.tokens_per_step for row in rows], label=arm, **style)
+    left.set(title="tokens/s against plain vLLM", xlabel="batch size")
+    right.set(title="tokens per step", xlabel="batch size")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(results.batch_sizes, labels=map(str, results.batch_sizes))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    right.legend()
+    figure.savefig(target, dpi=120, format="png")
+
+
+def parts(results: Results, target: Path | io.BytesIO) -> None:
+    """Where a step's time goes, by arm and point; a trace's steps are not timed."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in results.rows if row.step_ms]
+    labels = [f"{row.arm}, {row.point}" for row in rows]
+    parts = list(dict.fromkeys(part for row in rows for part in row.step_ms))
+    figure = Figure(figsize=(11, 1 + 0.3 * max(len(rows), 3)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(rows)
+    for part in parts:
+        if part == "step":
+            continue
+        # Asynchronous scheduling hides a part: what is left over can be below zero.
+        widths = [max(row.step_ms.get(part, 0.0), 0.0) for row in rows]
+        axes.barh(labels, widths, left=left, label=part)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set(title="a step's time by part, medians", xlabel="ms")
+    if rows:
+        axes.legend()
+    figure.savefig(target, dpi=120, format="png")
+
+
+def steps(results: Results, target: Path | io.BytesIO) -> None:
+    """Estimated against measured step times, and tree sizes over time (dynamic sizing)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [row for row in results.rows if row.measured_step_ms]
+    for row in rows:
+        label = f"{row.arm}, {row.point}"
+        left.loglog(
+            row.measured_step_ms, row.estimated_step_ms, ".", label=label, alpha=0.4
+        )
+        right.plot(row.tree_sizes, label=label, alpha=0.7)
+    if rows:
+        times = [ms for row in rows for ms in row.measured_step_ms]
+        left.plot([min(times), max(times)], [min(times), max(times)], "k--")
+        right.legend()
+    left.set(title="a step's time, ms", xlabel="measured", ylabel="estimated before")
+    right.set(title="nodes per sequence", xlabel="step")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=120, format="png")
+
+
+def trees(results: Results, target: Path | io.BytesIO) -> None:
+    """Tokens per step by tree size, and acceptance by depth and rank."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [row for row in results.rows if row.accepted_by_rank]
+    for row in rows:
+        if row.tokens_by_size:
+            left.plot(row.tokens_by_size, label=f"{row.arm}, {row.point}")
+    left.set(title="tokens per step by tree size", xlabel="nodes verified")
+    left.grid(alpha=0.3)
+    left.legend()
+    row = max(rows, key=lambda row: len(row.accepted_by_rank[0]))
+    shares = row.accepted_by_rank
+    depths, ranks = len(shares), len(shares[0])
+    right.imshow(shares, aspect="auto", cmap="viridis")
+    for depth, of_depth in enumerate(shares):
+        for rank, share in enumerate(of_depth):
+            dark = share < 0.5 * max(map(max, shares))
+            style = {"ha": "center", "va": "center", "fontsize": 7}
+            right.text(
+                rank, depth, f"{share:.1%}", color="white" if dark else "black", **style
+            )
+    right.set_xticks(range(ranks), labels=[str(rank + 1) for rank in range(ranks)])
+    right.set_yticks(range(depths), labels=[str(depth + 1) for depth in range(depths)])
+    right.set(
+        title=f"accepted nodes: {row.arm}, {row.point}, share of trees",
+        xlabel="rank among siblings",
+        ylabel="depth",
+    )
+    figure.savefig(target, dpi=120, format="png")
+
+
+def workloads(results: Results, target: Path | io.BytesIO) -> None:
+    """Speed-up over plain vLLM by arm, on each workload beside batch size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots()
+    arms = [arm for arm in results.arms if arm != "plain"]
+    rows = {(row.arm, row.workload): row for row in results.rows}
+    width = 0.8 / max(len(arms), 1)
+    for index, arm in enumerate(arms):
+        places = [i + (index + 0.5) * width - 0.4 for i in range(len(results.workloads))]
+        ratios = [rows[arm, name].ratio_to_plain for name in results.workloads]
+        axes.bar(places, ratios, width, label=arm)
+    axes.axhline(1.0, color="black", linestyle="--", label="plain")
+    axes.set_xticks(range(len(results.workloads)), labels=results.workloads)
+    axes.set(title="tokens/s against plain vLLM, by workload")
+    figure.legend(loc="outside right upper")
+    figure.savefig(target, dpi=120, format="png")
+
+
+def reliability(results: Results, target: Path | io.BytesIO) -> None:
+    """What the heads say of their candidates, and what that has been worth."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    row = next(row for row in results.rows if row.reliability)
+    for head, curve in enumerate(row.reliability):
+        said, found = zip(*curve, strict=True)
+        axes.plot(said, found, ".-", label=f"head {head + 1}")
+    axes.plot([0, 1], [0, 1], "k--", label="as said")
+    axes.set(
+        title=f"reliability: {row.arm}", xlabel="a head's probability", ylabel="came true"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(target, dpi=120, format="png")
