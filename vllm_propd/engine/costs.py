@@ -29,7 +29,11 @@ logger = init_logger("vllm.propd.costs")
 TOKENS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Tokens of the timed steps; beyond the last the line goes on."""
 
-REPEATS = 3
+SHORT = 48
+"""Tokens of steps whose times decide most plans."""
+
+REPEATS, OFTEN = 2, 6
+"""How often steps are timed, and those of up to ``SHORT`` tokens."""
 
 
 class CostTable(BaseModel):
@@ -85,7 +89,6 @@ def measure(runner: Any) -> CostTable:
     most = min(runner.max_num_tokens, TOKENS[-1])
     tokens = [n for n in TOKENS if n < most] + [most]
     sequences = sorted({1, max(2, runner.max_num_reqs)})
-
     split = runner._pruned_forward
 
     def logits(hidden_states: torch.Tensor) -> None:
@@ -94,6 +97,9 @@ def measure(runner: Any) -> CostTable:
     def whole(count: int) -> None:
         logits(runner._dummy_run(count)[0][:count])
 
+    def finished(upper: Callable[[], torch.Tensor]) -> None:
+        logits(upper())
+
     def draft(count: int) -> None:
         hidden_size = runner.model_config.get_hidden_size()
         dtype = runner.model_config.dtype
@@ -101,34 +107,50 @@ def measure(runner: Any) -> CostTable:
             torch.zeros(count, hidden_size, dtype=dtype, device=device)
         )
 
-    def timed(work: Callable[[], None]) -> float:
-        """Seconds; the first time also prepares the shape.
-
-        The least of some: whatever else the machine does only adds, and what it always
-        does is learned while serving.
-        """
-        times = []
-        for _ in range(REPEATS + 1):  # as often on every rank
-            began = time.perf_counter()
-            work()
-            runner._sync_device()
-            times.append(time.perf_counter() - began)
-        return min(times[1:])
-
-    def halves(count: int) -> tuple[float, float]:
-        lower, upper = split.dummy_run(count)
-        return timed(lower), timed(lambda: logits(upper()))
-
-    found: dict[str, list[float]] = {"step_s": [], "draft_s": []}
-    quiet = get_tensor_model_parallel_rank() != 0
-    for count in tqdm(tokens, desc="ProPD: timing steps", disable=quiet):
-        found["step_s"].append(timed(partial(whole, count)))
+    works: dict[tuple[str, int], Callable[[], object]] = {}
+    for count in tokens:
+        works["step_s", count] = partial(whole, count)
         if split is not None:
-            for name, seconds in zip(("lower_s", "upper_s"), halves(count), strict=True):
-                found.setdefault(name, []).append(seconds)
+            lower, upper = split.dummy_run(count)
+            works["lower_s", count] = lower
+            works["upper_s", count] = partial(finished, upper)
     for count in sequences:
-        found["draft_s"].append(timed(partial(draft, count)))
+        works["draft_s", count] = partial(draft, count)
+    quiet = get_tensor_model_parallel_rank() != 0
+    times = _timed(works, runner._sync_device, quiet)
+    found: dict[str, list[float]] = {}
+    for (name, _), seconds in times.items():
+        found.setdefault(name, []).append(seconds)
     return CostTable(tokens=tokens, sequences=sequences, **found)
+
+
+def _timed(
+    works: dict[tuple[str, int], Callable[[], object]],
+    finish: Callable[[], None],
+    quiet: bool,
+) -> dict[tuple[str, int], float]:
+    """Seconds of each, all in turns: a slow moment of the machine must not fall on one.
+
+    The least of some: whatever else the machine does only adds, and what it always does is
+    learned while serving. The first time prepares a shape and does not count. Every
+    tensor-parallel rank times as often.
+    """
+    least = dict.fromkeys(works, float("inf"))
+    turns = [
+        work
+        for turn in range(1 + OFTEN)
+        for work in works
+        if turn <= REPEATS or work[1] <= SHORT
+    ]
+    met = set()
+    for work in tqdm(turns, desc="ProPD: timing steps", disable=quiet):
+        began = time.perf_counter()
+        works[work]()
+        finish()
+        if work in met:
+            least[work] = min(least[work], time.perf_counter() - began)
+        met.add(work)
+    return least
 
 
 def _cache_file(runner: Any) -> Path | None:
