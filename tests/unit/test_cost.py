@@ -65,6 +65,17 @@ def test_a_machine_that_changes_is_followed_within_100_steps(slower: float) -> N
     assert np.median(errors(found, 10_000.0, slower)) < 0.12
 
 
+@pytest.mark.parametrize("slower", [4.0, 0.4])
+def test_a_jump_makes_the_past_count_less(slower: float) -> None:
+    """Steps before it, many and short, would outweigh the long ones after it."""
+    found = cost()
+    serve(found, 200, most=16)
+    serve(found, 40, slower, most=16)
+    near = np.arange(8, 17)
+    ratio = found.estimate(near, 10_000.0) / truth(near, 10_000.0, slower)
+    np.testing.assert_allclose(ratio, 1.0, atol=0.12)
+
+
 @pytest.mark.parametrize("slower", [3.0, 0.6])
 def test_one_kind_of_step_speaks_for_the_others(slower: float) -> None:
     """A server at batch 1 sees one size only, and must still price the others."""

@@ -34,9 +34,10 @@ its host slow (d). With one kind of step all three would explain it. What surpri
 all steps are split is first laid to splitting (e): were it the machine, the next whole step
 would show that; the other way round no whole step would be tried."""
 
-SURPRISE, LEARNING = 3.0, 0.1
+SURPRISE, LEARNING, HASTE = 3.0, 0.1, 16.0
 """A step counts as at most so many usual errors beside its estimate, and what is usual is
-smoothed by so much: a pause is no trend; a machine that has changed is soon believed."""
+smoothed by so much: a pause is no trend; a machine that has changed is soon believed. A
+step beyond that ages those before it as so many would: they may be another machine's."""
 
 STALE = 0.1
 """Deviations fade so much slower than the fit's steps: some sizes are seldom met."""
@@ -217,7 +218,10 @@ class StepCost:
     ) -> None:
         """Takes a step's time into account, and all others' age."""
         before = self.seconds_of(tokens, context, left)
-        seconds = before * (1.0 + self._believed(seconds / before - 1.0))
+        error = seconds / before - 1.0
+        believed = self._believed(error)
+        haste = 1.0 if believed == error else HASTE
+        seconds = before * (1.0 + believed)
         # Floats for all: kernels are compiled for each type they meet.
         near, row = (float(tokens), 0) if left is None else (float(left), 1)
         remaining = WHOLE if left is None else near
@@ -225,7 +229,7 @@ class StepCost:
         features = np.array([table, context / CONTEXT_UNIT, 1.0, row])
         # Relative errors count alike: a long step must not outweigh many short ones.
         weight = (self._unit / before) ** 2
-        fades = np.exp(-self.decay)
+        fades = np.exp(-haste * self.decay)
         self._fit = _refit(
             self._moments, self._target, features, seconds / self._unit, weight, fades
         )
