@@ -1,6 +1,7 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
 # make test   all tests          make lint   ruff and mypy
 # make bench  speed by arm on an inflated model; tree sizes as the load changes
+# make bench-sizes     more batch sizes; sizes in real time against every fixed one
 # make bench-host      attention kernel; host time per step
 # make bench-threads   plain vLLM by number of threads
 # make bench-pruning   what early pruning saves, by layer, rule and amount
@@ -21,7 +22,7 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint bench bench-host bench-threads bench-pruning format clean
+.PHONY: setup demo test lint bench bench-sizes bench-host bench-threads bench-pruning format clean
 
 setup: $(READY)
 
@@ -62,11 +63,20 @@ $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.jso
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd
 # In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
-	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 64 --prompt-tokens 32 \
-		--rounds 4 --seconds 25 --out build/bench
+	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 48 --prompt-tokens 32 \
+		--rounds 3 --seconds 20 --out build/bench
 	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
 		--dtype float32 --out build/bench/float32
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
+
+# Against trees of every fixed size, best first: predicted from a recording, since the
+# largest would take hours.
+FIXED := $(foreach nodes,4 8 16 32 64,propd-no-dynamic:pruning=off,num_speculative_tokens=$(nodes))
+bench-sizes: $(INFLATED)/config.json
+	$(BIN)/vllm-propd bench $(INFLATED) --arms "plain chain propd" --batch-sizes 2,8,32,64 \
+		--max-tokens 32 --prompt-tokens 32 --out build/sizes
+	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) propd-no-prune propd" \
+		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
 
 bench-host: $(READY)
 	$(BIN)/python scripts/bench_attention.py

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prices import Line
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.growth import grow
+from vllm_propd.core.planned_replay import replay_planned
+from vllm_propd.core.planner import Planner
 from vllm_propd.core.replay import RecordedText, replay
 from vllm_propd.core.tree import TokenTree
 
@@ -134,5 +137,27 @@ def test_too_short_texts_are_refused() -> None:
     text = recorded(0)
     first = [a[:1] for a in (text.token, text.parent, text.depth, text.score)]
     short = RecordedText(*first, text=text.text[:1])
+    config = ProPDConfig(num_speculative_tokens=8)
     with pytest.raises(ValueError, match="too short"):
-        replay([short], ProPDConfig(num_speculative_tokens=8))
+        replay([short], config)
+    with pytest.raises(ValueError, match="too short"):
+        replay_planned([short], config, Planner(Line(1.0), Line(0.0)), 1)
+
+
+def test_plans_that_draft_all_nodes_walk_as_fixed_sizes_do() -> None:
+    texts, config = [recorded(0)], ProPDConfig(num_speculative_tokens=NODES)
+    found = replay_planned(texts, config, Planner(Line(1.0), Line(0.0)), 1)
+    fixed = replay(texts, config)
+    assert (found.drafted, found.kept) == (NODES, NODES)
+    assert found.tokens_per_step == pytest.approx(fixed.tokens_per_step, rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_a_planned_batch_stays_full(batch_size: int) -> None:
+    """Of texts that end at different steps, and of more sequences than there are texts."""
+    texts, config = [recorded(0), recorded(1)], ProPDConfig(num_speculative_tokens=NODES)
+    planner = Planner(Line(1.0, 1e-4), Line(0.25))
+    found = replay_planned(texts, config, planner, batch_size)
+    assert found.step_s == pytest.approx(1.25 + 1e-4 * batch_size * (1 + NODES))
+    assert found.steps % batch_size == 0
+    assert found.tokens >= 2 * (PLACES - HEADS + 1)

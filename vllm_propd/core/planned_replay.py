@@ -7,6 +7,7 @@ of its heads' word while serving is learned from the whole recording first.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ def replay_planned(
 ) -> PlannedReplay:
     """Walks over recorded texts, ``batch_size`` of them together.
 
+    Where one ends the next begins, the first again after the last: the batch stays full
+    until it has put out as many tokens as all texts have.
+
     Args:
         texts: recorded with trees at least as large as the config's.
         config: the most nodes of a tree, and how the early head is used.
@@ -71,41 +75,40 @@ def replay_planned(
     most = config.num_speculative_tokens
     if (nodes := min(text.token.shape[1] for text in texts)) < most:
         raise ValueError(f"recorded were trees of {nodes} nodes, not of {most}")
-    steps = engine_steps = tokens = drafted = kept = 0
-    seconds = 0.0
-    sequences = _by_worth(texts)
-    for start in range(0, len(texts), batch_size):
-        group = sequences[start : start + batch_size]
-        while live := [one for one in group if one.goes_on]:
-            probability = np.concatenate([one.worth[one.at, :most] for one in live])
-            owner = np.repeat(np.arange(len(live)), most)
-            plan = planner.plan(Batch(probability, owner, len(live)))
-            verified = [np.arange(most) < size for size in plan.sizes.tolist()]
-            stays = verified
-            if plan.keep is not None:
-                stays = _kept(live, verified, config, plan.keep)
-            right = np.concatenate([one.right[one.at, :most] for one in live])
-            if planner.survival is not None and plan.keep is not None:
-                drafted_ones = np.concatenate(verified)
-                narrow = best_by_draft(np.where(drafted_ones, probability, 0.0), plan.keep)
-                left = np.concatenate(stays)
-                planner.survival.observe(right & drafted_ones, narrow, left)
-            accepted = 0
-            for one, of_one in zip(live, stays, strict=True):
-                longest = int((of_one & one.right[one.at, :most]).sum())
-                accepted += longest
-                one.at += longest + 1
-            tokens += accepted + len(live)
-            steps += len(live)
-            engine_steps += 1
-            seconds += plan.seconds
-            drafted += int(plan.sizes.sum())
-            kept += sum(int(of_one.sum()) for of_one in stays)
-    if not steps:
+    sequences = [one for one in _by_worth(texts) if one.places]
+    if not sequences:
         raise ValueError("the recorded texts are too short to replay")
-    return PlannedReplay(
-        steps, tokens, drafted / steps, kept / steps, seconds / engine_steps
-    )
+    steps = tokens = drafted = kept = 0
+    seconds = 0.0
+    pool = cycle(sequences)
+    live = [replace(next(pool)) for _ in range(batch_size)]
+    while tokens < sum(one.places for one in sequences):
+        probability = np.concatenate([one.worth[one.at, :most] for one in live])
+        owner = np.repeat(np.arange(len(live)), most)
+        plan = planner.plan(Batch(probability, owner, len(live)))
+        verified = [np.arange(most) < size for size in plan.sizes.tolist()]
+        stays = verified
+        if plan.keep is not None:
+            stays = _kept(live, verified, config, plan.keep)
+        right = np.concatenate([one.right[one.at, :most] for one in live])
+        if planner.survival is not None and plan.keep is not None:
+            drafted_ones = np.concatenate(verified)
+            narrow = best_by_draft(np.where(drafted_ones, probability, 0.0), plan.keep)
+            left = np.concatenate(stays)
+            planner.survival.observe(right & drafted_ones, narrow, left)
+        accepted = 0
+        for one, of_one in zip(live, stays, strict=True):
+            longest = int((of_one & one.right[one.at, :most]).sum())
+            accepted += longest
+            one.at += longest + 1
+        tokens += accepted + len(live)
+        seconds += plan.seconds
+        drafted += int(plan.sizes.sum())
+        kept += sum(int(of_one.sum()) for of_one in stays)
+        steps += 1
+        live = [one if one.goes_on else replace(next(pool)) for one in live]
+    each = steps * batch_size
+    return PlannedReplay(each, tokens, drafted / each, kept / each, seconds / steps)
 
 
 def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:
