@@ -5,13 +5,18 @@
 
 Builds nothing and needs no vLLM. Times are medians; what they could be at best is counted
 in bytes and operations, over rates measured on the spot. Data is random, weights too: these
-are times of shapes, not of a model.
+are times of shapes, not of a model. Where vLLM is installed, the arms of `vllm-propd bench`
+follow, on real engines.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +38,8 @@ from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+ROOT = Path(__file__).parents[1]
+ARMS = "plain medusa chain static propd-no-prune propd-no-dynamic propd"
 Row = dict[str, Any]
 
 
@@ -320,6 +327,18 @@ def cost_curve(plan: Plan, rate: Row) -> list[Row]:
     return found
 
 
+def run_arms(folder: Path) -> None:
+    """The benchmark, on the demo's model made large; it prints, and writes there."""
+    model = folder / "inflated"
+    inflate = [str(ROOT / "scripts" / "inflate_model.py"), str(ROOT / "demo" / "model")]
+    inflate += [str(model), "--factor", "16", "--layers", "16"]
+    bench = ["-m", "vllm_propd.cli", "bench", str(model), "--arms", ARMS]
+    bench += ["--batch-sizes", "1,4,16,64", "--out", str(folder)]
+    environment = os.environ | {"VLLM_PROPD_UNTESTED_CUDA": "1"}
+    for command in (inflate, bench):
+        subprocess.run([sys.executable, *command], check=True, env=environment)
+
+
 def show(title: str, rows: list[Row], console: Console) -> None:
     """Prints rows as they are."""
     table = Table(*rows[0], title=title)
@@ -354,6 +373,9 @@ def main(
     }  # fmt: skip
     out.write_text(json.dumps(found, indent=1) + "\n")
     console.print(f"{out}")
+    if CUDA and importlib.util.find_spec("vllm") is not None:
+        torch.cuda.empty_cache()  # for the engines
+        run_arms(out.with_suffix(""))
 
 
 if __name__ == "__main__":
