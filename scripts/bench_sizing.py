@@ -156,7 +156,8 @@ def show(found: dict[str, Records], console: Console) -> None:
         "step, ms", "estimate off by",
         title="sizes after a jump of the load; means, and medians of times",
     )  # fmt: skip
-    for name in ("alone", "crowd", "alone again"):
+    phases = ("alone", "crowd", "alone again")
+    for name in phases:
         records = found[name]
         soon = mean(sizes(records[FOLLOWED_WITHIN : STEPS // 2]))
         table.add_row(
@@ -167,6 +168,8 @@ def show(found: dict[str, Records], console: Console) -> None:
             f"{1e3 * median(r['measured_s'] for r in records):.0f}",
             f"{median(errors(records)):.1%}",
         )
+    together = [record for name in phases for record in found[name]]
+    table.add_row("all", "", "", "", "", f"{median(errors(together)):.1%}")
     console.print(table)
     table = Table("steps", "step, ms", "estimate off by", title="a second process starts")
     rows = {"before": found["quiet"][-BUSY_WITHIN // 2 :]}
