@@ -45,6 +45,7 @@ def results(**fields: Any) -> Results:
         "parameters": 770_000_000,
         "inflated": True,
         "dtype": "bfloat16",
+        "prompt_tokens": 32,
         "max_tokens": 64,
         "rounds": 3,
         "temperature": 0.0,

@@ -168,6 +168,7 @@ def results(*workloads: str) -> Results:
         parameters=1_000_000,
         inflated=False,
         dtype="float32",
+        prompt_tokens=32,
         max_tokens=8,
         rounds=3,
         temperature=0.0,

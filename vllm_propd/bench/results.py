@@ -134,7 +134,8 @@ class Results(BaseModel):
     parameters: int = Field(description="Of the target.")
     inflated: bool = Field(description="Made large out of a small model.")
     dtype: str
-    max_tokens: int
+    prompt_tokens: int = Field(description="Of each prompt, on the axis of batch size.")
+    max_tokens: int = Field(description="New ones of each sequence.")
     rounds: int = Field(description="Turns of each arm at each point; at least.")
     temperature: float
     machine: Machine
@@ -173,9 +174,10 @@ class Results(BaseModel):
         kind = "an inflated small model, not a published one" if self.inflated else ""
         size = f"{self.parameters / 1e9:.2f}B parameters" + (f" ({kind})" if kind else "")
         return (
-            f"{size}, {self.dtype}, {self.max_tokens} new tokens, temperature "
-            f"{self.temperature:g}; {self.machine.cores} cores of "
-            f"{self.machine.processor}; medians of {self.rounds} or more rounds"
+            f"{size}, {self.dtype}, {self.max_tokens} new tokens after "
+            f"{self.prompt_tokens}, temperature {self.temperature:g}; "
+            f"{self.machine.cores} cores of {self.machine.processor}; medians of "
+            f"{self.rounds} or more rounds"
         )
 
 

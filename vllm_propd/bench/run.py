@@ -184,6 +184,7 @@ def _results(model: Path, settings: BenchSettings) -> Results:
         parameters=parameters,
         inflated="inflated" in config,
         dtype=settings.dtype,
+        prompt_tokens=settings.prompt_tokens,
         max_tokens=settings.max_tokens,
         rounds=settings.rounds,
         temperature=settings.temperature,
