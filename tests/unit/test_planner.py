@@ -142,6 +142,25 @@ def test_totals_are_round() -> None:
         assert min(budget, 125) in met
 
 
+def test_totals_are_those_of_captured_graphs() -> None:
+    captured = [1, 2, 4, 8, 16, 24]
+    assert round_totals(100, captured).tolist() == [
+        *captured,
+        28,
+        32,
+        40,
+        48,
+        56,
+        64,
+        80,
+        96,
+    ]
+    assert round_totals(20, captured).tolist() == captured[:-1]
+    planner = Planner(Line(1.0, 0.04), NOTHING, totals=round_totals(64, captured))
+    plan = planner.plan(batch_of([0.9 * 0.95**i for i in range(40)]))
+    assert 1 + int(plan.sizes.sum()) in captured
+
+
 def test_small_advantages_do_not_move_it() -> None:
     price = Line(1.0, 0.05, flat=8)
     planner = Planner(price, NOTHING, totals=ANY, hysteresis=0.03)

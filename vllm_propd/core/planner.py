@@ -8,6 +8,7 @@ drafted, the best m of them kept after the shallow layers. No node at all is a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +20,9 @@ from vllm_propd.core.survival import Survival
 from vllm_propd.core.tree import Ints
 
 Floats = npt.NDArray[np.float64]
+
+MOST_TOKENS = 1 << 16
+"""No step holds more."""
 
 
 class Price(Protocol):
@@ -32,14 +36,21 @@ class Price(Protocol):
         """
 
 
-def round_totals(most: int) -> Ints:
+def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
     """Numbers of tokens that a planned step may have: four in each octave, beyond 8.
 
     Kernels prepare each number of rows that they have not met, and work in tiles: steps
     of all sizes would meet hundreds, and few of them gain anything by it.
+
+    Args:
+        most: tokens.
+        captured: ascending sizes of CUDA graphs, instead of all numbers up to the last of
+            them: steps are padded to these, and would pay for more than they hold.
     """
     octaves = np.arange(4, 8)[None, :] << np.arange(1, 20)[:, None]
     totals = np.concatenate([np.arange(1, 8), octaves.ravel()])
+    if len(captured):
+        totals = np.concatenate([captured, totals[totals > captured[-1]]])
     return totals[totals <= most]
 
 
@@ -119,7 +130,7 @@ class Planner:
     step: Price
     draft: Price
     survival: Survival | None = None
-    totals: Ints = field(default_factory=lambda: round_totals(1 << 16))
+    totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
     hysteresis: float = 0.02
     _last: tuple[float, float | None] | None = field(default=None, init=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
@@ -18,7 +18,7 @@ import numpy as np
 from vllm_propd.core.cost import StepCost
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.pauses import Pauses
-from vllm_propd.core.planner import Batch, Plan, Planner
+from vllm_propd.core.planner import MOST_TOKENS, Batch, Plan, Planner, round_totals
 from vllm_propd.core.survival import Grader, PrunedStep, Survival
 from vllm_propd.core.tree import Ints, TokenTree
 
@@ -139,6 +139,7 @@ class DynamicSizing:
         nodes: the most of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
         pruning: whether steps may be pruned; ``step`` then has a table of both halves.
+        captured: see ``round_totals``.
         clock: seconds.
     """
 
@@ -149,13 +150,15 @@ class DynamicSizing:
         nodes: int,
         token_budget: int,
         pruning: bool = False,
+        captured: Sequence[int] = (),
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.step, self.draft = step, draft
         self.nodes, self.token_budget = nodes, token_budget
         self.survival = Survival() if pruning else None
         self.grader = Grader(self.survival) if self.survival else None
-        self.planner = Planner(step, draft, self.survival)
+        totals = round_totals(MOST_TOKENS, captured)
+        self.planner = Planner(step, draft, self.survival, totals)
         self._clock = clock
         self._pauses = Pauses()
         self._gaps: deque[float] = deque(maxlen=GAPS)

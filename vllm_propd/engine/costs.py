@@ -79,6 +79,7 @@ def dynamic_sizing(runner: Any) -> DynamicSizing:
         runner.propd.num_speculative_tokens,
         runner.max_num_tokens,
         pruning=runner.propd.plans_pruning,
+        captured=runner.cudagraph_batch_sizes,
     )
 
 

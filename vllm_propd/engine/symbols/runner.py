@@ -74,8 +74,8 @@ SYMBOLS = (
         "the state that our hooks read and correct",
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
-        "discard_request_mask input_batch input_ids kv_cache_config max_num_reqs "
-        "max_num_tokens positions requests sampler",
+        "cudagraph_batch_sizes discard_request_mask input_batch input_ids kv_cache_config "
+        "max_num_reqs max_num_tokens positions requests sampler",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
