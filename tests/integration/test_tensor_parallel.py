@@ -117,7 +117,7 @@ def set_price(worker: Any) -> None:
     """Rank 0, which plans, finds that trees pay; rank 1 still believes its clocks."""
     planner = getattr(worker.model_runner.sizing, "planner", None)
     if worker.rank == 0 and planner is not None:
-        planner.step, planner.draft = Line(0.01, 1e-4, below=0.02), Line(1e-4)
+        planner.step, planner.draft = Line(0.01, 2e-5, below=0.02), Line(1e-4)
 
 
 @pytest.fixture(scope="module")
