@@ -51,3 +51,25 @@ def test_rounds_that_stand_out_do_not_count(
     for ratio in ratios:
         taken += [("b", 100.0 * ratio), ("plain", 100.0)]
     assert turns_of(*taken).ratio("b") == pytest.approx(expected)
+
+
+def test_a_part_of_some_steps_counts_by_their_share() -> None:
+    """Of four steps three are whole, of 10 ms, and one is in halves, of 1 + 2 + 5 ms."""
+    turn = Turn(
+        step_seconds=5 * [0.012, 0.012, 0.012, 0.010],
+        parts={
+            "prepare": [0.001] * 20,
+            "forward": [0.010] * 15,
+            "split": [0.001] * 5,
+            "lower half": [0.002] * 5,
+            "upper half": [0.005] * 5,
+            "draft": [9.0],
+        },
+    )
+    assert turn.step_ms() == pytest.approx(
+        {
+            "prepare": 1.0, "forward": 7.5, "split": 0.25, "lower half": 0.5,
+            "upper half": 1.25, "rest": 1.5, "step": 12.0,
+        }
+    )  # fmt: skip
+    assert turn.host_ms() == pytest.approx(2.5)

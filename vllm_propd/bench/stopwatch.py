@@ -21,6 +21,9 @@ PARTS = {
 """vLLM's runner methods and, where trees are pruned, what they are made of; and what the
 report calls them. ``verify`` is sampling, and with ProPD also the walk and the commit."""
 
+SPLIT = "split"
+"""What a forward in two halves takes beside these."""
+
 
 @dataclass
 class Work:
@@ -59,7 +62,8 @@ class Work:
 def install(worker: Any) -> None:
     """Runs in the worker (``collective_rpc``): times each call of the runner's methods.
 
-    A part inside another one, as the halves are inside the forward, is not counted in it.
+    A part inside another one, as the halves are inside the forward, is not counted in it,
+    and what is left is called ``SPLIT``: whole forwards are not to be mixed with it.
     Again after ``use_settings``, which makes some of what is timed anew.
     """
     runner = worker.model_runner
@@ -77,7 +81,8 @@ def install(worker: Any) -> None:
                 return method(*args, **kwargs)
             finally:
                 spent = time.perf_counter() - start
-                worker.laps[part].append(spent - worker.inside)
+                own = SPLIT if worker.inside else part
+                worker.laps[own].append(spent - worker.inside)
                 worker.inside = before + spent
 
         wrapper.untimed = method  # type: ignore[attr-defined]

@@ -8,7 +8,10 @@ from itertools import zip_longest
 from statistics import mean, median
 from typing import Any, Generic, TypeVar
 
-from vllm_propd.bench.stopwatch import Work
+from vllm_propd.bench.stopwatch import SPLIT, Work
+
+RARE = 0.1
+"""Of a turn's steps; such ones are not what a median is about."""
 
 Taker = TypeVar("Taker")
 AnyTurn = TypeVar("AnyTurn", bound="Turn")
@@ -16,7 +19,7 @@ AnyTurn = TypeVar("AnyTurn", bound="Turn")
 Recording = list[list[dict[str, Any]]]
 """Trees of steps (``engine.record.RecordedTree``)."""
 
-FORWARD = ("forward", "lower half", "prune", "upper half")
+FORWARD = ("forward", SPLIT, "lower half", "prune", "upper half")
 """Parts of a step that are the model's, early head included."""
 
 
@@ -100,10 +103,18 @@ class Turn:
         return self.tokens / self.seconds
 
     def step_ms(self) -> dict[str, float]:
-        """Median milliseconds of a step by part; ``rest`` is what no part explains."""
+        """Median milliseconds of a step by part; ``rest`` is what no part explains.
+
+        A part of some steps only, as of those that are pruned, counts by their share; one
+        of rare steps, as of prefills where all others are pruned, not at all.
+        """
         if not self.parts:
             return {}
-        found = {part: 1e3 * median(laps) for part, laps in self.parts.items() if laps}
+        found = {}
+        for part, laps in self.parts.items():
+            share = min(len(laps) / len(self.step_seconds), 1.0)
+            if share >= RARE:
+                found[part] = 1e3 * share * median(laps)
         step = 1e3 * median(self.step_seconds)
         return {**found, "rest": step - sum(found.values()), "step": step}
 
