@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 METHOD = "propd"
 """The word users put into ``method``, or give alone."""
@@ -111,6 +118,12 @@ class ProPDConfig(BaseModel):
         description="Lossy `typical` acceptance only: the threshold is lowered to this "
         "times exp(-entropy).",
     )
+
+    @field_validator("pruning", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        """A bare ``off`` is false in YAML."""
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Self:

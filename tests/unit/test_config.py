@@ -260,3 +260,9 @@ def test_what_is_no_preset_is_named(path: Any) -> None:
     with pytest.raises(ValueError, match=r"'config': .*cannot be read") as error:
         parse_config({"config": path})
     assert f"'config': {path} " in str(error.value)
+
+
+def test_a_bare_off_in_yaml_is_off(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("pruning: off\n")
+    assert parse_config({"config": str(preset)}).pruning == "off"
