@@ -80,9 +80,10 @@ def replay_planned(
         raise ValueError("the recorded texts are too short to replay")
     steps = tokens = drafted = kept = 0
     seconds = 0.0
+    wanted = sum(one.places for one in sequences)
     pool = cycle(sequences)
     live = [replace(next(pool)) for _ in range(batch_size)]
-    while tokens < sum(one.places for one in sequences):
+    while tokens < wanted:
         probability = np.concatenate([one.worth[one.at, :most] for one in live])
         owner = np.repeat(np.arange(len(live)), most)
         plan = planner.plan(Batch(probability, owner, len(live)))
