@@ -9,11 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.config import VllmConfig
-from vllm.distributed import (
-    get_tensor_model_parallel_rank,
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_gather,
-)
 from vllm.logger import init_logger
 
 from vllm_propd.config import METHOD, ProPDConfig
@@ -21,9 +16,9 @@ from vllm_propd.core.estimates import Estimator, RankAccuracy, Reliability, hits
 from vllm_propd.core.grading import Ungraded
 from vllm_propd.core.growth import grow
 from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.engine.heads import OwnOutput, ServedHeads
 from vllm_propd.heads.calibration import calibration_for
-from vllm_propd.heads.checkpoint import HeadsCheckpoint, load_heads
-from vllm_propd.heads.medusa import MedusaHeads
+from vllm_propd.heads.checkpoint import load_heads
 
 logger = init_logger("vllm.propd.proposer")
 
@@ -52,17 +47,13 @@ class MedusaTreeProposer:
         folder = Path(self.config.model)
         checkpoint = load_heads(folder)
         dtype, device = self.model_config.dtype, self.device
-        self.heads = MedusaHeads.from_checkpoint(checkpoint).to(dtype=dtype, device=device)
+        self.heads = ServedHeads(checkpoint, dtype, device)
         self.target = target
-        self.own_output: torch.Tensor | None = None
+        self.own_output: OwnOutput | None = None
         self.token_map = checkpoint.tensors.get("token_map")
         if checkpoint.num_outputs:
-            self.own_output = _output_shard(checkpoint).to(dtype=dtype, device=device)
-            self.output_size = checkpoint.output_size
-            if self.token_map is None:  # padding rows are no tokens
-                vocabulary = self.model_config.get_vocab_size()
-                self.output_size = min(self.output_size, vocabulary)
-            self.logit_scale = checkpoint.logit_scale
+            vocabulary = self.model_config.get_vocab_size()
+            self.own_output = OwnOutput(checkpoint, vocabulary, dtype, device)
         logger.info(
             "Loaded %d Medusa heads (%d residual block(s) each, output layer: %s)",
             checkpoint.num_heads,
@@ -113,13 +104,11 @@ class MedusaTreeProposer:
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """``[sequences, hidden]`` to ``[heads, sequences, tokens]``, all ranks' alike."""
         states = self.heads(hidden_states)
-        if self.own_output is None:
-            # One product for all heads, gathered over the tensor-parallel ranks.
-            logits = self.target.compute_logits(states.flatten(0, 1))
-            return logits.view(self.num_heads, len(hidden_states), -1)
-        logits = torch.matmul(states, self.own_output.mT)
-        logits = tensor_model_parallel_all_gather(logits)[..., : self.output_size]
-        return logits * self.logit_scale
+        if self.own_output is not None:
+            return self.own_output(states)
+        # One product for all heads, gathered over the tensor-parallel ranks.
+        logits = self.target.compute_logits(states.flatten(0, 1))
+        return logits.view(self.num_heads, len(hidden_states), -1)
 
     @torch.inference_mode()
     def candidates(self, hidden_states: torch.Tensor) -> tuple[Ints, np.ndarray]:
@@ -194,22 +183,3 @@ class MedusaTreeProposer:
     def forget(self, request_id: str) -> None:
         """A request has ended."""
         self._ungraded.forget(request_id)
-
-
-def _output_shard(checkpoint: HeadsCheckpoint) -> torch.Tensor:
-    """This rank's rows of the heads' own output layers.
-
-    ``[outputs, rows, hidden]``; one shared layer broadcasts over the heads. Rows are
-    padded so that every rank holds as many.
-    """
-    world, rank = (
-        get_tensor_model_parallel_world_size(),
-        get_tensor_model_parallel_rank(),
-    )
-    share = -(-checkpoint.output_size // world)
-    shards = []
-    for head in range(checkpoint.num_outputs):
-        rows = checkpoint.tensors[f"lm_heads.{head}.weight"]
-        rows = rows[rank * share : (rank + 1) * share]
-        shards.append(torch.nn.functional.pad(rows, (0, 0, 0, share - len(rows))))
-    return torch.stack(shards)

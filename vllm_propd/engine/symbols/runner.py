@@ -153,12 +153,4 @@ SYMBOLS = (
         "what is timed once need not be timed at every start",
         "nothing",
     ),
-    Symbol(
-        "vllm.distributed:tensor_model_parallel_all_gather",
-        "called",
-        "input_ dim",
-        "gathers the logits of heads with output layers of their own",
-        "all ranks must grow the same tree",
-        "nothing",
-    ),
 )

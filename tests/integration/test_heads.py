@@ -1,0 +1,48 @@
+"""Heads on vLLM's layers compute what the reference computes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import (
+    destroy_distributed_environment,
+    destroy_model_parallel,
+    init_distributed_environment,
+    initialize_model_parallel,
+)
+
+from vllm_propd.engine.heads import ServedHeads
+from vllm_propd.heads.checkpoint import HeadsCheckpoint
+from vllm_propd.heads.medusa import MedusaHeads
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+HEADS, HIDDEN, TOKENS = 3, 64, 5
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a worker has before it loads: vLLM's parameters ask for their rank."""
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, f"file://{store}", 0, "gloo")
+        initialize_model_parallel()
+    yield
+    destroy_model_parallel()
+    destroy_distributed_environment()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_states_are_the_references(layers: int, bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    reference = MedusaHeads(HEADS, layers, HIDDEN, bias)
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    checkpoint = HeadsCheckpoint(Path(), reference.tensors())
+    hidden = torch.randn(TOKENS, HIDDEN).to(dtype)
+    with torch.inference_mode():
+        states = ServedHeads(checkpoint, dtype, "cpu")(hidden)
+        torch.testing.assert_close(states, reference.to(dtype)(hidden))

@@ -1,0 +1,129 @@
+"""Medusa heads in a worker, on vLLM's own linear layers.
+
+vLLM chooses a matrix product for the platform and the dtype; on CPUs one whose weights are
+packed ahead, which reads them twice as fast as torch's. Drafting a small batch is nothing
+but reading them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_gather,
+)
+from vllm.model_executor.layers.linear import ReplicatedLinear
+
+from vllm_propd.heads.checkpoint import HeadsCheckpoint
+
+
+class ServedHeads:
+    """What ``MedusaHeads`` computes; each rank all of it.
+
+    Args:
+        checkpoint: the heads.
+        dtype, device: of the target.
+    """
+
+    def __init__(self, checkpoint: HeadsCheckpoint, dtype: torch.dtype, device: Any):
+        self.num_heads = checkpoint.num_heads
+        names = ("weight", "bias") if checkpoint.has_bias else ("weight",)
+
+        def linear(layer: int, *heads: int) -> ReplicatedLinear:
+            """Some heads' blocks of a layer, side by side."""
+            tensors = [
+                torch.cat([checkpoint.block(head, layer, name) for head in heads])
+                for name in names
+            ]
+            return _linear(dtype, device, *tensors)
+
+        heads = range(self.num_heads)
+        # All heads begin with the same state: one product.
+        self._first = linear(0, *heads)
+        self._later = [
+            [linear(layer, head) for head in heads]
+            for layer in range(1, checkpoint.num_layers)
+        ]
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``[tokens, hidden]`` to ``[heads, tokens, hidden]``."""
+        update = self._first(hidden_states)
+        update = update.view(len(hidden_states), self.num_heads, -1).transpose(0, 1)
+        states = hidden_states + nn.functional.silu(update)
+        for blocks in self._later:
+            pairs = zip(blocks, states, strict=True)
+            update = torch.stack([block(state) for block, state in pairs])
+            states = states + nn.functional.silu(update)
+        return states
+
+
+class OwnOutput:
+    """Output layers that came with the heads: one for all, or one for each.
+
+    Args:
+        checkpoint: the heads.
+        vocabulary: tokens of the target; further rows are padding, and no tokens.
+        dtype, device: of the target.
+    """
+
+    def __init__(
+        self,
+        checkpoint: HeadsCheckpoint,
+        vocabulary: int,
+        dtype: torch.dtype,
+        device: Any,
+    ):
+        self._scale, self._size = checkpoint.logit_scale, checkpoint.output_size
+        if "token_map" not in checkpoint.tensors:
+            self._size = min(self._size, vocabulary)
+        self._layers = [
+            _linear(dtype, device, _own_rows(checkpoint, head))
+            for head in range(checkpoint.num_outputs)
+        ]
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """``[heads, tokens, hidden]`` to ``[heads, tokens, vocabulary]``, all ranks'."""
+        if len(self._layers) == 1:
+            logits = self._layers[0](states.flatten(0, 1)).view(*states.shape[:2], -1)
+        else:
+            pairs = zip(self._layers, states, strict=True)
+            logits = torch.stack([layer(state) for layer, state in pairs])
+        logits = tensor_model_parallel_all_gather(logits)[..., : self._size]
+        return logits * self._scale
+
+
+def _linear(
+    dtype: torch.dtype,
+    device: Any,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> ReplicatedLinear:
+    rows, hidden = weight.shape
+    with torch.device(device):
+        layer = ReplicatedLinear(
+            hidden,
+            rows,
+            bias=bias is not None,
+            params_dtype=dtype,
+            return_bias=False,
+            disable_tp=True,
+        )
+    layer.weight_loader(layer.weight, weight)
+    if bias is not None:
+        layer.weight_loader(layer.bias, bias)
+    layer.quant_method.process_weights_after_loading(layer)
+    return layer.requires_grad_(False)
+
+
+def _own_rows(checkpoint: HeadsCheckpoint, head: int) -> torch.Tensor:
+    """This rank's rows of a head's own output layer, padded to as many on every rank."""
+    world = get_tensor_model_parallel_world_size()
+    rank = get_tensor_model_parallel_rank()
+    share = -(-checkpoint.output_size // world)
+    rows = checkpoint.tensors[f"lm_heads.{head}.weight"]
+    rows = rows[rank * share : (rank + 1) * share]
+    return nn.functional.pad(rows, (0, 0, 0, share - len(rows)))
