@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
@@ -48,25 +48,27 @@ class Load:
     llm: LLM
     prompts: list[list[int]]
     running: list[str] = field(default_factory=list)
-    started: int = 0
+    place: int = 0
+    requests: int = 0
     count: int = 0
 
-    def have(self, count: int) -> None:
-        """Adds requests, or aborts some."""
-        engine = self.llm.llm_engine
-        if len(self.running) > count:
-            engine.abort_request(self.running[count:])
-            del self.running[count:]
+    def start(self, count: int) -> None:
+        """Ends all requests, and begins anew, from the first prompt on."""
+        self.llm.llm_engine.abort_request(self.running)
+        self.running, self.place = [], 0
+        self.join(count)
+
+    def join(self, count: int) -> None:
+        """As many requests from now on, as they are or more."""
         self.count = count
         params = SamplingParams(
             temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False
         )
         while len(self.running) < count:
-            name = str(self.started)
-            prompt = self.prompts[self.started % len(self.prompts)]
-            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+            name, prompt = str(self.requests), self.prompts[self.place % len(self.prompts)]
+            self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
             self.running.append(name)
-            self.started += 1
+            self.place, self.requests = self.place + 1, self.requests + 1
 
     def steps(self, count: int, bar: Progress, task: TaskID) -> Records:
         """Runs steps, and says what sizing saw of them."""
@@ -75,7 +77,7 @@ class Load:
             for output in self.llm.llm_engine.step():
                 if output.finished:
                     self.running.remove(output.request_id)
-            self.have(self.count)
+            self.join(self.count)
             bar.advance(task)
         found: Records = self.llm.collective_rpc("take_sizing_records")[0]
         return found
@@ -88,17 +90,25 @@ def sizes(records: Records) -> list[float]:
 
 def errors(records: Records) -> list[float]:
     """Of estimated step times, relatively."""
-    return [abs(r["estimated_s"] / r["measured_s"] - 1) for r in records]
+    return [r["estimated_s"] / r["measured_s"] - 1 for r in records]
 
 
-def steady(records: Records) -> float:
-    """Mean nodes per sequence, once a phase has settled."""
-    return mean(sizes(records[STEPS // 2 :]))
+def off(records: Records) -> str:
+    """Medians: of the errors' sizes, and of the errors."""
+    found = errors(records)
+    return f"{median(map(abs, found)):.1%} ({median(found):+.1%})"
 
 
-def mean(values: list[float]) -> float:
-    """Sizes change from step to step with how sure the heads are: only means compare."""
-    return sum(values) / max(len(values), 1)
+def followed(found: dict[str, Records], phase: str) -> tuple[float, float]:
+    """Nodes per sequence soon after the load's jump, and at the same place of the same
+    texts without one; means, since sizes change from step to step with how sure the heads
+    are.
+    """
+    soon, long = slice(FOLLOWED_WITHIN, STEPS // 2), slice(STEPS // 2, STEPS)
+    records = found[phase]
+    if phase == "crowd":  # of many texts, any place will do
+        return mean(sizes(records[soon])), mean(sizes(records[long]))
+    return mean(sizes(records[soon])), mean(sizes(found["alone"][soon]))
 
 
 def burn() -> None:
@@ -126,16 +136,16 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         load = Load(llm, prompts)
         found: dict[str, Records] = {}
         phases: dict[str, Callable[[], None]] = {
-            "warm up": lambda: load.have(1),
-            "alone": lambda: None,
-            "crowd": lambda: load.have(CROWD),
-            "alone again": lambda: load.have(1),
+            "warm up": lambda: load.start(1),
+            "alone": lambda: load.start(1),
+            "crowd": lambda: load.join(CROWD),
+            "alone again": lambda: load.start(1),
         }
         for name, change in phases.items():
             bar.update(task, description=name)
             change()
             found[name] = load.steps(STEPS, bar, task)
-        load.have(BUSY_REQUESTS)
+        load.join(BUSY_REQUESTS)
         bar.update(task, description="before another process")
         found["quiet"] = load.steps(STEPS, bar, task)
         other = multiprocessing.get_context("spawn").Process(target=burn, daemon=True)
@@ -152,33 +162,34 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
 def show(found: dict[str, Records], console: Console) -> None:
     """Prints what was followed."""
     table = Table(
-        "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS // 2}", "later",
-        "step, ms", "estimate off by",
+        "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS // 2}", "steady",
+        "step, ms", "estimate off by (signed)",
         title="sizes after a jump of the load; means, and medians of times",
+        caption="steady: the crowd's later steps; alone, the same text before it came",
     )  # fmt: skip
     phases = ("alone", "crowd", "alone again")
     for name in phases:
         records = found[name]
-        soon = mean(sizes(records[FOLLOWED_WITHIN : STEPS // 2]))
+        soon, steady = followed(found, name)
+        compared = "" if name == "alone" else f"{steady:.2f}"
+        ms = 1e3 * median(r["measured_s"] for r in records)
         table.add_row(
-            name,
-            str(records[-1]["sequences"]),
-            f"{soon:.2f}",
-            f"{steady(records):.2f}",
-            f"{1e3 * median(r['measured_s'] for r in records):.0f}",
-            f"{median(errors(records)):.1%}",
-        )
+            name, str(records[-1]["sequences"]), f"{soon:.2f}", compared,
+            f"{ms:.0f}", off(records),
+        )  # fmt: skip
     together = [record for name in phases for record in found[name]]
-    table.add_row("all", "", "", "", "", f"{median(errors(together)):.1%}")
+    table.add_row("all", "", "", "", "", off(together))
     console.print(table)
-    table = Table("steps", "step, ms", "estimate off by", title="a second process starts")
+    table = Table(
+        "steps", "step, ms", "estimate off by (signed)", title="a second process starts"
+    )
     rows = {"before": found["quiet"][-BUSY_WITHIN // 2 :]}
     disturbed, window = found["disturbed"], BUSY_WITHIN // 2
     for start in range(0, len(disturbed) - window + 1, window):
         rows[f"{start} to {start + window} after"] = disturbed[start : start + window]
     for name, records in rows.items():
         ms = 1e3 * median(r["measured_s"] for r in records)
-        table.add_row(name, f"{ms:.0f}", f"{median(errors(records)):.1%}")
+        table.add_row(name, f"{ms:.0f}", off(records))
     console.print(table)
 
 
@@ -193,7 +204,7 @@ def plot(found: dict[str, Records], target: Path) -> None:
     for index, name in enumerate(phases):
         start = STEPS * index
         left.axvline(start, color="grey", linestyle=":")
-        left.hlines(steady(found[name]), start, start + STEPS, color="black")
+        left.hlines(followed(found, name)[1], start, start + STEPS, color="black")
         left.text(start + 4, left.get_ylim()[1], name, va="top")
     left.set(title="nodes per sequence", xlabel="step")
     records = found["quiet"] + found["disturbed"]

@@ -41,7 +41,7 @@ def demo(
     ),
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
     prompts: Annotated[int, typer.Option(help="Prompts from unseen files.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="New tokens for each.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=2, help="New tokens for each.")] = 128,
     rounds: Annotated[int, typer.Option(help="Turns each arm takes.")] = 3,
     num_speculative_tokens: Annotated[int, typer.Option(help="Nodes of a tree.")] = 48,
 ) -> None:

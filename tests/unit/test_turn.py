@@ -1,56 +1,11 @@
-"""Whose turn it is, and what it is compared with."""
+"""What a turn says of itself."""
 
 from __future__ import annotations
 
 import pytest
 
-from vllm_propd.bench.turn import Turn, Turns, in_turns, turns_in
-
-
-def turns_of(*taken: tuple[str, float]) -> Turns[Turn]:
-    turns: Turns[Turn] = Turns()
-    for arm, tokens_per_s in taken:
-        turns.add(arm, Turn(seconds=2.0, tokens=round(2.0 * tokens_per_s)))
-    return turns
-
-
-@pytest.mark.parametrize(
-    ("arms", "order"),
-    [("A", "AAA"), ("AB", "ABABA"), ("ABC", "ABCABCA"), ("ABCD", "ABCADABCADA")],
-)
-def test_the_first_arm_goes_right_before_or_after_every_other(
-    arms: str, order: str
-) -> None:
-    assert "".join(in_turns(arms, rounds=2)) == order
-    assert turns_in(len(arms), 2) == len(order)
-
-
-def test_a_machine_that_slows_down_does_not_shape_the_ratio() -> None:
-    speeds = [100, 90, 80, 70, 60, 50, 40]
-    arms = ["plain", "b", "plain", "b", "plain", "b", "plain"]
-    factor = {"plain": 1.0, "b": 1.5}
-    turns = turns_of(*((arm, factor[arm] * s) for arm, s in zip(arms, speeds, strict=True)))
-    assert turns.ratio("b") == pytest.approx(1.5)
-    assert turns.ratio("plain") == 1.0
-
-
-def test_a_turn_is_compared_with_the_nearest_of_plain_on_both_sides() -> None:
-    turns = turns_of(("plain", 10), ("b", 30), ("c", 60), ("plain", 20), ("plain", 99))
-    assert turns.ratio("b") == pytest.approx(2.0)
-    assert turns.ratio("c") == pytest.approx(4.0)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "expected"),
-    [((1.0, 1.2, 9.0), 1.2), ((0.1, 1.0, 1.1, 1.2, 9.0), 1.1)],
-)
-def test_rounds_that_stand_out_do_not_count(
-    ratios: tuple[float, ...], expected: float
-) -> None:
-    taken = [("plain", 100.0)]
-    for ratio in ratios:
-        taken += [("b", 100.0 * ratio), ("plain", 100.0)]
-    assert turns_of(*taken).ratio("b") == pytest.approx(expected)
+from vllm_propd.bench.stopwatch import Work, after
+from vllm_propd.bench.turn import Turn
 
 
 def test_a_part_of_some_steps_counts_by_their_share() -> None:
@@ -73,3 +28,20 @@ def test_a_part_of_some_steps_counts_by_their_share() -> None:
         }
     )  # fmt: skip
     assert turn.host_ms() == pytest.approx(2.5)
+
+
+def test_turns_that_pruned_nothing_say_nothing_of_the_work() -> None:
+    turn = Turn(work=Work(trees=2, rows=10, kept=4, layers=6, early_layer=1))
+    turn += Turn()
+    assert turn.work.ratio == pytest.approx((10 + 4 * 5) / 60)
+
+
+def test_steps_of_prefill_are_not_timed() -> None:
+    laps = {"forward": [9.0, 1.0], "draft": [9.0, 1.0, 1.0], "lower half": [2.0, 2.0]}
+    found = {"forward": [1.0], "draft": [1.0, 1.0], "lower half": [2.0, 2.0]}
+    assert after(1, laps) == found
+
+
+def test_a_first_token_is_the_prefills() -> None:
+    assert Turn(tokens=9, steps=3).tokens_per_step == 3.0
+    assert Turn(tokens=9, prefilled=3, steps=3).tokens_per_step == 2.0

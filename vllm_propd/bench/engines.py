@@ -128,11 +128,11 @@ class ArmEngine:
     def run(
         self, prompts: list[list[int]], params: SamplingParams, full: bool = False
     ) -> Turn:
-        """Generates all prompts together.
+        """Generates all prompts together; what counts begins when all have a first token.
 
         Args:
             prompts: token ids.
-            params: of every request.
+            params: of every request; two tokens or more.
             full: the batch stays full to the end, which comes when all requests together
                 have put out ``max_tokens`` for each; who is faster goes on. Else the last
                 requests run alone, and the slowest one's luck is what is measured.
@@ -152,26 +152,32 @@ class ArmEngine:
             params = params.clone()
             params.max_tokens = FASTEST * params.max_tokens
         texts: dict[str, list[int]] = {name: [] for name in names}
-        started = time.perf_counter()
         for name, prompt in zip(names, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        while engine.has_unfinished_requests() and turn.tokens < wanted:
+        put_out = prefills = 0
+        while engine.has_unfinished_requests() and put_out < wanted:
             step_started = time.perf_counter()
+            if prefilled := all(texts.values()):
+                turn.began = min(turn.began, step_started)
+            else:
+                prefills += 1
             outputs = engine.step()
-            if outputs:
+            if outputs and prefilled:
                 turn.step_seconds.append(time.perf_counter() - step_started)
             for output in outputs:
                 before, ids = texts[output.request_id], output.outputs[0].token_ids
                 if len(ids) > len(before):
-                    turn.steps += len(before) > 0
-                    turn.tokens += len(ids) - len(before)
+                    put_out += len(ids) - len(before)
+                    turn.steps += prefilled
+                    turn.tokens += prefilled * (len(ids) - len(before))
                     texts[output.request_id] = list(ids)
-        turn.seconds = time.perf_counter() - started
+        turn.seconds = time.perf_counter() - turn.began
         engine.abort_request(names)
         while engine.has_unfinished_requests():
             engine.step()
         if self.engine.timed:
-            turn.parts, work = llm.collective_rpc(stopwatch.take)[0]
+            laps, work = llm.collective_rpc(stopwatch.take)[0]
+            turn.parts = stopwatch.after(prefills, laps)
             turn.work = Work(**work)
         if recording:
             turn.records = llm.collective_rpc("take_sizing_records")[0]
@@ -181,16 +187,12 @@ class ArmEngine:
         return turn
 
     def run_all(
-        self,
-        prompts: list[list[int]],
-        batch_size: int,
-        params: SamplingParams,
-        full: bool = False,
+        self, prompts: list[list[int]], batch_size: int, params: SamplingParams
     ) -> Turn:
         """Generates the prompts, ``batch_size`` of them together; see ``run``."""
         turn = Turn()
         for start in range(0, len(prompts), batch_size):
-            turn += self.run(prompts[start : start + batch_size], params, full)
+            turn += self.run(prompts[start : start + batch_size], params)
         return turn
 
     def record(

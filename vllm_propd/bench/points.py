@@ -18,8 +18,8 @@ from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.tasks import TASKS, task_texts
 from vllm_propd.training.corpus import library_files, pieces, read_text
 
-FEWEST_PROMPTS = 2
-"""Of a turn: one text alone says little about acceptance."""
+FEWEST_PROMPTS = 8
+"""Of a point: few texts say little about acceptance."""
 
 CHARS_PER_TOKEN = 8
 """More than text has, so that a piece of so many characters is long enough."""
@@ -29,12 +29,12 @@ Tokenize = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Point:
-    """What every arm generates in a turn.
+    """What every arm generates.
 
     Attributes:
         workload: as in ``Row``.
         batch_size: sequences generated together; of a trace, the most at a time.
-        prompts: token ids, as many as there are sequences in a turn.
+        prompts: token ids.
         arrivals: of a trace, when each prompt arrives, seconds from its start.
         rate: of a trace, mean requests per second.
     """
@@ -49,6 +49,12 @@ class Point:
     def name(self) -> str:
         """As people read it."""
         return point_name(self.workload, self.batch_size)
+
+    @property
+    def groups(self) -> list[list[list[int]]]:
+        """The prompts of a turn; turns are short, so that arms are compared often."""
+        size = self.batch_size
+        return [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)]
 
     def at(self, rate: float) -> Point:
         """A trace that arrives at one request per second, at ``rate`` of them."""
@@ -69,7 +75,7 @@ def batch_points(
     Raises:
         ValueError: there is too little text.
     """
-    sizes = [max(size, FEWEST_PROMPTS) for size in settings.batch_sizes]
+    sizes = [_whole_batches(size) for size in settings.batch_sizes]
     length = settings.prompt_tokens
     prompts = cut_prompts(tokenize, files, max(sizes), length, settings.seed)
     return [
@@ -85,7 +91,7 @@ def workload_points(
     and arrives at one request per second; see ``batch_points``.
     """
     batch_size = sorted(settings.batch_sizes)[len(settings.batch_sizes) // 2]
-    size = max(batch_size, FEWEST_PROMPTS)
+    size = _whole_batches(batch_size)
     requests = settings.trace_requests or 2 * max(settings.batch_sizes)
     longest = settings.longest_prompt
     found = []
@@ -102,6 +108,10 @@ def workload_points(
         left.append(of_task[size:])
     mixed = [ids for turn in zip(*left, strict=True) for ids in turn][:requests]
     return [*found, _trace(mixed, settings)]
+
+
+def _whole_batches(batch_size: int) -> int:
+    return batch_size * -(-FEWEST_PROMPTS // batch_size)
 
 
 def _trace(prompts: list[list[int]], settings: BenchSettings) -> Point:

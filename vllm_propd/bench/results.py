@@ -34,14 +34,16 @@ class Row(BaseModel):
         description="Sequences generated together; of a trace, the most at a time."
     )
     tokens_per_s: float = Field(
-        description="New tokens per second, all sequences, prefill included; from a batch "
-        "that stays full until `max_tokens` for each have come out together."
+        description="New tokens per second, all sequences, from when each has its first "
+        "(of a trace, from its start); the batch stays full until `max_tokens` for each "
+        "have come out together."
     )
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
-        description="Tokens/s over the mean of plain vLLM's turns before and after; of all "
-        "turns the mean without the fastest and the slowest quarter."
+        description="Tokens/s over plain vLLM's at that time, read off between its turns; "
+        "with each group of prompts the mean without the fastest and the slowest quarter "
+        "of turns, and of the groups the mean."
     )
     rounds: int = Field(description="Turns that count.")
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")

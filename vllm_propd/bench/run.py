@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,9 +22,13 @@ from vllm_propd.bench.results import Results, Row, installed_versions, this_mach
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.trace import latencies, run_trace
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
-from vllm_propd.bench.turn import AnyTurn, Turn, Turns, in_turns, turns_in
+from vllm_propd.bench.turn import Recording, Turn
+from vllm_propd.bench.turns import AnyTurn, Turns, in_turns
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
+
+WARM_UP = 0.2
+"""Of the seconds that an arm is measured: what is estimated settles meanwhile."""
 
 
 def run_bench(
@@ -98,20 +101,30 @@ def _measure(
     bar: Progress,
 ) -> Turns[Turn]:
     """Warms all arms up, then takes turns until each has had its rounds and seconds."""
-    task = bar.add_task(point.name, total=len(engines))
+    task = bar.add_task(point.name, total=2 * len(engines))
+    groups = point.groups
 
-    def turn_of(engine: ArmEngine) -> Turn:
+    def turn_of(engine: ArmEngine, group: int = 0) -> Turn:
         bar.update(task, description=f"{point.name}: {engine.arm.name}")
-        turn = engine.run_all(point.prompts, point.batch_size, params, full=True)
-        bar.advance(task)
+        turn = engine.run(groups[group], params, full=True)
+        turn.group = group
         return turn
 
-    fastest = min(turn_of(engine).seconds for engine in engines)
-    rounds = max(settings.rounds, ceil(settings.seconds / fastest))
-    bar.update(task, total=len(engines) + turns_in(len(engines), rounds))
+    for engine in engines:
+        seconds = turn_of(engine).seconds
+        while seconds < WARM_UP * settings.seconds:
+            seconds += turn_of(engine).seconds
+        bar.advance(task)
     found: Turns[Turn] = Turns()
-    for engine in in_turns(engines, rounds):
-        found.add(engine.arm.name, turn_of(engine))
+
+    def share(engine: ArmEngine) -> float:
+        rounds = max(settings.rounds, len(groups))
+        return found.share(engine.arm.name, rounds, settings.seconds)
+
+    for engine in in_turns(engines, lambda engine: share(engine) < 1):
+        taken = len(found.of(engine.arm.name))
+        found.add(engine.arm.name, turn_of(engine, taken % len(groups)))
+        bar.update(task, completed=len(engines) + sum(map(share, engines)))
     return found
 
 
@@ -212,7 +225,9 @@ def _tell_of_trees(
             continue
         row = results.row(engine.arm.name, point.batch_size)
         assert row is not None
-        _, recording = engine.record(point.prompts[: point.batch_size], params)
+        recording: Recording = []
+        for group in point.groups:
+            recording += engine.record(group, params)[1]
         row.accepted_by_rank = accepted_by_rank(recording)
         row.tokens_by_size = tokens_by_size(recording)
         row.reliability = engine.reliability()
@@ -232,12 +247,12 @@ def _rows(
     settings: BenchSettings,
 ) -> list[Row]:
     """A row for each arm."""
-    texts = found.plain[-1].texts
+    texts = found.latest("plain").texts
     rows = []
     for arm in arms:
         turns = found.of(arm.name)
         speeds = [turn.tokens_per_s for turn in turns]
-        last = turns[-1]
+        last = found.latest(arm.name)
         same = sum(map(_agree, last.texts, texts))
         rows.append(
             Row(

@@ -45,7 +45,8 @@ class Work:
         """Adds a turn that ran after this one."""
         self.trees, self.rows = self.trees + other.trees, self.rows + other.rows
         self.kept = self.kept + other.kept
-        self.layers, self.early_layer = other.layers, other.early_layer
+        if other.trees:
+            self.layers, self.early_layer = other.layers, other.early_layer
         return self
 
     @property
@@ -123,6 +124,12 @@ def take(worker: Any) -> tuple[dict[str, list[float]], dict[str, int]]:
     worker.laps.clear()
     worker.work = Work()
     return laps, work
+
+
+def after(prefills: int, laps: dict[str, list[float]]) -> dict[str, list[float]]:
+    """What ``take`` gave, without steps at the start; these had no trees to prune."""
+    halves = {SPLIT, *(part for path, part in PARTS.items() if "." in path)}
+    return {part: of if part in halves else of[prefills:] for part, of in laps.items()}
 
 
 def peak_rss(worker: Any) -> float:

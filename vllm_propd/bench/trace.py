@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.points import Point
 from vllm_propd.bench.stopwatch import Work
-from vllm_propd.bench.turn import DraftCounter, Turn, Turns, in_turns, turns_in
+from vllm_propd.bench.turn import DraftCounter, Turn
+from vllm_propd.bench.turns import Turns, in_turns, turns_in
 
 POLLS_S = 1.1
 """Idle vLLM workers poll for a second, on cores that another engine needs."""
@@ -83,7 +83,7 @@ class TraceEngine:
         counter.reset()
         if self.arm.is_ours:
             await self.llm.collective_rpc("start_sizing_records")
-        started = time.perf_counter()
+        started = turn.began = time.perf_counter()
         requests = [
             self._request(prompt, started + arrival, params)
             for prompt, arrival in zip(point.prompts, point.arrivals, strict=True)
@@ -98,7 +98,8 @@ class TraceEngine:
             turn.texts.append(text)
             turn.first_token_seconds.append(first)
             turn.per_token_seconds.append(each)
-        turn.tokens, turn.steps = sum(map(len, turn.texts)), counter.steps
+        turn.tokens, turn.prefilled = sum(map(len, turn.texts)), len(turn.texts)
+        turn.steps = counter.steps
         turn.drafted, turn.drafts = counter.drafted, counter.drafts
         turn.accepted_at = counter.accepted_at
         return turn
@@ -175,13 +176,18 @@ async def run_trace(
             engines.append(TraceEngine(arm, options))
             await engines[-1].watch()
             bar.advance(task)
-        for place, engine in enumerate(chain(engines, in_turns(engines, rounds))):
+
+        async def turn_of(engine: TraceEngine) -> TraceTurn:
             bar.update(task, description=f"trace: {engine.arm.name}")
             await asyncio.sleep(POLLS_S)
             turn = await engine.run(point, params)
-            if place >= len(engines):  # warm
-                found.add(engine.arm.name, turn)
             bar.advance(task)
+            return turn
+
+        for engine in engines:
+            await turn_of(engine)  # warms it up
+        for engine in in_turns(engines, lambda e: found.share(e.arm.name, rounds) < 1):
+            found.add(engine.arm.name, await turn_of(engine))
         peaks = {engine.arm.name: await engine.peak_rss_mib() for engine in engines}
     finally:
         for engine in engines:

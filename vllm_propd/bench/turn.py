@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from statistics import mean, median
-from typing import Any, Generic, TypeVar
+from math import inf
+from statistics import median
+from typing import Any, Self
 
 from vllm_propd.bench.stopwatch import SPLIT, Work
 
 RARE = 0.1
 """Of a turn's steps; such ones are not what a median is about."""
-
-Taker = TypeVar("Taker")
-AnyTurn = TypeVar("AnyTurn", bound="Turn")
 
 Recording = list[list[dict[str, Any]]]
 """Trees of steps (``engine.record.RecordedTree``)."""
@@ -58,9 +55,13 @@ class Turn:
     """What happened.
 
     Attributes:
-        seconds: wall time from the first request to the last token.
-        tokens: new tokens, over all sequences.
-        steps: decode steps summed over sequences, prefills left out.
+        began: when, by ``time.perf_counter``.
+        seconds: wall time to the last token; from when every sequence had its first, of a
+            trace from its start.
+        group: which of the point's prompts it was about (``Point.groups``).
+        tokens: put out in this time, over all sequences.
+        prefilled: of these, first tokens of sequences.
+        steps: decode steps in this time, summed over sequences.
         texts: token ids per prompt.
         drafted, drafts: draft tokens, and steps of sequences with drafts.
         accepted_at: such steps that accepted a draft of depth 1, 2, ...
@@ -71,8 +72,11 @@ class Turn:
         records: what sizing saw at each step (``core.sizing.StepRecord``), likewise.
     """
 
+    began: float = inf
     seconds: float = 0.0
+    group: int = 0
     tokens: int = 0
+    prefilled: int = 0
     steps: int = 0
     texts: list[list[int]] = field(default_factory=list)
     drafted: int = 0
@@ -83,9 +87,10 @@ class Turn:
     work: Work = field(default_factory=Work)
     records: list[dict[str, Any]] = field(default_factory=list)
 
-    def __iadd__(self, other: Turn) -> Turn:
+    def __iadd__(self, other: Turn) -> Self:
         """Adds a turn that ran after this one."""
-        for name in ("seconds", "tokens", "steps", "drafted", "drafts"):
+        self.began = min(self.began, other.began)
+        for name in ("seconds", "tokens", "prefilled", "steps", "drafted", "drafts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.texts = self.texts + other.texts
         self.step_seconds = self.step_seconds + other.step_seconds
@@ -96,6 +101,11 @@ class Turn:
         pairs = zip_longest(self.accepted_at, other.accepted_at, fillvalue=0)
         self.accepted_at = [a + b for a, b in pairs]
         return self
+
+    @property
+    def middle(self) -> float:
+        """When, by ``time.perf_counter``, half of it was over."""
+        return self.began + self.seconds / 2
 
     @property
     def tokens_per_s(self) -> float:
@@ -133,66 +143,4 @@ class Turn:
     @property
     def tokens_per_step(self) -> float:
         """Of one sequence; its first token, which the prefill gives, left out."""
-        return (self.tokens - len(self.texts)) / max(self.steps, 1)
-
-
-def in_turns(arms: Sequence[Taker], rounds: int) -> Iterator[Taker]:
-    """Whose turn it is: A B C A D E, A B C A D E, ... A.
-
-    Args:
-        arms: the first is what the others are compared with: no other's turn is far from
-            one of its own, before and after.
-        rounds: in which each other arm has one turn.
-    """
-    first, *others = arms
-    pairs = [others[i : i + 2] for i in range(0, len(others), 2)] or [[]]
-    for _ in range(rounds):
-        for pair in pairs:
-            yield first
-            yield from pair
-    yield first
-
-
-def turns_in(arms: int, rounds: int) -> int:
-    """How many ``in_turns`` gives."""
-    return rounds * (arms - 1 + max(arms // 2, 1)) + 1
-
-
-class Turns(Generic[AnyTurn]):
-    """All turns that count, in the order in which they were taken."""
-
-    def __init__(self, plain: str = "plain"):
-        self._plain = plain
-        self._taken: list[tuple[str, AnyTurn]] = []
-
-    def add(self, arm: str, turn: AnyTurn) -> None:
-        """The next turn is over."""
-        self._taken.append((arm, turn))
-
-    def of(self, arm: str) -> list[AnyTurn]:
-        """An arm's."""
-        return [turn for name, turn in self._taken if name == arm]
-
-    @property
-    def plain(self) -> list[AnyTurn]:
-        """Those of what is compared with."""
-        return self.of(self._plain)
-
-    def ratio(self, arm: str) -> float:
-        """Tokens/s over plain vLLM's, over the mean of its turns before and after.
-
-        Of all turns the mean without the fastest and the slowest quarter: nearly as steady
-        as the mean where the machine wavers, and deaf to a minute in which it is slow.
-        """
-        if arm == self._plain:
-            return 1.0
-        plain = [i for i, (name, _) in enumerate(self._taken) if name == self._plain]
-        found = []
-        for place, (name, turn) in enumerate(self._taken):
-            if name == arm:
-                before = max(i for i in plain if i < place)
-                after = min(i for i in plain if i > place)
-                near = [self._taken[i][1].tokens_per_s for i in (before, after)]
-                found.append(turn.tokens_per_s / mean(near))
-        left_out = (len(found) + 1) // 4
-        return mean(sorted(found)[left_out : len(found) - left_out])
+        return (self.tokens - self.prefilled) / max(self.steps, 1)

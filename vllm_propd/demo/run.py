@@ -16,7 +16,8 @@ from vllm import SamplingParams
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.engines import ArmEngine, close_engines, start_engines
 from vllm_propd.bench.results import installed_versions, this_machine
-from vllm_propd.bench.turn import Recording, Turn, Turns, in_turns, turns_in
+from vllm_propd.bench.turn import Recording, Turn
+from vllm_propd.bench.turns import Turns, in_turns, turns_in
 from vllm_propd.demo.picture import draw_tree
 from vllm_propd.training.corpus import held_out_snippets
 
@@ -88,7 +89,7 @@ def run_demo(
             _, trees = last.record([prompt], params)
             recording += trees
             bar.advance(task)
-        for engine in in_turns(engines, rounds):
+        for engine in in_turns(engines, lambda e: turns.share(e.arm.name, rounds) < 1):
             turns.add(engine.arm.name, turn_of(engine))
         close_engines(engines)
     texts = turns.plain[-1].texts
@@ -121,7 +122,7 @@ def _result(arms: list[str], turns: Turns[Turn], model: Path) -> dict[str, Any]:
         "machine": this_machine().model_dump(),
         "versions": installed_versions(),
         "prompts": len(plain[-1].texts),
-        "new_tokens": plain[-1].tokens,
+        "new_tokens": sum(map(len, plain[-1].texts)),
         "identical": all(row["identical_to_plain"] for row in rows),
         "arms": rows,
     }

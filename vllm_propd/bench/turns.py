@@ -1,0 +1,93 @@
+"""Arms take turns: whose it is, and what comes of all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import reduce
+from operator import iadd
+from statistics import mean
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from vllm_propd.bench.turn import Turn
+
+Taker = TypeVar("Taker")
+AnyTurn = TypeVar("AnyTurn", bound=Turn)
+
+
+def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
+    """Whose turn it is: A B C A D E, A B C A D E, ... A.
+
+    Args:
+        arms: the first is what the others are compared with: no other's turn is far from
+            one of its own, before and after.
+        needs: whether an arm has not had turns enough; asked before each round.
+    """
+    first, *others = arms
+    while left := [arm for arm in others or arms if needs(arm)]:
+        for i in range(0, len(left), 2):
+            yield first
+            yield from left[i : i + 2]
+    yield first
+
+
+def turns_in(arms: int, rounds: int) -> int:
+    """How many ``in_turns`` gives, where every arm needs one a round."""
+    return rounds * (arms - 1 + max(arms // 2, 1)) + 1
+
+
+class Turns(Generic[AnyTurn]):
+    """All turns that count, in the order in which they were taken."""
+
+    def __init__(self, plain: str = "plain"):
+        self._plain = plain
+        self._taken: list[tuple[str, AnyTurn]] = []
+
+    def add(self, arm: str, turn: AnyTurn) -> None:
+        """The next turn is over."""
+        self._taken.append((arm, turn))
+
+    def of(self, arm: str) -> list[AnyTurn]:
+        """An arm's."""
+        return [turn for name, turn in self._taken if name == arm]
+
+    @property
+    def plain(self) -> list[AnyTurn]:
+        """Those of what is compared with."""
+        return self.of(self._plain)
+
+    def share(self, arm: str, rounds: int, seconds: float = 0.0) -> float:
+        """Of the rounds and seconds that an arm needs at least, what it has had: 0 to 1."""
+        turns = self.of(arm)
+        had = sum(turn.seconds for turn in turns)
+        return min(len(turns) / rounds, had / seconds if seconds else 1.0, 1.0)
+
+    def latest(self, arm: str) -> AnyTurn:
+        """An arm's last turn; the last with each group of prompts, where there are more."""
+        by_group = {turn.group: turn for turn in self.of(arm)}
+        first, *others = (by_group[group] for group in sorted(by_group))
+        return reduce(iadd, others, deepcopy(first))
+
+    def ratio(self, arm: str) -> float:
+        """Tokens/s over plain vLLM's at that time, read off between its turns.
+
+        The mean over the groups of prompts; for each, the mean without the fastest and the
+        slowest quarter of its turns: nearly as steady as the mean where the machine wavers,
+        and deaf to a minute in which it is slow.
+        """
+        if arm == self._plain:
+            return 1.0
+        when = [turn.middle for turn in self.plain]
+        speeds = [turn.tokens_per_s for turn in self.plain]
+        by_group: dict[int, list[float]] = {}
+        for turn in self.of(arm):
+            near = float(np.interp(turn.middle, when, speeds))
+            by_group.setdefault(turn.group, []).append(turn.tokens_per_s / near)
+        return mean(map(_middle_half, by_group.values()))
+
+
+def _middle_half(values: list[float]) -> float:
+    left_out = (len(values) + 1) // 4
+    return mean(sorted(values)[left_out : len(values) - left_out])
