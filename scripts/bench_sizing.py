@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -111,12 +112,13 @@ def followed(found: dict[str, Records], phase: str) -> tuple[float, float]:
     return mean(sizes(records[soon])), mean(sizes(found["alone"][soon]))
 
 
-def burn() -> None:
+def burn(begun: Event) -> None:
     """Another process's work."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
     matrix = torch.randn(1024, 1024)
+    begun.set()
     while True:
         matrix = matrix @ matrix
         matrix /= matrix.norm()
@@ -148,8 +150,11 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         load.join(BUSY_REQUESTS)
         bar.update(task, description="before another process")
         found["quiet"] = load.steps(STEPS, bar, task)
-        other = multiprocessing.get_context("spawn").Process(target=burn, daemon=True)
+        context = multiprocessing.get_context("spawn")
+        begun = context.Event()
+        other = context.Process(target=burn, args=(begun,), daemon=True)
         other.start()
+        begun.wait()
         try:
             bar.update(task, description="beside another process")
             found["disturbed"] = load.steps(2 * STEPS, bar, task)
@@ -181,7 +186,7 @@ def show(found: dict[str, Records], console: Console) -> None:
     table.add_row("all", "", "", "", "", off(together))
     console.print(table)
     table = Table(
-        "steps", "step, ms", "estimate off by (signed)", title="a second process starts"
+        "steps", "step, ms", "estimate off by (signed)", title="a second process works"
     )
     rows = {"before": found["quiet"][-BUSY_WITHIN // 2 :]}
     disturbed, window = found["disturbed"], BUSY_WITHIN // 2
