@@ -52,7 +52,7 @@ def test_no_sizes_within_the_budget_are_worth_more(
     batch: Batch, base: int, slope: int, flat: int
 ) -> None:
     price, draft = Line(base, slope / 4, flat), 0.5
-    plan = Planner(price, Line(draft, 0.0), totals=ANY).plan(batch)
+    plan = Planner(price, Line(draft, 0.0), totals=ANY, hysteresis=0.0).plan(batch)
     counts = [int((batch.tree == tree).sum()) for tree in range(batch.sequences)]
     room = batch.budget - batch.sequences - batch.others
     allowed = [
@@ -111,7 +111,8 @@ def test_no_pair_of_drafted_and_kept_is_worth_more(
     batch: Batch, base: int, slope: int, share: float
 ) -> None:
     price = Line(base, slope / 4)
-    plan = Planner(price, NOTHING, Survival(start=share), totals=ANY).plan(batch)
+    survival = Survival(start=share)
+    plan = Planner(price, NOTHING, survival, totals=ANY, hysteresis=0.0).plan(batch)
     taken, sequences = batch.sequences + batch.others, batch.sequences
     gained = np.concatenate([[0.0], np.cumsum(-np.sort(-batch.probability))])
     most = min(len(batch.probability), batch.budget - taken)
@@ -176,6 +177,14 @@ def test_small_advantages_do_not_move_it() -> None:
         for _ in range(50)
     }
     assert len(steady) == 1 < len(restless)
+
+
+def test_nodes_have_to_pay_clearly_but_then_stay() -> None:
+    """Two tokens in a step take 1.5 times as long as one."""
+    planner = Planner(Line(1.0, 0.5, flat=1), NOTHING, hysteresis=0.03)
+    gains = [(0.52, 0), (0.54, 0), (0.56, 1), (0.52, 1), (0.49, 0), (0.52, 0)]
+    for probability, nodes in gains:
+        assert planner.plan(batch_of([probability])).sizes.tolist() == [nodes]
 
 
 def test_a_jump_of_the_load_moves_it_at_once() -> None:

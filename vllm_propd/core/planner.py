@@ -116,7 +116,7 @@ class Plan:
 
 @dataclass
 class Planner:
-    """Chooses plans, and stays with the last one while no other is clearly better.
+    """Chooses plans; stays with the last one, or none, while no other is clearly better.
 
     Attributes:
         step: price of a step.
@@ -124,7 +124,8 @@ class Planner:
         survival: what pruning leaves; None: never prune.
         totals: ascending numbers of tokens that a step may have, before and after
             pruning; beside them those of no node and of all.
-        hysteresis: how much faster another plan must be, relatively.
+        hysteresis: how much faster than the last plan, and than none, another must be,
+            relatively.
     """
 
     step: Price
@@ -150,10 +151,7 @@ class Planner:
         split += drafting
         share = self.survival.share if self.survival else 0.0
         rate = _rates(gained, whole, split, share, batch.sequences)
-        cut, kept = divmod(int(rate.argmax()), rate.shape[1])
-        before = self._same_as_before(nodes, batch.sequences)
-        if before and rate[before] * (1.0 + self.hysteresis) >= rate[cut, kept]:
-            cut, kept = before
+        cut, kept = self._chosen(rate, nodes, batch.sequences)
         keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
             each = 1.0 / batch.sequences
@@ -165,6 +163,18 @@ class Planner:
             tokens=float(rate[cut, kept]) * seconds,
             seconds=seconds,
         )
+
+    def _chosen(self, rate: Floats, nodes: Ints, sequences: int) -> tuple[int, int]:
+        """The best plan's place, unless the last one, or to draft nothing, is as good.
+
+        What a node gives is a guess, what a step without any gives is not.
+        """
+        best, nothing = divmod(int(rate.argmax()), rate.shape[1]), (0, 0)
+        enough = rate[best] / (1.0 + self.hysteresis)
+        before = self._same_as_before(nodes, sequences)
+        if before and rate[before] >= max(enough, rate[nothing]):
+            return before
+        return nothing if rate[nothing] >= enough else best
 
     def _cuts(self, taken: int, most: int) -> Ints:
         """Numbers of nodes to choose from, ascending."""
