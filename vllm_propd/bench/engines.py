@@ -141,6 +141,8 @@ class ArmEngine:
         llm, turn, drafts = self.engine.llm, Turn(), self.engine.drafts
         engine = llm.llm_engine
         drafts.reset()
+        if self.engine.timed:  # what ran ahead of the turn before has been timed, too
+            llm.collective_rpc(stopwatch.take)
         recording = self.engine.timed and self.arm.is_ours
         if recording:
             llm.collective_rpc("start_sizing_records")

@@ -49,7 +49,7 @@ def parts(results: Results, target: Path | io.BytesIO) -> None:
         axes.barh(labels, widths, left=left, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set(title="a step's time by part, means", xlabel="ms")
+    axes.set(title="a step's time by part, medians", xlabel="ms")
     if rows:
         axes.legend()
     figure.savefig(target, dpi=120, format="png")

@@ -16,19 +16,17 @@ from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
 from vllm_propd.bench.engines import FASTEST, ArmEngine, close_engines, start_engines
+from vllm_propd.bench.measured import PARTS, Measured
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.trace import latencies, run_trace
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
-from vllm_propd.bench.turn import Recording, Turn
-from vllm_propd.bench.turns import AnyTurn, Turns, in_turns
+from vllm_propd.bench.turn import Recording
+from vllm_propd.bench.turns import AnyTurn, Turns
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
-
-WARM_UP = 0.2
-"""Of the seconds that an arm is measured: what is estimated settles meanwhile."""
 
 
 def run_bench(
@@ -70,10 +68,14 @@ def run_bench(
         options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
             engines = start_engines(arms, options, bar, timed=True)
-            for point in points:
-                found = _measure(engines, point, params, settings, bar)
+            measured = [Measured(point, engines, bar) for point in points]
+            for part in range(1, PARTS + 1):
+                results.rows = []
+                for one in measured:
+                    one.measure(part / PARTS, params, settings)
                 peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
-                results.rows += _rows(arms, point, found, peaks, settings)
+                for one in measured:
+                    results.rows += _rows(arms, one.point, one.turns, peaks, settings)
                 _save(results, out)  # hours of measuring may end early
             _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
@@ -91,41 +93,6 @@ def run_bench(
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
-
-
-def _measure(
-    engines: list[ArmEngine],
-    point: Point,
-    params: SamplingParams,
-    settings: BenchSettings,
-    bar: Progress,
-) -> Turns[Turn]:
-    """Warms all arms up, then takes turns until each has had its rounds and seconds."""
-    task = bar.add_task(point.name, total=2 * len(engines))
-    groups = point.groups
-
-    def turn_of(engine: ArmEngine, group: int = 0) -> Turn:
-        bar.update(task, description=f"{point.name}: {engine.arm.name}")
-        turn = engine.run(groups[group], params, full=True)
-        turn.group = group
-        return turn
-
-    for engine in engines:
-        seconds = turn_of(engine).seconds
-        while seconds < WARM_UP * settings.seconds:
-            seconds += turn_of(engine).seconds
-        bar.advance(task)
-    found: Turns[Turn] = Turns()
-
-    def share(engine: ArmEngine) -> float:
-        rounds = max(settings.rounds, len(groups))
-        return found.share(engine.arm.name, rounds, settings.seconds)
-
-    for engine in in_turns(engines, lambda engine: share(engine) < 1):
-        taken = len(found.of(engine.arm.name))
-        found.add(engine.arm.name, turn_of(engine, taken % len(groups)))
-        bar.update(task, completed=len(engines) + sum(map(share, engines)))
-    return found
 
 
 def _save(results: Results, out: Path) -> None:

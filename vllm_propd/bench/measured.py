@@ -1,0 +1,67 @@
+"""A point of a benchmark, gone through in parts."""
+
+from __future__ import annotations
+
+from rich.progress import Progress
+from vllm import SamplingParams
+
+from vllm_propd.bench.engines import ArmEngine
+from vllm_propd.bench.points import Point
+from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.turn import Turn
+from vllm_propd.bench.turns import Turns, in_turns
+
+PARTS = 3
+"""Rounds through all points: a machine that is slow for minutes, as one that others share
+may be, is to fall on all of them."""
+
+WARM_UP = 0.08
+"""Of the seconds that an arm needs, before each part: what is estimated settles."""
+
+
+class Measured:
+    """What has been measured at a point so far.
+
+    Args:
+        point: what every arm generates.
+        engines: of the arms.
+        bar: shows how far it is.
+    """
+
+    def __init__(self, point: Point, engines: list[ArmEngine], bar: Progress):
+        self.point, self.engines, self._bar = point, engines, bar
+        self.turns: Turns[Turn] = Turns()
+        self._task = bar.add_task(point.name, total=len(engines))
+
+    def measure(
+        self, share: float, params: SamplingParams, settings: BenchSettings
+    ) -> None:
+        """Warms all arms up, then takes turns until each has had what it is to have.
+
+        Args:
+            share: of the rounds and seconds that each arm needs.
+            params: of every request.
+            settings: how many rounds and seconds.
+        """
+        groups = len(self.point.groups)
+        rounds = max(settings.rounds, groups)
+
+        def had(engine: ArmEngine) -> float:
+            return self.turns.share(engine.arm.name, rounds, settings.seconds)
+
+        for engine in self.engines:
+            seconds = self._turn(engine, params).seconds
+            while seconds < WARM_UP * settings.seconds:
+                seconds += self._turn(engine, params).seconds
+        for engine in in_turns(self.engines, lambda engine: had(engine) < share):
+            name = engine.arm.name
+            group = len(self.turns.of(name)) % groups
+            self.turns.add(name, self._turn(engine, params, group))
+            self._bar.update(self._task, completed=sum(map(had, self.engines)))
+
+    def _turn(self, engine: ArmEngine, params: SamplingParams, group: int = 0) -> Turn:
+        name = f"{self.point.name}: {engine.arm.name}"
+        self._bar.update(self._task, description=name)
+        turn = engine.run(self.point.groups[group], params, full=True)
+        turn.group = group
+        return turn
