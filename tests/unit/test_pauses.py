@@ -1,4 +1,4 @@
-"""Pauses of drafting: taken where no tree pays, short after a change of load."""
+"""Pauses of drafting: taken where no tree pays, each load's its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_scheduled_tree_makes_the_next_pause_short() -> None:
     assert probes(pauses, 20)[1] == FIRST + 1
 
 
-def test_another_load_ends_a_pause() -> None:
+def test_each_load_has_its_own_pause() -> None:
     for load in (1, 32):
         pauses = Pauses()
         probes(pauses, 70)
@@ -48,6 +48,19 @@ def test_another_load_ends_a_pause() -> None:
         assert not pauses.drafting  # nearly the same load
         pauses.observe(load, drafted=False, scheduled=False)
         assert pauses.drafting
+
+
+def test_a_load_that_comes_again_goes_on_with_its_pause() -> None:
+    pauses = Pauses()
+    probes(pauses, 400)
+    probes(pauses, 20, sequences=2)
+    assert not pauses.drafting
+    assert len(probes(pauses, LONGEST + 2)) == 1
+    probes(pauses, 20, sequences=1)
+    pauses.observe(1, drafted=True, scheduled=True)
+    assert pauses.drafting  # and what pays at another load does not end it
+    pauses.observe(8, drafted=False, scheduled=False)
+    assert not pauses.drafting
 
 
 def test_ranks_that_see_the_same_steps_pause_alike() -> None:

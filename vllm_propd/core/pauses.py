@@ -6,25 +6,39 @@ pause follows from scheduled lists alone, and all tensor-parallel ranks take it 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import log2
+
 FIRST, LONGEST = 4, 64
 """Steps of a pause: it doubles while trees still do not pay after it."""
 
-OTHER_LOAD = 1.25
-"""A batch so many times larger, or smaller, than when a pause began is another one."""
+LOADS_PER_OCTAVE = 2
+"""Batch sizes are one load within a factor of 2 ** (1 / so many)."""
+
+
+@dataclass
+class _Pause:
+    """Steps left of one load's pause, and those that its next one takes."""
+
+    left: int = 0
+    next: int = FIRST
 
 
 class Pauses:
-    """Whether to draft after this step."""
+    """Whether to draft after this step.
+
+    Each load has pauses of its own: one sequence may pay where sixteen do not. What was
+    found at a load holds when it comes again, as after every wave of new requests.
+    """
 
     def __init__(self) -> None:
-        self._left = 0
-        self._next = FIRST
-        self._sequences = 0
+        self._of_load: dict[int, _Pause] = {}
+        self._now = _Pause()
 
     @property
     def drafting(self) -> bool:
         """Whether trees are to be drafted."""
-        return not self._left
+        return not self._now.left
 
     def observe(self, sequences: int, drafted: bool, scheduled: bool) -> None:
         """One step.
@@ -34,13 +48,11 @@ class Pauses:
             drafted: there were trees for some of them.
             scheduled: some nodes of them were verified.
         """
+        load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
+        self._now = pause = self._of_load.setdefault(load, _Pause())
         if scheduled:
-            self._left, self._next = 0, FIRST
+            pause.left, pause.next = 0, FIRST
         elif drafted:
-            self._left, self._next = self._next, min(2 * self._next, LONGEST)
-            self._sequences = sequences
-        elif self._left:
-            larger = sequences > OTHER_LOAD * self._sequences
-            smaller = sequences * OTHER_LOAD < self._sequences
-            self._left = 0 if larger or smaller else self._left - 1
-            self._next = FIRST if larger or smaller else self._next
+            pause.left, pause.next = pause.next, min(2 * pause.next, LONGEST)
+        elif pause.left:
+            pause.left -= 1
