@@ -33,6 +33,7 @@ from vllm_propd.bench.run import tokenizer_of
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 120, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
 BUSY_REQUESTS, BUSY_WITHIN = 4, 100
+STARTS_WITHIN_S = 120.0
 PROMPT_TOKENS, NEW_TOKENS = 64, 900
 Records = list[dict[str, Any]]
 
@@ -154,8 +155,9 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         begun = context.Event()
         other = context.Process(target=burn, args=(begun,), daemon=True)
         other.start()
-        begun.wait()
         try:
+            if not begun.wait(STARTS_WITHIN_S):
+                raise TimeoutError("the other process has not begun to work")
             bar.update(task, description="beside another process")
             found["disturbed"] = load.steps(2 * STEPS, bar, task)
         finally:

@@ -1,4 +1,4 @@
-"""A point of a benchmark, gone through in parts."""
+"""A point of a benchmark, gone through in passes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.turn import Turn
 from vllm_propd.bench.turns import Turns, in_turns
 
-PARTS = 3
+PASSES = 3
 """Rounds through all points: a machine that is slow for minutes, as one that others share
 may be, is to fall on all of them."""
 
 WARM_UP = 0.08
-"""Of the seconds that an arm needs, before each part: what is estimated settles."""
+"""Of the seconds that an arm needs, before each pass: what is estimated settles."""
 
 
 class Measured:

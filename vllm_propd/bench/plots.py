@@ -44,7 +44,7 @@ def parts(results: Results, target: Path | io.BytesIO) -> None:
     for part in parts:
         if part == "step":
             continue
-        # Asynchronous scheduling hides a part: what is left over can be below zero.
+        # What is left over is a difference of medians, and can be below zero.
         widths = [max(row.step_ms.get(part, 0.0), 0.0) for row in rows]
         axes.barh(labels, widths, left=left, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]

@@ -76,8 +76,8 @@ class Row(BaseModel):
         "`rest`: what no part explains; `step`: all of it, seen from outside."
     )
     host_ms_per_step: float = Field(
-        description="Of `step`, all but the forward passes: what asynchronous scheduling "
-        "hides in plain vLLM, and speculation shows."
+        description="Of `step`, all but the forward passes: on GPUs, asynchronous "
+        "scheduling hides some of it in plain vLLM, and speculation shows it."
     )
     measured_step_ms: list[float] = Field(
         description="Steps of the last round, drafting left out, where sizing is dynamic."

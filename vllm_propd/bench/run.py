@@ -16,7 +16,7 @@ from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
 from vllm_propd.bench.engines import FASTEST, ArmEngine, close_engines, start_engines
-from vllm_propd.bench.measured import PARTS, Measured
+from vllm_propd.bench.measured import PASSES, Measured
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
@@ -69,10 +69,10 @@ def run_bench(
         with Progress(console=console) as bar:
             engines = start_engines(arms, options, bar, timed=True)
             measured = [Measured(point, engines, bar) for point in points]
-            for part in range(1, PARTS + 1):
+            for passed in range(1, PASSES + 1):
                 results.rows = []
                 for one in measured:
-                    one.measure(part / PARTS, params, settings)
+                    one.measure(passed / PASSES, params, settings)
                 peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
                 for one in measured:
                     results.rows += _rows(arms, one.point, one.turns, peaks, settings)
