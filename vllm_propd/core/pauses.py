@@ -13,7 +13,7 @@ FIRST, LONGEST = 4, 64
 """Steps of a pause: it doubles while trees still do not pay after it."""
 
 LOADS_PER_OCTAVE = 2
-"""Batch sizes are one load within a factor of 2 ** (1 / so many)."""
+"""Batch sizes whose logarithms round alike are one load: so many of each doubling."""
 
 
 @dataclass
