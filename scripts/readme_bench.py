@@ -26,6 +26,7 @@ KEPT = DEMO / "bench.json"
 START, END = "<!-- bench: scripts/readme_bench.py -->\n", "<!-- end of bench -->\n"
 
 NO_LISTS: dict[str, list[float]] = {
+    "turns": [],
     "measured_step_ms": [],
     "estimated_step_ms": [],
     "tree_sizes": [],

@@ -32,11 +32,13 @@ def test_no_pause_while_nodes_are_scheduled() -> None:
         assert pauses.drafting
 
 
-def test_a_scheduled_tree_makes_the_next_pause_short() -> None:
-    pauses = Pauses()
-    probes(pauses, 400)
-    pauses.observe(8, drafted=True, scheduled=True)
-    assert probes(pauses, 20)[1] == FIRST + 1
+def test_each_scheduled_tree_halves_the_next_pause() -> None:
+    for trees, then in ((1, LONGEST // 2), (2, LONGEST // 4), (9, FIRST)):
+        pauses = Pauses()
+        probes(pauses, 400)
+        for _ in range(trees):
+            pauses.observe(8, drafted=True, scheduled=True)
+        assert probes(pauses, LONGEST)[1] == then + 1
 
 
 def test_each_load_has_its_own_pause() -> None:

@@ -52,7 +52,9 @@ def test_no_sizes_within_the_budget_are_worth_more(
     batch: Batch, base: int, slope: int, flat: int
 ) -> None:
     price, draft = Line(base, slope / 4, flat), 0.5
-    plan = Planner(price, Line(draft, 0.0), totals=ANY, hysteresis=0.0).plan(batch)
+    plan = Planner(price, Line(draft, 0.0), totals=ANY, hysteresis=0.0, doubt=0.0).plan(
+        batch
+    )
     counts = [int((batch.tree == tree).sum()) for tree in range(batch.sequences)]
     room = batch.budget - batch.sequences - batch.others
     allowed = [
@@ -112,7 +114,9 @@ def test_no_pair_of_drafted_and_kept_is_worth_more(
 ) -> None:
     price = Line(base, slope / 4)
     survival = Survival(start=share)
-    plan = Planner(price, NOTHING, survival, totals=ANY, hysteresis=0.0).plan(batch)
+    plan = Planner(price, NOTHING, survival, totals=ANY, hysteresis=0.0, doubt=0.0).plan(
+        batch
+    )
     taken, sequences = batch.sequences + batch.others, batch.sequences
     gained = np.concatenate([[0.0], np.cumsum(-np.sort(-batch.probability))])
     most = min(len(batch.probability), batch.budget - taken)
@@ -181,7 +185,7 @@ def test_small_advantages_do_not_move_it() -> None:
 
 def test_nodes_have_to_pay_clearly_but_then_stay() -> None:
     """Two tokens in a step take 1.5 times as long as one."""
-    planner = Planner(Line(1.0, 0.5, flat=1), NOTHING, hysteresis=0.03)
+    planner = Planner(Line(1.0, 0.5, flat=1), NOTHING, doubt=0.03)
     gains = [(0.52, 0), (0.54, 0), (0.56, 1), (0.52, 1), (0.49, 0), (0.52, 0)]
     for probability, nodes in gains:
         assert planner.plan(batch_of([probability])).sizes.tolist() == [nodes]

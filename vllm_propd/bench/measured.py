@@ -16,7 +16,7 @@ PASSES = 3
 may be, is to fall on all of them."""
 
 WARM_UP = 0.08
-"""Of the seconds that an arm needs, before each pass: what is estimated settles."""
+"""Of the seconds that an arm needs, before its first turn: what is estimated settles."""
 
 
 class Measured:
@@ -36,7 +36,7 @@ class Measured:
     def measure(
         self, share: float, params: SamplingParams, settings: BenchSettings
     ) -> None:
-        """Warms all arms up, then takes turns until each has had what it is to have.
+        """Takes turns until each arm has had what it is to have; the first time warms up.
 
         Args:
             share: of the rounds and seconds that each arm needs.
@@ -49,15 +49,19 @@ class Measured:
         def had(engine: ArmEngine) -> float:
             return self.turns.share(engine.arm.name, rounds, settings.seconds)
 
-        for engine in self.engines:
-            seconds = self._turn(engine, params).seconds
-            while seconds < WARM_UP * settings.seconds:
-                seconds += self._turn(engine, params).seconds
+        if not self.turns.plain:
+            self._warm_up(params, WARM_UP * settings.seconds)
         for engine in in_turns(self.engines, lambda engine: had(engine) < share):
             name = engine.arm.name
             group = len(self.turns.of(name)) % groups
             self.turns.add(name, self._turn(engine, params, group))
             self._bar.update(self._task, completed=sum(map(had, self.engines)))
+
+    def _warm_up(self, params: SamplingParams, least: float) -> None:
+        for engine in self.engines:
+            seconds = self._turn(engine, params).seconds
+            while seconds < least:
+                seconds += self._turn(engine, params).seconds
 
     def _turn(self, engine: ArmEngine, params: SamplingParams, group: int = 0) -> Turn:
         name = f"{self.point.name}: {engine.arm.name}"

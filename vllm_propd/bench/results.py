@@ -41,11 +41,16 @@ class Row(BaseModel):
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
-        description="Tokens/s over plain vLLM's at that time, read off between its turns; "
-        "with each group of prompts the mean without the fastest and the slowest quarter "
-        "of turns, and of the groups the mean."
+        description="Tokens/s over plain vLLM's: with each group of prompts those of the "
+        "fastest quarter of both arms' turns, as other work on the machine only slows; and "
+        "of the groups the mean."
     )
     rounds: int = Field(description="Turns that count.")
+    turns: list[tuple[float, int, float]] = Field(
+        default=[],
+        description="Of each: when half of it was over, seconds from the point's begin; "
+        "its group of prompts; tokens/s.",
+    )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
     kept_per_step: float = Field(description="Of these, let through by early pruning.")

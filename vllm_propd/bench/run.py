@@ -231,6 +231,10 @@ def _rows(
                 tokens_per_s_max=max(speeds),
                 ratio_to_plain=found.ratio(arm.name),
                 rounds=len(turns),
+                turns=[
+                    (round(found.when(t), 2), t.group, round(t.tokens_per_s, 3))
+                    for t in turns
+                ],
                 tokens_per_step=median(turn.tokens_per_step for turn in turns),
                 drafted_per_step=last.drafted / max(last.drafts, 1),
                 kept_per_step=last.kept_per_step,

@@ -9,8 +9,6 @@ from operator import iadd
 from statistics import mean
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from vllm_propd.bench.turn import Turn
 
 Taker = TypeVar("Taker")
@@ -70,24 +68,30 @@ class Turns(Generic[AnyTurn]):
         first, *others = (by_group[group] for group in sorted(by_group))
         return reduce(iadd, others, deepcopy(first))
 
-    def ratio(self, arm: str) -> float:
-        """Tokens/s over plain vLLM's at that time, read off between its turns.
+    def when(self, turn: AnyTurn) -> float:
+        """Seconds from the first turn's begin to when half of ``turn`` was over."""
+        return turn.middle - self._taken[0][1].began
 
-        The mean over the groups of prompts; for each, the mean without the fastest and the
-        slowest quarter of its turns: nearly as steady as the mean where the machine wavers,
-        and deaf to a minute in which it is slow.
+    def ratio(self, arm: str) -> float:
+        """Tokens/s over plain vLLM's; the mean over the groups of prompts.
+
+        Of each group the fastest quarter of both arms' turns counts: whatever else a
+        machine does only slows, and slows plain vLLM, which waits for memory, by other
+        factors than arms that compute. What both do undisturbed is what two runs agree on.
         """
         if arm == self._plain:
             return 1.0
-        when = [turn.middle for turn in self.plain]
-        speeds = [turn.tokens_per_s for turn in self.plain]
+        mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
+        return mean(mine[group] / plain[group] for group in mine)
+
+    def _undisturbed(self, arm: str) -> dict[int, float]:
+        """By group of prompts, tokens/s of the fastest quarter of an arm's turns."""
         by_group: dict[int, list[float]] = {}
         for turn in self.of(arm):
-            near = float(np.interp(turn.middle, when, speeds))
-            by_group.setdefault(turn.group, []).append(turn.tokens_per_s / near)
-        return mean(map(_middle_half, by_group.values()))
+            by_group.setdefault(turn.group, []).append(turn.tokens_per_s)
+        return {group: _fastest(speeds) for group, speeds in by_group.items()}
 
 
-def _middle_half(values: list[float]) -> float:
-    left_out = (len(values) + 1) // 4
-    return mean(sorted(values)[left_out : len(values) - left_out])
+def _fastest(speeds: list[float]) -> float:
+    """Mean of the fastest quarter; of one at least."""
+    return mean(sorted(speeds)[-((len(speeds) + 3) // 4) :])

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import log2
 
 FIRST, LONGEST = 4, 64
-"""Steps of a pause: it doubles while trees still do not pay after it."""
+"""Steps of a pause: the next one doubles with each tree that does not pay, and halves with
+each that is verified. One that seemed to pay once is no reason to try again soon."""
 
 LOADS_PER_OCTAVE = 2
 """Batch sizes whose logarithms round alike are one load: so many of each doubling."""
@@ -51,7 +52,7 @@ class Pauses:
         load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
         self._now = pause = self._of_load.setdefault(load, _Pause())
         if scheduled:
-            pause.left, pause.next = 0, FIRST
+            pause.left, pause.next = 0, max(pause.next // 2, FIRST)
         elif drafted:
             pause.left, pause.next = pause.next, min(2 * pause.next, LONGEST)
         elif pause.left:

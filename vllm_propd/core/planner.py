@@ -124,8 +124,9 @@ class Planner:
         survival: what pruning leaves; None: never prune.
         totals: ascending numbers of tokens that a step may have, before and after
             pruning; beside them those of no node and of all.
-        hysteresis: how much faster than the last plan, and than none, another must be,
-            relatively.
+        hysteresis: how much faster than the last plan another must be, relatively.
+        doubt: likewise, than none. What a step without nodes gives is known; the best of
+            many guesses is likely one of those that are too high.
     """
 
     step: Price
@@ -133,6 +134,7 @@ class Planner:
     survival: Survival | None = None
     totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
     hysteresis: float = 0.02
+    doubt: float = 0.04
     _last: tuple[float, float | None] | None = field(default=None, init=False)
 
     def plan(self, batch: Batch) -> Plan:
@@ -165,16 +167,13 @@ class Planner:
         )
 
     def _chosen(self, rate: Floats, nodes: Ints, sequences: int) -> tuple[int, int]:
-        """The best plan's place, unless the last one, or to draft nothing, is as good.
-
-        What a node gives is a guess, what a step without any gives is not.
-        """
+        """The best plan's place, unless the last one, or to draft nothing, is as good."""
         best, nothing = divmod(int(rate.argmax()), rate.shape[1]), (0, 0)
-        enough = rate[best] / (1.0 + self.hysteresis)
         before = self._same_as_before(nodes, sequences)
-        if before and rate[before] >= max(enough, rate[nothing]):
+        as_good = rate[best] / (1.0 + self.hysteresis)
+        if before and rate[before] >= max(as_good, rate[nothing]):
             return before
-        return nothing if rate[nothing] >= enough else best
+        return nothing if rate[nothing] >= rate[best] / (1.0 + self.doubt) else best
 
     def _cuts(self, taken: int, most: int) -> Ints:
         """Numbers of nodes to choose from, ascending."""
