@@ -261,7 +261,7 @@ def tune(
     _allow_stopwatches()
     with _errors():
         from vllm_propd.bench.settings import BenchSettings
-        from vllm_propd.bench.tune import Grid, run_tune
+        from vllm_propd.bench.tune import Search, run_tune
 
         settings = BenchSettings(
             batch_sizes=(batch_size,),
@@ -271,12 +271,15 @@ def tune(
             dtype=dtype,
             seed=seed,
         )
-        grid = Grid(_integers(layers), _integers(top_k), _integers(keep_nodes))
-        folder = heads or model / "propd"
-        run_tune(
-            model, folder, prompts or [], out, nodes, num_prompts, settings, grid,
-            least_acceptance,
-        )  # fmt: skip
+        search = Search(
+            layers=_integers(layers),
+            top_k=_integers(top_k),
+            keep_nodes=_integers(keep_nodes),
+            nodes=nodes,
+            num_prompts=num_prompts,
+            least_acceptance=least_acceptance,
+        )
+        run_tune(model, heads or model / "propd", prompts or [], out, settings, search)
 
 
 @app.command()

@@ -220,6 +220,7 @@ def _rows(
         turns = found.of(arm.name)
         speeds = [turn.tokens_per_s for turn in turns]
         last = found.latest(arm.name)
+        # The first pass may have ended before an arm has met all prompts.
         same = sum(map(_agree, last.texts, texts))
         rows.append(
             Row(

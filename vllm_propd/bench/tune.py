@@ -34,21 +34,28 @@ WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What to try.
+class Search:
+    """What to try, and which of it may be the best.
 
     Attributes:
         layers: early layers; empty: all with an early head.
         top_k: K of rule ``top_k``.
         keep_nodes: m of rule ``path_probability``.
+        nodes: of a tree, before pruning.
+        num_prompts: of each turn; as many at a time as a batch holds.
+        least_acceptance: the share of the unpruned trees' tokens per step below which
+            no setting is the best one.
     """
 
     layers: tuple[int, ...] = ()
     top_k: tuple[int, ...] = (2, 5, 10, 20, 50)
     keep_nodes: tuple[int, ...] = (4, 8, 16, 24, 32)
+    nodes: int = 64
+    num_prompts: int = 16
+    least_acceptance: float = 0.97
 
-    def settings(self, heads: Path, nodes: int) -> list[dict[str, Any]]:
-        """Every layer with every rule, for trees of ``nodes``; first, no pruning.
+    def tried(self, heads: Path) -> list[dict[str, Any]]:
+        """Keys of the config: every layer with every rule; first, no pruning.
 
         Raises:
             ValueError: ``heads`` has no early head after a wanted layer.
@@ -68,7 +75,7 @@ class Grid:
             tried += [
                 {"pruning": "path_probability", **at, "keep_nodes": m}
                 for m in self.keep_nodes
-                if m < nodes
+                if m < self.nodes
             ]
         return tried
 
@@ -118,11 +125,8 @@ def run_tune(
     heads: Path,
     prompts: list[Path],
     out: Path,
-    nodes: int,
-    num_prompts: int,
     settings: BenchSettings,
-    grid: Grid,
-    least_acceptance: float,
+    search: Search,
 ) -> list[Tried]:
     """Measures, prints a table, writes the best setting as a preset, and a plot beside it.
 
@@ -131,20 +135,16 @@ def run_tune(
         heads: with early heads.
         prompts: files to cut prompts from; none: held-out files of Python's library.
         out: YAML file, for ``--speculative-config '{"method": "propd", "config": OUT}'``.
-        nodes: of a tree, before pruning.
-        num_prompts: of each turn; as many at a time as a batch holds.
         settings: prompts, tokens, rounds; its first batch size is the one measured.
-        grid: what to try.
-        least_acceptance: the share of the unpruned trees' tokens per step below which
-            no setting is the best one.
+        search: what to try.
 
     Raises:
         ValueError: early heads that are wanted are not there, or too little text.
     """
-    tried = [Tried(keys) for keys in grid.settings(heads, nodes)]
+    tried = [Tried(keys) for keys in search.tried(heads)]
     size = settings.batch_sizes[0]
-    length, seed = settings.prompt_tokens, settings.seed
-    ids = cut_prompts(tokenizer_of(model), prompts, num_prompts, length, seed)
+    tokenize, length = tokenizer_of(model), settings.prompt_tokens
+    ids = cut_prompts(tokenize, prompts, search.num_prompts, length, settings.seed)
     params, warm_up = (
         SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
         for n in (settings.max_tokens, min(settings.max_tokens, WARM_UP_TOKENS))
@@ -152,11 +152,11 @@ def run_tune(
     keys = {
         "method": "propd",
         "model": str(heads),
-        "num_speculative_tokens": nodes,
+        "num_speculative_tokens": search.nodes,
         "sizing": "fixed",
     }
     # Started with pruning: what an engine with pruning refuses is refused at once.
-    options = engine_options(model, settings, nodes)
+    options = engine_options(model, settings, search.nodes)
     shared = Engine({**keys, **tried[-1].keys}, options, timed=True)
     engines = [ArmEngine(Arm(one.name, {**keys, **one.keys}), shared) for one in tried]
     console = wide_console()
@@ -172,10 +172,11 @@ def run_tune(
                 bar.advance(task)
     shared.close()
     whole = tried[0].last.tokens_per_step
-    good = [one for one in tried if one.last.tokens_per_step >= least_acceptance * whole]
+    least = search.least_acceptance * whole
+    good = [one for one in tried if one.last.tokens_per_step >= least]
     best = max(good, key=lambda one: one.tokens_per_s)
     show(tried, best, console)
-    write_preset(out, nodes, best, tried[0], size)
+    write_preset(out, search.nodes, best, tried[0], size)
     write_curve(tried, model.name, size, out.with_suffix(".json"))
     plot(tried, best, out.with_suffix(".png"))
     console.print(f"{out}: {best.name}; beside it the curve, .json and .png")

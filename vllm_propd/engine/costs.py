@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ def _cache_file(runner: Any) -> Path | None:
     config = runner.vllm_config
     if config.parallel_config.world_size > 1:
         return None
-    name = f"{config.compute_hash()}-{torch.get_num_threads()}-threads"
+    threads = torch.get_num_threads()
+    name = f"{config.compute_hash()}-{version('vllm-propd')}-{threads}-threads"
     if runner._pruned_forward is not None:
         name += f"-layer-{runner.propd.early_layer}"
     return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / f"{name}.json"
