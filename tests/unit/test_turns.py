@@ -76,13 +76,6 @@ def test_what_slows_turns_down_does_not_shape_the_ratio() -> None:
     assert turns.ratio("plain") == 1.0
 
 
-@pytest.mark.parametrize(("count", "counted"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
-def test_the_fastest_quarter_of_turns_counts(count: int, counted: int) -> None:
-    speeds = [100.0 + i for i in range(count)]
-    turns = turns_of(("plain", 10.0), *(("b", speed) for speed in speeds))
-    assert turns.ratio("b") == pytest.approx(sum(speeds[-counted:]) / counted / 10)
-
-
 def test_a_turn_is_placed_by_when_half_of_it_is_over() -> None:
     turns = turns_of(("plain", 10.0), ("b", 10.0))
     assert [turns.when(turns.of(arm)[0]) for arm in ("plain", "b")] == [1.0, 3.0]

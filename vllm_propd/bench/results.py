@@ -41,9 +41,8 @@ class Row(BaseModel):
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
-        description="Tokens/s over plain vLLM's: with each group of prompts those of the "
-        "fastest quarter of both arms' turns, as other work on the machine only slows; and "
-        "of the groups the mean."
+        description="Tokens/s over plain vLLM's: with each group of prompts of both arms' "
+        "fastest turn, as other work on the machine only slows; of the groups the mean."
     )
     rounds: int = Field(description="Turns that count.")
     turns: list[tuple[float, int, float]] = Field(
@@ -183,8 +182,8 @@ class Results(BaseModel):
         return (
             f"{size}, {self.dtype}, {self.max_tokens} new tokens after "
             f"{self.prompt_tokens}, temperature {self.temperature:g}; "
-            f"{self.machine.cores} cores of {self.machine.processor}; medians of "
-            f"{self.rounds} or more rounds"
+            f"{self.machine.cores} cores of {self.machine.processor}; "
+            f"{self.rounds} or more rounds, of which ratios are the fastest"
         )
 
 

@@ -75,23 +75,18 @@ class Turns(Generic[AnyTurn]):
     def ratio(self, arm: str) -> float:
         """Tokens/s over plain vLLM's; the mean over the groups of prompts.
 
-        Of each group the fastest quarter of both arms' turns counts: whatever else a
-        machine does only slows, and slows plain vLLM, which waits for memory, by other
-        factors than arms that compute. What both do undisturbed is what two runs agree on.
+        With each group the fastest turn of both arms counts: whatever else a machine does
+        only slows, and slows plain vLLM, which waits for memory, by other factors than
+        arms that compute. What both do undisturbed is what two benchmarks agree on.
         """
         if arm == self._plain:
             return 1.0
-        mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
+        mine, plain = self._fastest(arm), self._fastest(self._plain)
         return mean(mine[group] / plain[group] for group in mine)
 
-    def _undisturbed(self, arm: str) -> dict[int, float]:
-        """By group of prompts, tokens/s of the fastest quarter of an arm's turns."""
-        by_group: dict[int, list[float]] = {}
+    def _fastest(self, arm: str) -> dict[int, float]:
+        """By group of prompts, tokens/s of an arm's fastest turn."""
+        found: dict[int, float] = {}
         for turn in self.of(arm):
-            by_group.setdefault(turn.group, []).append(turn.tokens_per_s)
-        return {group: _fastest(speeds) for group, speeds in by_group.items()}
-
-
-def _fastest(speeds: list[float]) -> float:
-    """Mean of the fastest quarter; of one at least."""
-    return mean(sorted(speeds)[-((len(speeds) + 3) // 4) :])
+            found[turn.group] = max(found.get(turn.group, 0.0), turn.tokens_per_s)
+        return found
