@@ -47,12 +47,12 @@ class Search:
             no setting is the best one.
     """
 
-    layers: tuple[int, ...] = ()
-    top_k: tuple[int, ...] = (2, 5, 10, 20, 50)
-    keep_nodes: tuple[int, ...] = (4, 8, 16, 24, 32)
-    nodes: int = 64
-    num_prompts: int = 16
-    least_acceptance: float = 0.97
+    layers: tuple[int, ...]
+    top_k: tuple[int, ...]
+    keep_nodes: tuple[int, ...]
+    nodes: int
+    num_prompts: int
+    least_acceptance: float
 
     def tried(self, heads: Path) -> list[dict[str, Any]]:
         """Keys of the config: every layer with every rule; first, no pruning.
