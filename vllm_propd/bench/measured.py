@@ -44,7 +44,7 @@ class Measured:
             settings: how many rounds and seconds.
         """
         groups = len(self.point.groups)
-        rounds = max(settings.rounds, groups)
+        rounds = settings.rounds * groups
 
         def had(engine: ArmEngine) -> float:
             return self.turns.share(engine.arm.name, rounds, settings.seconds)

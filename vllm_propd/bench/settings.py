@@ -14,7 +14,7 @@ class BenchSettings:
         batch_sizes: sequences generated together.
         max_tokens: new tokens of each, always as many.
         prompt_tokens: of each prompt.
-        rounds: turns of each arm at each point, after one warm-up; at least.
+        rounds: turns of each arm with the same prompts, after a warm-up; at least.
         seconds: so long each arm runs at each point; at least.
         temperature: 0: greedy.
         dtype: of weights and activations.

@@ -16,24 +16,14 @@ AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
-    """Whose turn it is: A B C A D E, A B C A D E, ... A.
+    """Whose turn it is: A B C, A B C, A C, ...
 
     Args:
-        arms: the first is what the others are compared with: no other's turn is far from
-            one of its own, before and after.
+        arms: in their order.
         needs: whether an arm has not had turns enough; asked before each round.
     """
-    first, *others = arms
-    while left := [arm for arm in others or arms if needs(arm)]:
-        for i in range(0, len(left), 2):
-            yield first
-            yield from left[i : i + 2]
-    yield first
-
-
-def turns_in(arms: int, rounds: int) -> int:
-    """How many ``in_turns`` gives, where every arm needs one a round."""
-    return rounds * (arms - 1 + max(arms // 2, 1)) + 1
+    while left := [arm for arm in arms if needs(arm)]:
+        yield from left
 
 
 class Turns(Generic[AnyTurn]):

@@ -39,6 +39,9 @@ SURPRISE, LEARNING, HASTE = 3.0, 0.1, 16.0
 smoothed by so much: a pause is no trend; a machine that has changed is soon believed. A
 step beyond that ages those before it as so many would: they may be another machine's."""
 
+LEAST_ERROR = 0.05
+"""Of usual ones, relative to the estimate."""
+
 STALE = 0.1
 """Deviations fade so much slower than the fit's steps: some sizes are seldom met."""
 
@@ -136,6 +139,47 @@ def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[n
     return wanted
 
 
+@njit(cache=True, nogil=True)
+def _believed(error, usual):  # type: ignore[no-untyped-def]
+    """A relative error, cut to what is usual; and what is usual, made current."""
+    bound = SURPRISE * usual[0]
+    met = min(abs(error), 4.0 * usual[0])
+    usual[0] = max(usual[0] + LEARNING * (met - usual[0]), LEAST_ERROR)
+    return min(max(error, -min(bound, 0.9)), bound)
+
+
+@njit(cache=True, nogil=True)
+def _take_in(  # type: ignore[no-untyped-def]
+    tokens, tables, fit, deviation, moments, target, usual, decay, alpha,
+    count, context, left, seconds,
+):  # fmt: skip
+    """A step's time into all of that, in place; returns what was estimated of it.
+
+    One kernel: every step pays for it, also where nothing is drafted.
+    """
+    unit = tables[0, 0]
+    row, near = (0, count) if left == WHOLE else (1, left)
+    table = _by_table(tokens, tables, count, left) / unit
+    right, share = _place(tokens, near)
+    share = min(share, 1.0)
+    off = np.exp(_between(deviation[row], right, share))
+    before = _fitted(fit, table, context, float(row)) * unit * off
+    error = seconds / before - 1.0
+    believed = _believed(error, usual)
+    haste = 1.0 if believed == error else HASTE
+    found = before * (1.0 + believed)
+    features = np.array([table, context / CONTEXT_UNIT, 1.0, float(row)])
+    # Relative errors count alike: a long step must not outweigh many short ones.
+    weight = (unit / before) ** 2
+    fades = np.exp(-haste * decay)
+    fit[:] = _refit(moments, target, features, found / unit, weight, fades)
+    deviation *= np.exp(-STALE * decay)
+    new = np.log(found / (_fitted(fit, table, context, float(row)) * unit))
+    for entry, close in ((right - 1, 1.0 - share), (right, share)):
+        deviation[row, entry] += alpha * close * (new - deviation[row, entry])
+    return before
+
+
 class StepCost:
     """Estimates step times.
 
@@ -165,13 +209,12 @@ class StepCost:
         # Of whole steps, and where they may be split of their lower and upper halves.
         self._tables = np.stack([self._checked(one) for one in (seconds, *(halves or ()))])
         self.decay, self.alpha = decay, alpha
-        self._unit = float(self._tables[0, 0])
         self._moments = np.zeros_like(PRIOR)
         self._target = np.zeros(len(PRIOR))
         self._fit = np.array([1.0, 0.0, 0.0, 0.0])
         # Of whole steps by their tokens, and of split ones by those that are left.
         self._deviation = np.zeros((2, len(tokens)))
-        self._usual_error = 0.05
+        self._usual_error = np.array([LEAST_ERROR])
 
     def _checked(self, seconds: Floats) -> Floats:
         """More tokens never cost less: what says so is noise, or a kernel's whim."""
@@ -215,36 +258,17 @@ class StepCost:
 
     def observe(
         self, tokens: int, context: float, seconds: float, left: int | None = None
-    ) -> None:
-        """Takes a step's time into account, and all others' age."""
-        before = self.seconds_of(tokens, context, left)
-        error = seconds / before - 1.0
-        believed = self._believed(error)
-        haste = 1.0 if believed == error else HASTE
-        seconds = before * (1.0 + believed)
-        # Floats for all: kernels are compiled for each type they meet.
-        near, row = (float(tokens), 0) if left is None else (float(left), 1)
-        remaining = WHOLE if left is None else near
-        table = _by_table(self.tokens, self._tables, float(tokens), remaining) / self._unit
-        features = np.array([table, context / CONTEXT_UNIT, 1.0, row])
-        # Relative errors count alike: a long step must not outweigh many short ones.
-        weight = (self._unit / before) ** 2
-        fades = np.exp(-haste * self.decay)
-        self._fit = _refit(
-            self._moments, self._target, features, seconds / self._unit, weight, fades
-        )
-        self._deviation *= np.exp(-STALE * self.decay)
-        fitted = _fitted(self._fit, table, float(context), float(row)) * self._unit
-        right, share = _place(self.tokens, near)
-        share, found = min(share, 1.0), np.log(seconds / fitted)
-        for entry, close in ((right - 1, 1.0 - share), (right, share)):
-            deviation = self._deviation[row, entry]
-            self._deviation[row, entry] += self.alpha * close * (found - deviation)
+    ) -> float:
+        """Takes a step's time into account, and all others' age.
 
-    def _believed(self, error: float) -> float:
-        """A relative error, cut to what is usual; and what is usual, made current."""
-        bound = SURPRISE * self._usual_error
-        met = min(abs(error), 4.0 * self._usual_error)
-        self._usual_error += LEARNING * (met - self._usual_error)
-        self._usual_error = max(self._usual_error, 0.05)
-        return min(max(error, -min(bound, 0.9)), bound)
+        Returns:
+            Seconds that had been estimated of it; see ``estimate``.
+        """
+        # Floats for all: kernels are compiled for each type they meet.
+        before: float = _take_in(
+            self.tokens, self._tables, self._fit, self._deviation,
+            self._moments, self._target, self._usual_error, self.decay, self.alpha,
+            float(tokens), float(context), WHOLE if left is None else float(left),
+            float(seconds),
+        )  # fmt: skip
+        return before

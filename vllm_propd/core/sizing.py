@@ -195,8 +195,7 @@ class DynamicSizing:
         gap = median(self._gaps) if self._gaps else 0.0
         self._measured = self._clock() - self._began + gap
         left = None if pruned is None else load.tokens - pruned.dropped
-        self._estimated = self.step.seconds_of(load.tokens, load.context, left)
-        self.step.observe(load.tokens, load.context, self._measured, left)
+        self._estimated = self.step.observe(load.tokens, load.context, self._measured, left)
         if pruned is not None and self.grader is not None:
             self.grader.add(pruned)
         # What the coming plan is for is another step than what this one was planned as.

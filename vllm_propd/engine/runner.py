@@ -62,6 +62,7 @@ class ProPDRunner(GPUModelRunner):
     """The hooks, on vLLM's V1 runner."""
 
     drafter: MedusaTreeProposer
+    speculative_config: Any
 
     def __init__(self, vllm_config: Any, device: torch.device):
         with _all_logits_processors():
@@ -136,24 +137,25 @@ class ProPDRunner(GPUModelRunner):
     ) -> Any:
         """Tree nodes get the position root + depth, and no slot in the cache."""
         began = time.perf_counter()
-        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        spec_decode = prepared[1]
-        drafted = np.asarray(spec_decode.num_draft_tokens, np.int64)
-        self._step_begins(began, num_scheduled_tokens, drafted)
-        self._root_row = np.cumsum(drafted + 1) - drafted - 1
-        self._logits_indices = prepared[0]
+        scheduled = scheduler_output.scheduled_spec_decode_tokens
+        with self._speculating(bool(scheduled)):
+            prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        nodes_in_all = sum(map(len, scheduled.values()))
+        self._step_begins(began, num_scheduled_tokens, nodes_in_all)
         batch = self.input_batch
-        step = build_step(
-            scheduler_output.scheduled_spec_decode_tokens,
+        self._step = step = build_step(
+            scheduled,
             self._trees,
             batch.req_id_to_index,
             np.cumsum(num_scheduled_tokens),
             batch.num_computed_tokens_cpu,
             num_scheduled_tokens,
         )
-        self._step = step
         if step is None:
+            self._root_row = np.arange(len(num_scheduled_tokens))
             return prepared
+        self._logits_indices = prepared[0]
+        self._root_row = step.root_rows(len(num_scheduled_tokens))
         rows = torch.from_numpy(step.rows).to(self.device)
         nodes = torch.from_numpy(step.rows[~step.is_root]).to(self.device)
         self.positions[rows] = torch.from_numpy(step.positions()).to(self.device)
@@ -165,10 +167,21 @@ class ProPDRunner(GPUModelRunner):
             slots[nodes] = -1
         return prepared
 
-    def _step_begins(self, began: float, num_scheduled: np.ndarray, drafted: Ints) -> None:
+    @contextmanager
+    def _speculating(self, speculating: bool) -> Iterator[None]:
+        """Lets vLLM prepare a step without drafts as one that knows of none."""
+        config = self.speculative_config
+        if not speculating:
+            self.speculative_config = None
+        try:
+            yield
+        finally:
+            self.speculative_config = config
+
+    def _step_begins(self, began: float, num_scheduled: np.ndarray, nodes: int) -> None:
         batch, count = self.input_batch, len(num_scheduled)
         sequences = count - int(self.discard_request_mask.np[:count].sum())
-        tokens, nodes = int(num_scheduled.sum()), int(drafted.sum())
+        tokens = int(num_scheduled.sum())
         computed = batch.num_computed_tokens_cpu[:count]
         waiting = 0
         for i in np.flatnonzero(self.discard_request_mask.np[:count]).tolist():

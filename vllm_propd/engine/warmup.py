@@ -30,6 +30,8 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
     cost = StepCost(np.arange(1, 3), np.ones(2), (np.ones(2), np.ones(2)))
     cost.observe(1, 0.0, 1.0, 1)
+    cost.estimate(one)
+    cost.estimate(one, left=one)
     Reliability(1).observe(np.ones((1, 1, 1), np.bool_), np.zeros((1, 1, 1), np.float32))
     logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)
 

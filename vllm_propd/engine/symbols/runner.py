@@ -75,7 +75,7 @@ SYMBOLS = (
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
         "cudagraph_batch_sizes discard_request_mask input_batch input_ids kv_cache_config "
-        "max_num_reqs max_num_tokens positions requests sampler",
+        "max_num_reqs max_num_tokens positions requests sampler speculative_config",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
@@ -124,7 +124,7 @@ SYMBOLS = (
     Symbol(
         "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
         "read",
-        "num_draft_tokens logits_indices",
+        "logits_indices",
         "which rows of the logits belong to which request",
         "verification starts from the roots' rows",
         "tree verification in vLLM",
