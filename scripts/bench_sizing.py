@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
@@ -32,6 +33,9 @@ from vllm_propd.bench.run import tokenizer_of
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 120, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
+ALONE = tuple(f"alone, {time}" for time in ("first", "second", "third"))
+"""Phases before the jump: the same text, whose sizes differ as the machine's speed does."""
+AGAIN = "alone again"
 BUSY_REQUESTS, BUSY_WITHIN = 4, 100
 STARTS_WITHIN_S = 120.0
 PROMPT_TOKENS, NEW_TOKENS = 64, 900
@@ -72,17 +76,33 @@ class Load:
             self.running.append(name)
             self.place, self.requests = self.place + 1, self.requests + 1
 
+    def step(self) -> None:
+        """Runs a step; where a request ends in it, the next one begins."""
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                self.running.remove(output.request_id)
+        self.join(self.count)
+
     def steps(self, count: int, bar: Progress, task: TaskID) -> Records:
         """Runs steps, and says what sizing saw of them."""
         self.llm.collective_rpc("start_sizing_records")
         for _ in range(count):
-            for output in self.llm.llm_engine.step():
-                if output.finished:
-                    self.running.remove(output.request_id)
-            self.join(self.count)
+            self.step()
             bar.advance(task)
         found: Records = self.llm.collective_rpc("take_sizing_records")[0]
         return found
+
+    def steps_until(self, event: Event) -> None:
+        """Runs steps that nobody looks at, lest the engine runs ahead.
+
+        Raises:
+            TimeoutError: the event does not come.
+        """
+        end = time.monotonic() + STARTS_WITHIN_S
+        while not event.is_set():
+            if time.monotonic() > end:
+                raise TimeoutError("the other process has not begun to work")
+            self.step()
 
 
 def sizes(records: Records) -> list[float]:
@@ -101,16 +121,20 @@ def off(records: Records) -> str:
     return f"{median(map(abs, found)):.1%} ({median(found):+.1%})"
 
 
-def followed(found: dict[str, Records], phase: str) -> tuple[float, float]:
-    """Nodes per sequence soon after the load's jump, and at the same place of the same
-    texts without one; means, since sizes change from step to step with how sure the heads
-    are.
+def soon(records: Records) -> float:
+    """Nodes per sequence soon after the load's jump; a mean, since sizes change from step
+    to step with how sure the heads are.
     """
-    soon, long = slice(FOLLOWED_WITHIN, STEPS // 2), slice(STEPS // 2, STEPS)
-    records = found[phase]
-    if phase == "crowd":  # of many texts, any place will do
-        return mean(sizes(records[soon])), mean(sizes(records[long]))
-    return mean(sizes(records[soon])), mean(sizes(found["alone"][soon]))
+    return mean(sizes(records[FOLLOWED_WITHIN : STEPS // 2]))
+
+
+def steady(found: dict[str, Records], phase: str) -> float:
+    """The same without a jump: at the same place of the same text, or, of a crowd's many
+    texts, later.
+    """
+    if phase == "crowd":
+        return mean(sizes(found[phase][STEPS // 2 :]))
+    return mean(soon(found[name]) for name in ALONE)
 
 
 def burn(begun: Event) -> None:
@@ -129,7 +153,7 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
     """All phases, one after the other."""
     prompts = cut_prompts(tokenizer_of(model), [], CROWD, PROMPT_TOKENS, seed=0)
     with Progress(console=console) as bar:
-        task = bar.add_task("starting", total=6 * STEPS)
+        task = bar.add_task("starting", total=(6 + len(ALONE)) * STEPS)
         llm = LLM(
             str(model), dtype="bfloat16", max_num_seqs=CROWD, enforce_eager=True,
             kv_cache_memory_bytes=2 << 30, max_num_batched_tokens=4096,
@@ -140,9 +164,9 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         found: dict[str, Records] = {}
         phases: dict[str, Callable[[], None]] = {
             "warm up": lambda: load.start(1),
-            "alone": lambda: load.start(1),
+            **dict.fromkeys(ALONE, lambda: load.start(1)),
             "crowd": lambda: load.join(CROWD),
-            "alone again": lambda: load.start(1),
+            AGAIN: lambda: load.start(1),
         }
         for name, change in phases.items():
             bar.update(task, description=name)
@@ -156,8 +180,7 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         other = context.Process(target=burn, args=(begun,), daemon=True)
         other.start()
         try:
-            if not begun.wait(STARTS_WITHIN_S):
-                raise TimeoutError("the other process has not begun to work")
+            load.steps_until(begun)
             bar.update(task, description="beside another process")
             found["disturbed"] = load.steps(2 * STEPS, bar, task)
         finally:
@@ -172,16 +195,15 @@ def show(found: dict[str, Records], console: Console) -> None:
         "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS // 2}", "steady",
         "step, ms", "estimate off by (signed)",
         title="sizes after a jump of the load; means, and medians of times",
-        caption="steady: the crowd's later steps; alone, the same text before it came",
+        caption="steady: the crowd's later steps; alone, the same text before (mean)",
     )  # fmt: skip
-    phases = ("alone", "crowd", "alone again")
+    phases = (*ALONE, "crowd", AGAIN)
     for name in phases:
         records = found[name]
-        soon, steady = followed(found, name)
-        compared = "" if name == "alone" else f"{steady:.2f}"
+        compared = "" if name in ALONE else f"{steady(found, name):.2f}"
         ms = 1e3 * median(r["measured_s"] for r in records)
         table.add_row(
-            name, str(records[-1]["sequences"]), f"{soon:.2f}", compared,
+            name, str(records[-1]["sequences"]), f"{soon(records):.2f}", compared,
             f"{ms:.0f}", off(records),
         )  # fmt: skip
     together = [record for name in phases for record in found[name]]
@@ -206,12 +228,12 @@ def plot(found: dict[str, Records], target: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    phases = ("alone", "crowd", "alone again")
+    phases = (ALONE[-1], "crowd", AGAIN)
     left.plot([size for name in phases for size in sizes(found[name])], linewidth=0.8)
     for index, name in enumerate(phases):
         start = STEPS * index
         left.axvline(start, color="grey", linestyle=":")
-        left.hlines(followed(found, name)[1], start, start + STEPS, color="black")
+        left.hlines(steady(found, name), start, start + STEPS, color="black")
         left.text(start + 4, left.get_ylim()[1], name, va="top")
     left.set(title="nodes per sequence", xlabel="step")
     records = found["quiet"] + found["disturbed"]

@@ -28,11 +28,13 @@ def staircase(tokens: np.ndarray) -> np.ndarray:
 class Machine:
     """Runs steps of sequences whose candidates are as good as they claim.
 
-    ``speed`` divides the forward's time; every time has 3% of noise.
+    ``speed`` divides the forward's time; what is drafted takes the engine ``extra``
+    seconds more; every time has 3% of noise.
     """
 
     seed: int = 0
     speed: float = 1.0
+    extra: float = 0.0
     now: float = 0.0
     tokens_out: int = 0
     rng: np.random.Generator = field(init=False)
@@ -90,9 +92,10 @@ class Machine:
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)
-            self.sizes = sizing.plan(trees, self.now - before)[0].tolist()
+            self.sizes = sizing.plan(trees, before)[0].tolist()
             self.trees = trees
         self.records.append(sizing.step_ends(nodes, emitted))
+        self.spend(self.extra * bool(self.trees))
         self.tokens_out += emitted
 
     def tokens_per_s(
@@ -120,6 +123,21 @@ def test_no_fixed_size_is_faster(sequences: int) -> None:
         other = Machine(seed=1)
         fixed = FixedSizing(nodes, BUDGET)
         assert dynamic > 0.97 * other.tokens_per_s(fixed, sequences, 300), nodes
+
+
+def test_what_drafting_costs_the_engine_is_drafts_not_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(extra=0.01)
+    sizing = machine.sizing()
+    for step in range(100):  # some draft, some do not
+        with monkeypatch.context() as patch:
+            if step % 4 > 1:
+                patch.setattr(sizing, "most", lambda sequences: 0)
+            machine.step(sizing, 8)
+    assert sizing.draft.seconds_of(8) == pytest.approx(DRAFT_S + 0.01, rel=0.1)
+    plain = [r.measured_s for r in machine.records[-20:] if not r.nodes]
+    assert np.mean(plain) == pytest.approx(HOST_S + staircase(np.array([8]))[0], rel=0.05)
 
 
 def mean_nodes(records: list[StepRecord]) -> float:
@@ -187,7 +205,7 @@ def test_a_prompt_that_is_done_is_not_in_the_next_step(waiting: int, few: bool) 
     steady = mean_nodes(machine.records[-20:])
     sizing.step_begins(machine.now, Load(16, 1016, 1000, 1600, waiting), False, False)
     sizing.step_verified(None)
-    nodes = sizing.plan(machine.draft(16, 48), DRAFT_S)[0].mean()
+    nodes = sizing.plan(machine.draft(16, 48), machine.now - DRAFT_S)[0].mean()
     assert (nodes <= steady + 1.0) == few
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_propd.bench.turn import Turn
-from vllm_propd.bench.turns import Turns, in_turns
+from vllm_propd.bench.turns import Turns, in_turns, turns_in
 
 SECONDS = 2.0
 """Of every turn; they follow one another without a gap."""
@@ -28,11 +28,25 @@ def turns_of(*taken: tuple[str, float]) -> Turns[Turn]:
     return turns
 
 
+@pytest.mark.parametrize(
+    ("arms", "order"),
+    [("A", "AAA"), ("AB", "ABABA"), ("ABC", "ABCABCA"), ("ABCD", "ABCADABCADA")],
+)
+def test_the_first_arm_goes_right_before_or_after_every_other(
+    arms: str, order: str
+) -> None:
+    taken: list[str] = []
+    for arm in in_turns(arms, lambda arm: taken.count(arm) < 2 * arms.count(arm)):
+        taken.append(arm)
+    assert "".join(taken) == order
+    assert turns_in(len(arms), 2) == len(order)
+
+
 def test_who_has_had_enough_takes_no_more_turns() -> None:
-    wanted, taken = {"A": 2, "B": 3, "C": 1, "D": 2}, ["start"]
+    wanted, taken = {"A": 0, "B": 3, "C": 1, "D": 2}, ["start"]
     for arm in in_turns("ABCD", lambda arm: taken.count(arm) < wanted[arm]):
         taken.append(arm)
-    assert "".join(taken[1:]) == "ABCD" + "ABD" + "B"
+    assert "".join(taken[1:]) == "ABCAD" + "ABD" + "AB" + "A"
 
 
 def test_the_share_of_what_an_arm_needs_is_of_rounds_and_of_seconds() -> None:

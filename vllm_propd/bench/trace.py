@@ -18,7 +18,7 @@ from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.points import Point
 from vllm_propd.bench.stopwatch import Work
 from vllm_propd.bench.turn import DraftCounter, Turn
-from vllm_propd.bench.turns import Turns, in_turns
+from vllm_propd.bench.turns import Turns, in_turns, turns_in
 
 POLLS_S = 1.1
 """Idle vLLM workers poll for a second, on cores that another engine needs."""
@@ -168,7 +168,7 @@ async def run_trace(
         The turns that count; and by arm the most memory that its workers have held, MiB.
     """
     found: Turns[TraceTurn] = Turns()
-    task = bar.add_task("trace", total=len(arms) * (2 + rounds))
+    task = bar.add_task("trace", total=2 * len(arms) + turns_in(len(arms), rounds))
     engines: list[TraceEngine] = []
     try:
         for arm in arms:

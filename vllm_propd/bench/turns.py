@@ -16,14 +16,24 @@ AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
-    """Whose turn it is: A B C, A B C, A C, ...
+    """Whose turn it is: A B C A D E, A B C A D E, ... A.
 
     Args:
-        arms: in their order.
+        arms: the first is what the others are compared with, and has more turns: what its
+            fastest are like decides all ratios.
         needs: whether an arm has not had turns enough; asked before each round.
     """
-    while left := [arm for arm in arms if needs(arm)]:
-        yield from left
+    first, *others = arms
+    while left := [arm for arm in others or arms if needs(arm)]:
+        for i in range(0, len(left), 2):
+            yield first
+            yield from left[i : i + 2]
+    yield first
+
+
+def turns_in(arms: int, rounds: int) -> int:
+    """How many ``in_turns`` gives, where every arm needs one a round."""
+    return rounds * (arms - 1 + max(arms // 2, 1)) + 1
 
 
 class Turns(Generic[AnyTurn]):

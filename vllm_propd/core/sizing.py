@@ -7,23 +7,19 @@ in the scheduled lists: one rank's plan counts, the others' are never seen.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Protocol
 
 import numpy as np
 
 from vllm_propd.core.cost import StepCost
+from vllm_propd.core.gaps import Gaps
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.pauses import Pauses
 from vllm_propd.core.planner import MOST_TOKENS, Batch, Plan, Planner, round_totals
 from vllm_propd.core.survival import Grader, PrunedStep, Survival
 from vllm_propd.core.tree import Ints, TokenTree
-
-GAPS = 31
-"""Gaps between steps whose median is the engine's own time; idle ones are the few."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Sizing(Protocol):
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
 
-    def plan(self, trees: list[TokenTree], draft_s: float) -> tuple[Ints, int | None]:
+    def plan(self, trees: list[TokenTree], began: float) -> tuple[Ints, int | None]:
         """Nodes to verify in the next step, and how many of them to keep."""
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
@@ -125,7 +121,7 @@ class FixedSizing:
         """Nodes to draft for each sequence; 0: do not draft."""
         return nodes_per_sequence(self.nodes, self.token_budget, sequences)
 
-    def plan(self, trees: list[TokenTree], draft_s: float) -> tuple[Ints, int | None]:
+    def plan(self, trees: list[TokenTree], began: float) -> tuple[Ints, int | None]:
         """All nodes, to be pruned as is configured; see ``DynamicSizing``."""
         return np.array([len(tree) for tree in trees], np.int64), None
 
@@ -161,7 +157,8 @@ class DynamicSizing:
         self.planner = Planner(step, draft, self.survival, totals)
         self._clock = clock
         self._pauses = Pauses()
-        self._gaps: deque[float] = deque(maxlen=GAPS)
+        self._gaps = Gaps()
+        self._drafted, self._draft_began = 0, 0.0
         self._load = Load(0, 0, 0, 0)
         self._plan: Plan | None = None
         self._expected: Plan | None = None
@@ -181,8 +178,8 @@ class DynamicSizing:
         self._began = began
         self._pauses.observe(load.sequences, drafted, scheduled)
         if self._ended is not None:
-            self._gaps.append(self._began - self._ended)
-        self._load = load
+            self._gaps.add(self._drafted > 0, began - self._ended)
+        self._load, self._drafted = load, 0
 
     def step_verified(self, pruned: PrunedStep | None) -> None:
         """The step's text is known: all but drafting is over.
@@ -192,8 +189,7 @@ class DynamicSizing:
                 step is.
         """
         load = self._load
-        gap = median(self._gaps) if self._gaps else 0.0
-        self._measured = self._clock() - self._began + gap
+        self._measured = self._clock() - self._began + self._gaps.plain
         left = None if pruned is None else load.tokens - pruned.dropped
         self._estimated = self.step.observe(load.tokens, load.context, self._measured, left)
         if pruned is not None and self.grader is not None:
@@ -209,6 +205,9 @@ class DynamicSizing:
             emitted: tokens put out.
         """
         self._ended = self._clock()
+        if self._drafted:  # with all that comes of it: the plan, and the engine's part
+            seconds = self._ended - self._draft_began + self._gaps.extra
+            self.draft.observe(self._drafted, 0.0, seconds)
         load, plan, expected = self._load, self._expected, 0.0
         if plan is not None:  # who has joined since gives one token
             expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
@@ -232,18 +231,18 @@ class DynamicSizing:
             return 0
         return min(self.nodes, max(0, self.token_budget // 2 - sequences))
 
-    def plan(self, trees: list[TokenTree], draft_s: float) -> tuple[Ints, int | None]:
+    def plan(self, trees: list[TokenTree], began: float) -> tuple[Ints, int | None]:
         """What to verify in the next step.
 
         Args:
             trees: drafted, of at most ``most`` nodes each.
-            draft_s: seconds that this took.
+            began: when drafting them did, by the clock.
 
         Returns:
             ``[trees]`` int64 how many nodes of each; and how many of all of them early
             pruning shall keep, or None: what is configured.
         """
-        self.draft.observe(len(trees), 0.0, draft_s)
+        self._drafted, self._draft_began = len(trees), began
         probability = np.exp(
             np.concatenate([tree.score for tree in trees]).astype(np.float64)
         )

@@ -17,7 +17,7 @@ from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.engines import ArmEngine, close_engines, start_engines
 from vllm_propd.bench.results import installed_versions, this_machine
 from vllm_propd.bench.turn import Recording, Turn
-from vllm_propd.bench.turns import Turns, in_turns
+from vllm_propd.bench.turns import Turns, in_turns, turns_in
 from vllm_propd.demo.picture import draw_tree
 from vllm_propd.training.corpus import held_out_snippets
 
@@ -71,7 +71,7 @@ def run_demo(
         prompts = [tokenizer(text)["input_ids"][:PROMPT_TOKENS] for text in snippets]
         recording: Recording = []
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        total = len(arms) * (1 + rounds) * num_prompts
+        total = (len(arms) + turns_in(len(arms), rounds)) * num_prompts
         task = bar.add_task("generating", total=total)
 
         def turn_of(engine: ArmEngine) -> Turn:

@@ -327,7 +327,7 @@ class ProPDRunner(GPUModelRunner):
         if drafting and most:
             began = time.perf_counter()
             trees = self._draft(drafting, most, sample_hidden_states)
-            sizes, keep = self.sizing.plan(trees, time.perf_counter() - began)
+            sizes, keep = self.sizing.plan(trees, began)
             self._keep = self._first_ranks(keep)
             for i, tree, nodes in zip(drafting, trees, sizes.tolist(), strict=True):
                 self._offered.add(ids[i])
