@@ -54,7 +54,7 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     assert results.inflated
     assert len(results.rows) == 10
     for row in results.rows:
-        assert row.identical_to_plain == row.prompts == 8
+        assert row.identical_to_plain == row.prompts == 4
         prunes = row.arm in ("propd-no-dynamic", pruned)
         halves = {"split", "lower half", "prune", "upper half"}
         forward = halves if prunes else {"forward"}
@@ -97,7 +97,7 @@ def test_workloads_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> 
     assert results.workloads == ["length 16", "length 48", *tasks, "trace"]
     assert results.batch_sizes == [2] and len(results.rows) == 14
     for row in results.rows:
-        prompts = 6 if row.workload == "trace" else 8
+        prompts = 6 if row.workload == "trace" else 4
         assert row.identical_to_plain == row.prompts == prompts
         assert (row.tokens_per_step == 1) == (row.arm == "plain")
         assert row.peak_rss_mib > 300
