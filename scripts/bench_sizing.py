@@ -33,7 +33,7 @@ from vllm_propd.bench.run import tokenizer_of
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 120, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
-ALONE = tuple(f"alone, {time}" for time in ("first", "second", "third"))
+ALONE = tuple(f"alone, {place}" for place in ("first", "second", "third"))
 """Phases before the jump: the same text, whose sizes differ as the machine's speed does."""
 AGAIN = "alone again"
 BUSY_REQUESTS, BUSY_WITHIN = 4, 100

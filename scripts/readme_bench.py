@@ -4,8 +4,7 @@
     python scripts/readme_bench.py build/bench --again build/again
 
 ``demo/bench.json`` keeps the first result, without the lists of single steps, and how far
-others are from it. A test checks
-that the README's table is what this script makes of it.
+others are from it. A test checks that the README's table is what this script makes of it.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ class ProPDRunner(GPUModelRunner):
         scheduled = scheduler_output.scheduled_spec_decode_tokens
         with self._speculating(bool(scheduled)):
             prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        nodes_in_all = sum(map(len, scheduled.values()))
-        self._step_begins(began, num_scheduled_tokens, nodes_in_all)
+        drafted = sum(map(len, scheduled.values()))
+        self._step_begins(began, num_scheduled_tokens, drafted)
         batch = self.input_batch
         self._step = step = build_step(
             scheduled,
