@@ -1,4 +1,4 @@
-"""What vLLM loads in every process: a version check, then the doors.
+"""What vLLM loads in every process: a version check, then the patches.
 
 Nothing here imports torch or touches a device.
 """
@@ -53,6 +53,7 @@ def register() -> None:
             SKIP_VERSION_CHECK,
         )
         return
-    from vllm_propd.engine import doors
+    from vllm_propd.engine import delivery, doors
 
     doors.open_doors()
+    delivery.patch_executor()

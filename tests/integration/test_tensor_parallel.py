@@ -85,6 +85,23 @@ def test_own_output_layers_are_sharded(ranks: LLM, tmp_path: Path) -> None:
     assert shared == own
 
 
+def refuse(worker: Any) -> None:
+    """What vLLM asks after each step, in a message of its own, fails from now on."""
+    worker.take_draft_token_ids = None
+
+
+def answer_again(worker: Any) -> None:
+    """Undoes it."""
+    del worker.take_draft_token_ids
+
+
+def test_drafts_come_with_the_output(ranks: LLM) -> None:
+    use(ranks, 16, {})
+    ranks.collective_rpc(refuse)
+    assert len(drafted(ranks, mixed_prompts(2, seed=24))) > 10
+    ranks.collective_rpc(answer_again)
+
+
 def skew(worker: Any) -> None:
     """Rank 1 gets clocks that run at other speeds, and stumbles in every hook.
 

@@ -14,7 +14,6 @@ Four small patches, each applied once and inert unless the method is ``propd``:
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from vllm.v1.metrics.loggers import LoggingStatLogger
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
 from vllm_propd.engine.metrics import log_line, read_totals, show_metrics
+from vllm_propd.engine.patch_once import patch_once
 from vllm_propd.engine.support import check_engine, choose_early_layer
 
 logger = init_logger("vllm.propd.doors")
@@ -44,17 +44,6 @@ HEADS_FOLDER = "propd"
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """What can be a name on the model hub."""
-
-
-def patch_once(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-    """Replaces ``owner.name`` by ``wrap(original)``, unless that has been done."""
-    original = getattr(owner, name)
-    if getattr(original, "_propd", False):
-        return
-    wrapped: Any = functools.wraps(original)(wrap(original))
-    wrapped._propd = True
-    static = isinstance(owner.__dict__.get(name), staticmethod)
-    setattr(owner, name, staticmethod(wrapped) if static else wrapped)
 
 
 def open_doors() -> None:

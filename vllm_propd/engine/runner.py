@@ -3,7 +3,7 @@
 One direction: scheduled drafts -> rows, positions and slots (`_prepare_inputs`) ->
 attention (`_build_attention_metadata`) -> lower half, pruning, upper half
 (`_model_forward`) -> verification and commit (`_sample`) -> next trees
-(`propose_draft_token_ids`) -> the scheduler.
+(`propose_draft_token_ids`) -> the step's output (`sample_tokens`) -> the scheduler.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
-from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker import gpu_model_runner
@@ -31,6 +31,7 @@ from vllm_propd.core.sizing import FixedSizing, Load, Sizing, StepRecord
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing
+from vllm_propd.engine.delivery import enclose
 from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
@@ -366,6 +367,13 @@ class ProPDRunner(GPUModelRunner):
             return keep
         found: int | None = group.broadcast_object(keep)
         return found
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        """The step's output holds the next drafts, too."""
+        output = super().sample_tokens(grammar_output)
+        if output.req_ids:  # Not vLLM's one empty output, which all steps share.
+            enclose(output, self.take_draft_token_ids())
+        return output
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         """A request that has ended needs no tree."""

@@ -7,6 +7,7 @@ parameters with the installed vLLM, so that an upgrade fails at the right line.
 from vllm_propd.engine.symbols import (
     attention,
     cuda,
+    delivery,
     doors,
     halves,
     heads,
@@ -23,6 +24,7 @@ SYMBOLS = (
     *doors.SYMBOLS,
     *worker.SYMBOLS,
     *runner.SYMBOLS,
+    *delivery.SYMBOLS,
     *attention.SYMBOLS,
     *cuda.SYMBOLS,
     *halves.SYMBOLS,

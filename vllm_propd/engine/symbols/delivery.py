@@ -1,0 +1,67 @@
+"""How drafts reach the scheduler."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.symbol import Symbol
+
+_EXECUTOR = "vllm.v1.executor.multiproc_executor:MultiprocExecutor"
+_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+
+SYMBOLS = (
+    Symbol(
+        f"{_EXECUTOR}.sample_tokens",
+        "patched",
+        "self grammar_output non_block",
+        "keeps the drafts that came with a step's output",
+        "one message a step less between engine core and worker",
+        "drafts in vLLM's ModelRunnerOutput",
+    ),
+    Symbol(
+        f"{_EXECUTOR}.take_draft_token_ids",
+        "patched",
+        "self",
+        "answers with what sample_tokens kept; asks the worker where it kept nothing",
+        "see sample_tokens",
+        "see sample_tokens",
+    ),
+    Symbol(
+        f"{_RUNNER}.sample_tokens",
+        "overridden",
+        "self grammar_output",
+        "puts the drafts into the step's output",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+    Symbol(
+        "vllm.v1.core.sched.output:GrammarOutput",
+        "read",
+        "",
+        "the type of what sample_tokens is given; never looked into",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+    Symbol(
+        f"{_RUNNER}.take_draft_token_ids",
+        "called",
+        "self",
+        "what the executor would have asked for",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+    Symbol(
+        "vllm.v1.outputs:ModelRunnerOutput",
+        "read",
+        "req_ids",
+        "carries the drafts as one more attribute, which pickle keeps",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+    Symbol(
+        "vllm.v1.outputs:DraftTokenIds",
+        "read",
+        "req_ids draft_token_ids",
+        "what the runner gives and the scheduler takes; never looked into",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+)
