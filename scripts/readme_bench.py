@@ -27,6 +27,7 @@ START, END = "<!-- bench: scripts/readme_bench.py -->\n", "<!-- end of bench -->
 
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],
+    "steps": [],
     "measured_step_ms": [],
     "estimated_step_ms": [],
     "tree_sizes": [],

@@ -56,24 +56,59 @@ def test_the_share_of_what_an_arm_needs_is_of_rounds_and_of_seconds() -> None:
     assert turns.share("b", rounds=2, seconds=8 * SECONDS) == pytest.approx(0.25)
 
 
+def steps_of(group: int, *steps: tuple[int, float, int]) -> Turn:
+    """A turn of steps: draft tokens, seconds, tokens that came out."""
+    drafted, seconds, tokens = zip(*steps, strict=True)
+    return Turn(
+        began=0.0,
+        seconds=sum(seconds),
+        tokens=sum(tokens),
+        texts=[[group]],
+        group=group,
+        step_seconds=list(seconds),
+        step_drafted=list(drafted),
+    )
+
+
 def test_groups_of_prompts_count_alike() -> None:
-    """Of the first group there are three turns, of the second one."""
+    """Of the first group there are two turns, of the second one."""
     turns: Turns[Turn] = Turns()
-    taken = [("plain", 10, 0), ("plain", 8, 1), ("b", 19, 0), ("b", 30, 0)]
-    taken += [("b", 20, 0), ("b", 16, 1)]
-    for place, (arm, speed, group) in enumerate(taken):
-        turns.add(arm, turn(speed, place, group))
-    assert turns.ratio("b") == pytest.approx((30 / 10 + 16 / 8) / 2)
+    turns.add("plain", steps_of(0, (0, 1.0, 4), (0, 1.0, 4)))
+    turns.add("plain", steps_of(1, (0, 1.0, 4), (0, 1.0, 4)))
+    turns.add("b", steps_of(0, (3, 1.0, 12)))
+    turns.add("b", steps_of(0, (3, 1.0, 12)))
+    turns.add("b", steps_of(1, (3, 1.0, 8)))
+    assert turns.ratio("b") == pytest.approx((12 / 4 + 8 / 4) / 2)
     assert turns.latest("b").texts == [[0], [1]]
-    assert turns.latest("b").tokens == round(SECONDS * 36)
+    assert turns.latest("b").tokens == 20
 
 
-def test_what_slows_turns_down_does_not_shape_the_ratio() -> None:
+def test_what_slows_steps_down_does_not_shape_the_ratio() -> None:
     """Plain vLLM loses half its speed for most of the time, b a tenth."""
-    slow = [("plain", 50.0), ("b", 135.0)]
-    turns = turns_of(*slow, *slow, ("plain", 100.0), ("b", 150.0), *slow)
-    assert turns.ratio("b") == pytest.approx(1.5)
+    turns: Turns[Turn] = Turns()
+    for slow in (True, True, True, False, True):
+        plain, small, large = (2.0, 1.1, 4.4) if slow else (1.0, 1.0, 4.0)
+        turns.add("plain", steps_of(0, *[(0, plain, 1)] * 8))
+        # A step without drafts is not measured by those with some.
+        turns.add("b", steps_of(0, (0, small, 1), (5, large, 6), (0, small, 1)))
+    assert turns.ratio("b") == pytest.approx(8 / 6)
     assert turns.ratio("plain") == 1.0
+    assert turns.steps("b") == [(0, 10, 1.0, 1.1), (5, 5, 4.0, 4.4)]
+
+
+def test_luck_does_not_shape_the_ratio() -> None:
+    """A turn that happened to accept more is no faster one."""
+    turns: Turns[Turn] = Turns()
+    turns.add("plain", steps_of(0, (0, 1.0, 1)))
+    for accepted in (1, 2, 6):
+        turns.add("b", steps_of(0, (5, 1.0, accepted)))
+    assert turns.ratio("b") == pytest.approx(3.0)
+
+
+def test_turns_without_steps_are_compared_whole() -> None:
+    """A trace's."""
+    turns = turns_of(("plain", 10.0), ("b", 12.0))
+    assert turns.ratio("b") == pytest.approx(1.2)
 
 
 def test_a_turn_is_placed_by_when_half_of_it_is_over() -> None:

@@ -163,9 +163,11 @@ class ArmEngine:
                 turn.began = min(turn.began, step_started)
             else:
                 prefills += 1
+            drafted = drafts.drafted
             outputs = engine.step()
             if outputs and prefilled:
                 turn.step_seconds.append(time.perf_counter() - step_started)
+                turn.step_drafted.append(drafts.drafted - drafted)
             for output in outputs:
                 before, ids = texts[output.request_id], output.outputs[0].token_ids
                 if len(ids) > len(before):

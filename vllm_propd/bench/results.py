@@ -41,14 +41,20 @@ class Row(BaseModel):
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
-        description="Tokens/s over plain vLLM's: with each group of prompts of both arms' "
-        "fastest turn, as other work on the machine only slows; of the groups the mean."
+        description="Tokens/s over plain vLLM's, both undisturbed (other work on the "
+        "machine only slows): each step as long as a fast one in `steps`; the mean over "
+        "groups of prompts. Of a trace: of both arms' fastest turns."
     )
     rounds: int = Field(description="Turns that count.")
     turns: list[tuple[float, int, float]] = Field(
         default=[],
         description="Of each: when half of it was over, seconds from the point's begin; "
         "its group of prompts; tokens/s.",
+    )
+    steps: list[tuple[int, int, float, float]] = Field(
+        default=[],
+        description="By draft tokens, over all sequences: how many steps, milliseconds of "
+        "a fast one (slower than a tenth of them; of a few the fastest), the median.",
     )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
@@ -183,7 +189,7 @@ class Results(BaseModel):
             f"{size}, {self.dtype}, {self.max_tokens} new tokens after "
             f"{self.prompt_tokens}, temperature {self.temperature:g}; "
             f"{self.machine.cores} cores of {self.machine.processor}; "
-            f"{self.rounds} or more rounds, of which ratios are the fastest"
+            f"{self.rounds} or more rounds, of whose fast steps ratios are"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -46,6 +47,9 @@ def run_bench(
         ValueError: unknown arms, unusable heads, too little text.
     """
     out.mkdir(parents=True, exist_ok=True)
+    # vLLM's n-gram proposer starts numba in a worker that is bound to one core by then, and
+    # OpenMP, which they share, would keep to one thread for the model: in that arm only.
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     console = wide_console()
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = load_heads(heads)
@@ -235,6 +239,10 @@ def _rows(
                 turns=[
                     (round(found.when(t), 2), t.group, round(t.tokens_per_s, 3))
                     for t in turns
+                ],
+                steps=[
+                    (drafted, many, round(1e3 * fast, 3), round(1e3 * typical, 3))
+                    for drafted, many, fast, typical in found.steps(arm.name)
                 ],
                 tokens_per_step=median(turn.tokens_per_step for turn in turns),
                 drafted_per_step=last.drafted / max(last.drafts, 1),

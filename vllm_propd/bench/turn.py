@@ -66,6 +66,7 @@ class Turn:
         drafted, drafts: draft tokens, and steps of sequences with drafts.
         accepted_at: such steps that accepted a draft of depth 1, 2, ...
         step_seconds: wall time of each engine step that put tokens out.
+        step_drafted: draft tokens that it verified, over all sequences.
         parts: seconds of each call inside the worker, by ``stopwatch.PARTS``, where the
             engine has stopwatches.
         work: what early pruning saw, likewise.
@@ -83,6 +84,7 @@ class Turn:
     drafts: int = 0
     accepted_at: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    step_drafted: list[int] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -94,6 +96,7 @@ class Turn:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.texts = self.texts + other.texts
         self.step_seconds = self.step_seconds + other.step_seconds
+        self.step_drafted = self.step_drafted + other.step_drafted
         for part, laps in other.parts.items():
             self.parts[part] = self.parts.get(part, []) + laps
         self.work += other.work
@@ -111,6 +114,12 @@ class Turn:
     def tokens_per_s(self) -> float:
         """Throughput over all sequences."""
         return self.tokens / self.seconds
+
+    def laps(self) -> list[tuple[int, float]]:
+        """Draft tokens and seconds of each step; the turn as one, where none was timed."""
+        if not self.step_seconds:
+            return [(0, self.seconds)]
+        return list(zip(self.step_drafted, self.step_seconds, strict=True))
 
     def step_ms(self) -> dict[str, float]:
         """Median milliseconds of a step by part; ``rest`` is what no part explains.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import reduce
 from operator import iadd
-from statistics import mean
+from statistics import mean, median
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from vllm_propd.bench.turn import Turn
 
 Taker = TypeVar("Taker")
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
+
+FAST = 0.1
+"""Of like steps, how many are faster than the one that counts."""
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
@@ -20,7 +26,7 @@ def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[
 
     Args:
         arms: the first is what the others are compared with, and has more turns: what its
-            fastest are like decides all ratios.
+            fast steps are like decides all ratios.
         needs: whether an arm has not had turns enough; asked before each round.
     """
     first, *others = arms
@@ -73,18 +79,38 @@ class Turns(Generic[AnyTurn]):
         return turn.middle - self._taken[0][1].began
 
     def ratio(self, arm: str) -> float:
-        """Tokens/s over plain vLLM's; the mean over the groups of prompts.
+        """Tokens/s over plain vLLM's, both undisturbed; the mean over groups of prompts.
 
-        With each group the fastest turn of both arms counts: whatever else a machine does
-        only slows, and slows plain vLLM, which waits for memory, by other factors than
-        arms that compute. What both do undisturbed is what two benchmarks agree on.
+        Whatever else a machine does only slows, and slows plain vLLM, which waits for
+        memory, by other factors than arms that compute. So a step counts as long as a fast
+        one (``FAST``) of the same arm and as many drafts. How often there were so many,
+        and how many tokens came of them, is of all turns.
         """
-        mine, plain = self._fastest(arm), self._fastest(self._plain)
+        mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
         return mean(mine[group] / plain[group] for group in mine)
 
-    def _fastest(self, arm: str) -> dict[int, float]:
-        """By group of prompts, tokens/s of an arm's fastest turn."""
-        found: dict[int, float] = {}
+    def _undisturbed(self, arm: str) -> dict[int, float]:
+        """By group of prompts, tokens/s of an arm whose steps are all fast."""
+        fast = {drafted: seconds for drafted, _, seconds, _ in self.steps(arm)}
+        tokens: Counter[int] = Counter()
+        seconds: defaultdict[int, float] = defaultdict(float)
         for turn in self.of(arm):
-            found[turn.group] = max(found.get(turn.group, 0.0), turn.tokens_per_s)
-        return found
+            tokens[turn.group] += turn.tokens
+            seconds[turn.group] += sum(fast[drafted] for drafted, _ in turn.laps())
+        return {group: tokens[group] / seconds[group] for group in tokens}
+
+    def steps(self, arm: str) -> list[tuple[int, int, float, float]]:
+        """An arm's steps by draft tokens: how many, seconds of a fast one, the median."""
+        laps: defaultdict[int, list[float]] = defaultdict(list)
+        for turn in self.of(arm):
+            for drafted, seconds in turn.laps():
+                laps[drafted].append(seconds)
+        return [
+            (
+                drafted,
+                len(some),
+                float(np.quantile(some, FAST, method="lower")),
+                median(some),
+            )
+            for drafted, some in sorted(laps.items())
+        ]
