@@ -93,7 +93,10 @@ def test_what_slows_steps_down_does_not_shape_the_ratio() -> None:
         turns.add("b", steps_of(0, (0, small, 1), (5, large, 6), (0, small, 1)))
     assert turns.ratio("b") == pytest.approx(8 / 6)
     assert turns.ratio("plain") == 1.0
-    assert turns.steps("b") == [(0, 10, 1.0, 1.1), (5, 5, 4.0, 4.4)]
+    assert {drafted: len(laps) for drafted, laps in turns.steps("b").items()} == {
+        0: 10,
+        5: 5,
+    }
 
 
 def test_luck_does_not_shape_the_ratio() -> None:

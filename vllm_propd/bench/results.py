@@ -42,7 +42,7 @@ class Row(BaseModel):
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
         description="Tokens/s over plain vLLM's, both undisturbed (other work on the "
-        "machine only slows): each step as long as a fast one in `steps`; the mean over "
+        "machine only slows): each step as long as quantile 0.1 in `steps`; the mean over "
         "groups of prompts. Of a trace: of both arms' fastest turns."
     )
     rounds: int = Field(description="Turns that count.")
@@ -51,10 +51,10 @@ class Row(BaseModel):
         description="Of each: when half of it was over, seconds from the point's begin; "
         "its group of prompts; tokens/s.",
     )
-    steps: list[tuple[int, int, float, float]] = Field(
+    steps: list[tuple[int, int, list[float]]] = Field(
         default=[],
-        description="By draft tokens, over all sequences: how many steps, milliseconds of "
-        "a fast one (slower than a tenth of them; of a few the fastest), the median.",
+        description="Draft tokens of a step, over all sequences; how many such steps there "
+        "were; milliseconds: the fastest, quantiles 0.02, 0.05, 0.1 and 0.25, the median.",
     )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")

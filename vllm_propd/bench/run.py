@@ -25,7 +25,7 @@ from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.trace import latencies, run_trace
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
 from vllm_propd.bench.turn import Recording
-from vllm_propd.bench.turns import AnyTurn, Turns
+from vllm_propd.bench.turns import SHOWN, AnyTurn, Turns, at
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
@@ -241,8 +241,8 @@ def _rows(
                     for t in turns
                 ],
                 steps=[
-                    (drafted, many, round(1e3 * fast, 3), round(1e3 * typical, 3))
-                    for drafted, many, fast, typical in found.steps(arm.name)
+                    (drafted, len(laps), [round(1e3 * at(laps, q), 3) for q in SHOWN])
+                    for drafted, laps in found.steps(arm.name).items()
                 ],
                 tokens_per_step=median(turn.tokens_per_step for turn in turns),
                 drafted_per_step=last.drafted / max(last.drafts, 1),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import reduce
 from operator import iadd
-from statistics import mean, median
+from statistics import mean
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,6 +19,9 @@ AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
 FAST = 0.1
 """Of like steps, how many are faster than the one that counts."""
+
+SHOWN = (0.0, 0.02, 0.05, FAST, 0.25, 0.5)
+"""What results tell of the times of like steps, so that others than FAST can be tried."""
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
@@ -39,7 +42,10 @@ def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[
 
 def turns_in(arms: int, rounds: int) -> int:
     """How many ``in_turns`` gives, where every arm needs one a round."""
-    return rounds * (arms - 1 + max(arms // 2, 1)) + 1
+    taken: Counter[int] = Counter()
+    for arm in in_turns(range(arms), lambda arm: taken[arm] < rounds):
+        taken[arm] += 1
+    return taken.total()
 
 
 class Turns(Generic[AnyTurn]):
@@ -91,7 +97,7 @@ class Turns(Generic[AnyTurn]):
 
     def _undisturbed(self, arm: str) -> dict[int, float]:
         """By group of prompts, tokens/s of an arm whose steps are all fast."""
-        fast = {drafted: seconds for drafted, _, seconds, _ in self.steps(arm)}
+        fast = {drafted: at(laps, FAST) for drafted, laps in self.steps(arm).items()}
         tokens: Counter[int] = Counter()
         seconds: defaultdict[int, float] = defaultdict(float)
         for turn in self.of(arm):
@@ -99,18 +105,15 @@ class Turns(Generic[AnyTurn]):
             seconds[turn.group] += sum(fast[drafted] for drafted, _ in turn.laps())
         return {group: tokens[group] / seconds[group] for group in tokens}
 
-    def steps(self, arm: str) -> list[tuple[int, int, float, float]]:
-        """An arm's steps by draft tokens: how many, seconds of a fast one, the median."""
-        laps: defaultdict[int, list[float]] = defaultdict(list)
+    def steps(self, arm: str) -> dict[int, list[float]]:
+        """Seconds of an arm's steps, by draft tokens; few first."""
+        found: defaultdict[int, list[float]] = defaultdict(list)
         for turn in self.of(arm):
             for drafted, seconds in turn.laps():
-                laps[drafted].append(seconds)
-        return [
-            (
-                drafted,
-                len(some),
-                float(np.quantile(some, FAST, method="lower")),
-                median(some),
-            )
-            for drafted, some in sorted(laps.items())
-        ]
+                found[drafted].append(seconds)
+        return dict(sorted(found.items()))
+
+
+def at(laps: list[float], share: float) -> float:
+    """The quantile; of few laps the faster one."""
+    return float(np.quantile(laps, share, method="lower"))
