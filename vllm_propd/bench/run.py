@@ -47,8 +47,8 @@ def run_bench(
         ValueError: unknown arms, unusable heads, too little text.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # vLLM's n-gram proposer starts numba in a worker that is bound to one core by then, and
-    # OpenMP, which they share, would keep to one thread for the model: in that arm only.
+    # vLLM's n-gram proposer imports numba too late, too (`engine/numba_beside_vllm.py`):
+    # the model would run on one thread, in that arm only.
     os.environ.setdefault("NUMBA_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     console = wide_console()
     with tempfile.TemporaryDirectory() as scratch:

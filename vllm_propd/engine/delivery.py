@@ -42,11 +42,9 @@ def _take_out(original: Any) -> Any:
 
 def _answer(original: Any) -> Any:
     def take_draft_token_ids(self: MultiprocExecutor) -> DraftTokenIds | None:
-        if not hasattr(self, DRAFTS):
-            drafts: DraftTokenIds | None = original(self)
-            return drafts
-        drafts = getattr(self, DRAFTS)
-        delattr(self, DRAFTS)
+        kept = vars(self)
+        drafts: DraftTokenIds | None
+        drafts = kept.pop(DRAFTS) if DRAFTS in kept else original(self)
         return drafts
 
     return take_draft_token_ids
