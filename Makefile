@@ -60,11 +60,11 @@ INFLATED := build/inflated
 $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers 16
 
-ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd
+ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
 # In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 32 --prompt-tokens 32 \
-		--seconds 24 --out build/bench
+		--seconds 22 --out build/bench
 	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
 		--dtype float32 --out build/bench/float32
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench

@@ -33,6 +33,8 @@ def table() -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in ProPDConfig.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
+        if isinstance(field.default, bool):
+            default = default.lower()
         rows.append(f"| `{name}` | {type_name(field)} | {default} | {field.description} |")
     rows.append(
         "| `config` | str | | A YAML file of these keys (see `configs/`); keys given "

@@ -20,7 +20,11 @@ class Line:
     below: float = 0.1
 
     def estimate(
-        self, tokens: np.ndarray, context: float = 0.0, left: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        context: float = 0.0,
+        left: np.ndarray | None = None,
+        kinds: np.ndarray | None = None,
     ) -> np.ndarray:
         if left is not None:
             tokens = self.below * tokens[:, None] + (1.0 - self.below) * left

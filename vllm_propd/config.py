@@ -75,6 +75,13 @@ class ProPDConfig(BaseModel):
         "probabilities on its path, or of its ranks' accuracies in `calibration.json` (the "
         "paper's). With `dynamic` sizing both are corrected by what comes true.",
     )
+    lookup: bool = Field(
+        True,
+        description="With `dynamic` sizing trees also hold what followed in a request's "
+        "own text, prompt included, the last time that it ended as it does now, priced by "
+        "how often that came true; where the heads add too little, they are not asked. "
+        "`false`: the heads' candidates only, as in the paper.",
+    )
     pruning: Literal["auto", "off", "top_k", "path_probability"] = Field(
         "auto",
         description="Early pruning, by an early head after a shallow layer. `top_k`: a "
@@ -139,9 +146,19 @@ class ProPDConfig(BaseModel):
                     f"{key} has no effect with pruning 'auto' and sizing 'fixed': remove "
                     "it, or set pruning to a rule"
                 )
+        if "lookup" in self.model_fields_set and self.lookup and not self.looks_up:
+            problems.append(
+                f"lookup has no effect with sizing '{self.sizing}' and tree '{self.tree}': "
+                "remove it, or set sizing to 'dynamic' and tree to 'best_first'"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether candidates are also looked up in the text."""
+        return self.lookup and self.sizing == "dynamic" and self.tree == "best_first"
 
     @property
     def has_rule(self) -> bool:

@@ -58,6 +58,9 @@ PRUNING: dict[str, dict[str, Any]] = {
 }
 """Every rule of early pruning, and none: settings of method propd."""
 
+SETTINGS = {**PRUNING, "default": {"sizing": "dynamic"}}
+"""These, and what users have who set nothing: real-time sizes, lookups."""
+
 Prompt = dict[str, list[int]]
 
 

@@ -67,6 +67,7 @@ def test_all_doors_are_alike(door: str) -> None:
         "tree": "best_first",
         "num_candidates": 10,
         "node_values": "head_probability",
+        "lookup": True,
         "pruning": "auto",
         "early_layer": 1,
         "top_k": 20,

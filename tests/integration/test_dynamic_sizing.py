@@ -24,7 +24,7 @@ from vllm import LLM
 from vllm_propd.core.planner import Batch, Plan
 from vllm_propd.core.survival import START
 
-DYNAMIC = {"sizing": "dynamic"}
+DYNAMIC = {"sizing": "dynamic", "lookup": False}
 
 
 def sizing_of(llm: LLM) -> Any:
@@ -81,9 +81,9 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
         drafts: list[int] = []
         before = sizing.plan
 
-        def counted(trees: Any, seconds: float) -> Any:
+        def counted(trees: Any, *rest: Any) -> Any:
             drafts.append(len(trees))
-            return before(trees, seconds)
+            return before(trees, *rest)
 
         sizing.plan = counted
         found = {}

@@ -6,6 +6,7 @@ import pytest
 from conftest import (
     BUSY,
     PRUNING,
+    SETTINGS,
     Prompt,
     Ties,
     engine,
@@ -18,7 +19,7 @@ from conftest import (
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
 
-ARMS = [(1, "unpruned"), (7, "unpruned"), *((48, rule) for rule in PRUNING)]
+ARMS = [(1, "unpruned"), (7, "unpruned"), *((48, rule) for rule in SETTINGS)]
 LOGGED = greedy(logprobs=2)
 
 
@@ -73,7 +74,7 @@ def test_text_is_plain_vllms(
 ) -> None:
     name, expected = plain
     options, prompts, params = workload(name)
-    with engine(nodes, propd=PRUNING[rule], **options) as llm:
+    with engine(nodes, propd=SETTINGS[rule], **options) as llm:
         ours = run(llm, prompts, params)
         assert metric(llm, "spec_decode_num_accepted_tokens") > 0
         if name == "preemption":

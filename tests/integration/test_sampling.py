@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from conftest import PRUNING, Ties, engine, prompts_of, run
+from conftest import SETTINGS, Ties, engine, prompts_of, run
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -43,14 +43,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("rule", PRUNING)
+@pytest.mark.parametrize("rule", SETTINGS)
 def test_every_field_gives_plain_vllms_text(rule: str, ties: Ties) -> None:
     prompts = prompts_of([30 + 7 * i for i in range(len(CASES))], seed=11)
     # Whole prompts: vLLM 0.32 on the CPU dies of a seeded request in a chunked prefill.
     options = {"max_num_batched_tokens": 8192}
     with engine(**options) as llm:
         expected = run(llm, prompts, CASES)
-    with engine(48, propd=PRUNING[rule], **options) as llm:
+    with engine(48, propd=SETTINGS[rule], **options) as llm:
         ours = run(llm, prompts, CASES)
     ties.check(expected, ours)
     for left, right in zip(expected, ours, strict=True):
@@ -63,7 +63,7 @@ def test_every_field_gives_plain_vllms_text(rule: str, ties: Ties) -> None:
             assert {t: p.rank for t, p in a.items()}.keys() == b.keys()
 
 
-@pytest.mark.parametrize("rule", PRUNING)
+@pytest.mark.parametrize("rule", SETTINGS)
 def test_structured_output_gives_plain_vllms_text(rule: str, ties: Ties) -> None:
     """Grammars mask a draft list as a chain: drafted as one, and not pruned."""
     shape = StructuredOutputsParams(regex=r"(self\.[a-z_]{1,12} = [a-z]{1,8}\n){4}")
@@ -75,6 +75,6 @@ def test_structured_output_gives_plain_vllms_text(rule: str, ties: Ties) -> None
     prompts = prompts_of([50 + 11 * i for i in range(10)], seed=12)
     with engine() as llm:
         expected = run(llm, prompts, params)
-    with engine(48, propd=PRUNING[rule]) as llm:
+    with engine(48, propd=SETTINGS[rule]) as llm:
         ours = run(llm, prompts, params)
     ties.check(expected, ours)

@@ -132,9 +132,11 @@ def skew(worker: Any) -> None:
 
 def set_price(worker: Any) -> None:
     """Rank 0, which plans, finds that trees pay; rank 1 still believes its clocks."""
-    planner = getattr(worker.model_runner.sizing, "planner", None)
-    if worker.rank == 0 and planner is not None:
-        planner.step, planner.draft = Line(0.01, 2e-5, below=0.02), Line(1e-4)
+    sizing = worker.model_runner.sizing
+    if worker.rank == 0 and hasattr(sizing, "planner"):
+        sizing.planner.draft = Line(1e-4)
+        for planner in (sizing.planner, sizing.planner_without):
+            planner.step = Line(0.01, 2e-5, below=0.02)
 
 
 @pytest.fixture(scope="module")

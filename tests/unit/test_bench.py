@@ -59,7 +59,9 @@ def results(**fields: Any) -> Results:
 TWO = (("plain", 1.0), ("propd:tree=chain", 1.5))
 
 
-@pytest.mark.parametrize("name", ["chain", "static", "propd-no-dynamic", "propd"])
+@pytest.mark.parametrize(
+    "name", [name for name in ARMS if "propd" in name] + ["chain", "static"]
+)
 def test_our_arms_are_valid_configs(name: str) -> None:
     config = parse_arm(name, HEADS).speculative_config
     assert config is not None and config.pop("method") == "propd"

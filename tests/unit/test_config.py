@@ -19,6 +19,7 @@ def test_defaults_are_lossless() -> None:
         "tree": "best_first",
         "num_candidates": 10,
         "node_values": "head_probability",
+        "lookup": True,
         "pruning": "auto",
         "early_layer": None,
         "top_k": 20,
@@ -54,6 +55,16 @@ def test_a_chain_has_one_candidate_per_head() -> None:
 def test_every_field_is_described(name: str) -> None:
     description = ProPDConfig.model_fields[name].description
     assert description and description.endswith(".")
+
+
+@pytest.mark.parametrize("other", [{"sizing": "fixed"}, {"tree": "chain"}])
+def test_nothing_is_looked_up_beside_chains_and_fixed_sizes(other: dict[str, str]) -> None:
+    assert parse_config({}).looks_up
+    assert not parse_config({"lookup": False}).looks_up
+    assert not parse_config(other).looks_up
+    assert not parse_config({**other, "lookup": False}).looks_up
+    with pytest.raises(ValueError, match=r"lookup has no effect .* set sizing to 'dyn"):
+        parse_config({**other, "lookup": True})
 
 
 def test_settings_do_not_change() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vllm_propd.core.cost import StepCost
+from vllm_propd.core.cost import BARE, CHAINS, TREES, StepCost
 
 TOKENS = np.array([1, 8, 16, 32, 48, 64, 128, 256])
 STAIRCASE = np.array([50.0, 50, 51, 55, 90, 120, 230, 450]) / 1e3
@@ -132,6 +132,30 @@ def test_while_all_steps_are_split_whole_ones_are_not_thought_dear() -> None:
     for _ in range(20):
         found.observe(8, 0.0, 1.5 * float(STAIRCASE[1]))
     assert found.seconds_of(8) == pytest.approx(1.5 * STAIRCASE[1], rel=0.05)
+
+
+def test_what_drafts_cost_beside_their_tokens_is_found_by_kind() -> None:
+    found = cost()
+    rng = np.random.default_rng(2)
+    more = {BARE: 0.0, CHAINS: 0.004, TREES: 0.012}
+    for step in range(300):
+        kind, tokens = step % 3, int(rng.choice([1, 8, 16, 32, 48]))
+        seconds = float(np.interp(tokens, TOKENS, STAIRCASE)) + more[kind]
+        found.observe(tokens, 0.0, seconds * np.exp(rng.normal(0, 0.02)), kind=kind)
+    sizes = np.array([8, 16, 32])
+    for kind, seconds in more.items():
+        real = np.interp(sizes, TOKENS, STAIRCASE) + seconds
+        estimated = found.estimate(sizes, kinds=np.full(3, kind))
+        np.testing.assert_allclose(estimated, real, rtol=0.03)
+
+
+def test_while_all_steps_hold_trees_those_without_are_not_thought_dear() -> None:
+    found = cost()
+    for _ in range(100):
+        found.observe(24, 0.0, 1.2 * float(np.interp(24, TOKENS, STAIRCASE)), kind=TREES)
+    trees = found.estimate(np.array([24]), kinds=np.array([TREES]))[0]
+    assert trees == pytest.approx(0.0636, rel=0.03)
+    assert found.seconds_of(16) == pytest.approx(STAIRCASE[2], rel=0.06)
 
 
 def test_a_tables_error_at_one_place_is_mended_there() -> None:

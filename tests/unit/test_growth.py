@@ -124,6 +124,71 @@ def test_sequences_grow_independently(
         assert same(tree, grow_one(alone, size))
 
 
+def all_paths(
+    tokens: np.ndarray, log_probs: Floats, path: list[int], worth: Floats
+) -> dict[tuple[int, ...], float]:
+    """Every path of heads' and looked-up tokens, and its value."""
+    found: dict[tuple[int, ...], float] = {}
+    heads = len(tokens)
+
+    def extend(prefix: tuple[int, ...], value: float) -> None:
+        depth = len(prefix)
+        looked = list(prefix) == path[:depth] and depth < len(path)
+        children: dict[int, float] = {}
+        if depth < heads:
+            pairs = zip(tokens[depth].tolist(), np.exp(log_probs[depth]), strict=True)
+            children = {token: float(share) for token, share in pairs}
+        if looked:
+            said = children.pop(path[depth], 0.0)
+            surer = max(said, float(np.exp(worth[depth])))
+            left = (1.0 - surer) / (1.0 - said)
+            children = {token: share * left for token, share in children.items()}
+            children[path[depth]] = surer
+        assert sum(children.values()) < 1.0 + 1e-6
+        for token, share in children.items():
+            found[*prefix, token] = value * share
+            extend((*prefix, token), value * share)
+
+    extend((), 1.0)
+    return found
+
+
+@relaxed
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
+def test_looked_up_paths_stand_among_the_heads(
+    seed: int, heads: int, ranks: int, reach: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shares = -np.sort(-rng.dirichlet(np.ones(6), heads), 1)[:, :ranks]
+    log_probs = np.log(shares).astype(np.float32)
+    tokens = np.stack([rng.permutation(6)[:ranks] for _ in range(heads)])
+    path = rng.integers(0, 6, reach)
+    worth = np.log(rng.uniform(0.05, 0.95, reach)).astype(np.float32)
+    size = int(rng.integers(0, 40))
+    (tree,) = grow(
+        tokens[None], log_probs[None], np.array([size]), (path[None], worth[None])
+    )
+    every = all_paths(tokens, log_probs, path.tolist(), worth)
+    best = sorted(every.values(), reverse=True)[:size]
+    np.testing.assert_allclose(np.exp(tree.score), best, rtol=1e-4)
+    grown = [
+        tuple(tree.token[np.array(tree.path(node)) - 1]) for node in range(1, len(tree) + 1)
+    ]
+    assert len(set(grown)) == len(grown)
+    values = [every[one] for one in grown]
+    np.testing.assert_allclose(np.exp(tree.score), values, rtol=1e-4)
+
+
+def test_nothing_looked_up_changes_nothing() -> None:
+    rng = np.random.default_rng(3)
+    log_probs = np.log(-np.sort(-rng.dirichlet(np.ones(9), (2, 4)))).astype(np.float32)
+    tokens, sizes = numbered(log_probs), np.array([30, 7])
+    nothing = np.full((2, 6), -1), np.full((2, 6), -np.inf, np.float32)
+    trees = grow(tokens, log_probs, sizes)
+    for one, other in zip(trees, grow(tokens, log_probs, sizes, nothing), strict=True):
+        assert same(one, other)
+
+
 @pytest.mark.parametrize("size", [0, 1, 3, 5, 8])
 def test_one_rank_gives_a_chain_as_long_as_there_are_heads(size: int) -> None:
     tree = grow_one(np.full((5, 1), -0.5, np.float32), size)

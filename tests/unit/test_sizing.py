@@ -88,11 +88,11 @@ class Machine:
             for tree, size in zip(self.trees, self.sizes, strict=True)
         )
         self.trees, self.sizes = [], []
-        if most := sizing.most(sequences):
+        if (most := sizing.most(sequences)) and sizing.asks_heads:
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)
-            self.sizes = sizing.plan(trees, before)[0].tolist()
+            self.sizes = sizing.plan(trees, before).sizes.tolist()
             self.trees = trees
         self.records.append(sizing.step_ends(nodes, emitted))
         self.spend(self.extra * bool(self.trees))
@@ -205,15 +205,52 @@ def test_a_prompt_that_is_done_is_not_in_the_next_step(waiting: int, few: bool) 
     steady = mean_nodes(machine.records[-20:])
     sizing.step_begins(machine.now, Load(16, 1016, 1000, 1600, waiting), False, False)
     sizing.step_verified(None)
-    nodes = sizing.plan(machine.draft(16, 48), machine.now - DRAFT_S)[0].mean()
+    nodes = sizing.plan(machine.draft(16, 48), machine.now - DRAFT_S).sizes.mean()
     assert (nodes <= steady + 1.0) == few
+
+
+def path_of(probability: float, nodes: int) -> TokenTree:
+    depth = np.arange(1, nodes + 1)
+    score = (depth * np.log(probability)).astype(np.float32)
+    return TokenTree(np.zeros(nodes, np.int64), depth - 1, depth, score)
+
+
+@pytest.mark.parametrize(("looked_up", "by_heads"), [(0.2, True), (0.99, False)])
+def test_looked_up_nodes_pay_without_the_heads(looked_up: float, by_heads: bool) -> None:
+    """Trees are the same: only what drafting costs tells them apart, or what they hold."""
+    machine = Machine()
+    sizing = machine.sizing()
+    machine.tokens_per_s(sizing, 4, 50)
+    sizing.step_begins(machine.now, Load(4, 4, 0, 400), False, False)
+    sizing.step_verified(None)
+    without = [path_of(looked_up, 16)] * 4
+    surer = [path_of(max(looked_up, 0.8), 16)] * 4
+    plan = sizing.plan(surer, machine.now - DRAFT_S, without)
+    assert plan.heads is by_heads
+    assert plan.sizes.min() >= 4
+    assert not sizing.plan([], machine.now, without).heads
+
+
+def test_what_drafting_costs_without_the_heads_is_learned_apart() -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    before = sizing.draft.seconds_of(4)
+    for _ in range(100):
+        sizing.step_begins(machine.now, Load(4, 4, 0, 400), False, False)
+        sizing.step_verified(None)
+        began = machine.now
+        machine.spend(5e-4)
+        sizing.plan([], began, [path_of(0.9, 8)] * 4)
+        sizing.step_ends(0, 4)
+    assert sizing.looking_up.seconds_of(4) == pytest.approx(5e-4, rel=0.1)
+    assert sizing.draft.seconds_of(4) == before
 
 
 def test_fixed_sizes_are_fixed() -> None:
     sizing = FixedSizing(8, 64)
     assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]
     trees = Machine().draft(3, 5)
-    sizes, keep = sizing.plan(trees, 0.1)
-    assert (sizes.tolist(), keep) == ([5, 5, 5], None)
+    plan = sizing.plan(trees, 0.1)
+    assert (plan.sizes.tolist(), plan.keep, plan.heads) == ([5, 5, 5], None, True)
     sizing.step_begins(0.0, Load(3, 20, 2, 100), True, True)
     assert sizing.step_ends(7, 6) == StepRecord(3, 20, 15, 7, 6)

@@ -86,8 +86,11 @@ def test_what_is_right_is_the_path_that_the_text_took() -> None:
 
 
 def test_who_is_gone_or_has_too_little_text_is_not_graded() -> None:
-    _, known = pruned().right({"b": [5, 7]})
-    assert not known.any()
+    _, known = pruned().right({"b": [5]})
+    assert np.flatnonzero(known).tolist() == [5, 6]
+    right, known = pruned().right({"b": [7]})  # what hangs on a wrong node is wrong
+    assert np.flatnonzero(known).tolist() == [5, 6, 7]
+    assert np.flatnonzero(right & known).tolist() == [5]
 
 
 def test_a_step_is_graded_when_its_text_is_there() -> None:

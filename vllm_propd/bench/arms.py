@@ -81,11 +81,13 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "propd-no-dynamic": lambda heads: _propd(
         heads, sizing="fixed", pruning="path_probability"
     ),
+    "propd-no-lookup": lambda heads: _propd(heads, lookup=False),
     "propd": _propd,
 }
 """Plain vLLM; its own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
-our chain, a tree of fixed shape, and ProPD as it is by default, or without one of its two
-ideas: early pruning, and sizes in real time."""
+our chain, a tree of fixed shape, and ProPD as it is by default, or without one of its
+parts: early pruning, sizes in real time, what is looked up in the text. Without the last
+it is the paper's."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:

@@ -203,6 +203,8 @@ def _configs(
                 f"--arms {text}: with dynamic sizes a recording knows pruning 'auto' and "
                 "'off' only"
             )
+        if config.looks_up:  # a recording holds the heads' candidates only
+            config = config.model_copy(update={"lookup": False})
         if config.plans_pruning and layer is None:
             config = config.without_pruning()
         if config.prunes:
@@ -219,7 +221,8 @@ def show(found: list[Predicted], console: Console) -> None:
         "arm", "batch", "tokens/step", "drafted", "kept", "step, ms", "tokens/s",
         "against plain",
         title="predicted from a recording",
-        caption="times: forward passes without context, and drafting",
+        caption="of the heads' candidates only: nothing is looked up in the text; times: "
+        "forward passes without context, and drafting",
     )  # fmt: skip
     for one in found:
         table.add_row(

@@ -7,9 +7,10 @@ machine differs from its table now:
     T(n, c) = a * table(n) + b * c + d
 
 for n tokens in a step that reads c tokens of context, with weights ``exp(-decay * age)``.
-A step in two halves, of whose n tokens k are left after pruning, has the tables of both,
-and what splitting costs beside: ``a * (lower(n) + upper(k)) + b * c + d + e``. The rest is
-one machine's, whatever it runs: a step of either kind teaches about the other. What a table
+A step in two halves, of whose n tokens k are left after pruning, has the tables of both in
+its place: ``lower(n) + upper(k)``. Drafts cost more than as many other tokens, for
+verification, attention to trees, and splitting: ``e(kind)`` beside the rest, which is one
+machine's, whatever it runs. A step of any kind teaches about the others. What a table
 entry's neighbourhood still deviates is smoothed as in the paper,
 ``T_i <- (1 - alpha) T_i + alpha t_i``, and fades with age.
 """
@@ -28,11 +29,11 @@ Floats = npt.NDArray[np.float64]
 CONTEXT_UNIT = 4096.0
 """Tokens of context that weigh as much in the fit as the shortest step of the table."""
 
-PRIOR = np.diag([0.1, 1.0, 3.0, 0.02])
+PRIOR = np.diag([0.1, 1.0, 3.0, 0.02, 0.02, 0.02])
 """Trust in the table, in steps: a machine grows slower (a) sooner than context dear (b) or
 its host slow (d). With one kind of step all three would explain it. What surprises while
-all steps are split is first laid to splitting (e): were it the machine, the next whole step
-would show that; the other way round no whole step would be tried."""
+all steps are of one kind is first laid to that (e): were it the machine, the next step of
+another would show it; the other way round no other step would be tried."""
 
 SURPRISE, LEARNING, HASTE = 3.0, 0.1, 16.0
 """A step counts as at most so many usual errors beside its estimate, and what is usual is
@@ -51,6 +52,13 @@ LEAST = 0.05
 
 WHOLE = -1.0
 """In place of the tokens that are left: the step is not split."""
+
+BARE, CHAINS, TREES, SPLIT = 0, 1, 2, 3
+"""Kinds of steps: without drafts; with paths, which are attended to as vLLM's own drafts;
+with trees; with trees that are pruned."""
+
+KINDS = 3
+"""Beside bare ones."""
 
 
 @njit(cache=True, nogil=True)
@@ -88,18 +96,19 @@ def _by_table(tokens, tables, count, left):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fitted(fit, table, context, split):  # type: ignore[no-untyped-def]
+def _fitted(fit, table, context, kind):  # type: ignore[no-untyped-def]
     """All in units of the table's first time."""
     common = fit[0] * table + fit[1] * context / CONTEXT_UNIT + fit[2]
-    return max(common + fit[3] * split, LEAST)
+    return max(common + (fit[2 + kind] if kind != BARE else 0.0), LEAST)
 
 
 @njit(cache=True, nogil=True)
-def _whole_steps(tokens, tables, fit, deviation, counts, context):  # type: ignore[no-untyped-def]
+def _whole_steps(tokens, tables, fit, deviation, counts, kinds, context):  # type: ignore[no-untyped-def]
     """``[steps]`` seconds."""
     unit, found = tables[0, 0], np.empty(len(counts))
     for row, count in enumerate(counts):
-        fitted = _fitted(fit, _read(tokens, tables[0], count) / unit, context, 0.0)
+        table = _read(tokens, tables[0], count) / unit
+        fitted = _fitted(fit, table, context, kinds[row])
         found[row] = fitted * unit * _off(tokens, deviation[0], count)
     return found
 
@@ -112,7 +121,7 @@ def _split_steps(tokens, tables, fit, deviation, counts, lefts, context):  # typ
     for column, left in enumerate(lefts):
         upper, off = _read(tokens, tables[2], left), _off(tokens, deviation[1], left)
         for row in range(len(counts)):
-            fitted = _fitted(fit, (lower[row] + upper) / unit, context, 1.0)
+            fitted = _fitted(fit, (lower[row] + upper) / unit, context, SPLIT)
             found[row, column] = fitted * unit * off
     return found
 
@@ -151,7 +160,7 @@ def _believed(error, usual):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _take_in(  # type: ignore[no-untyped-def]
     tokens, tables, fit, deviation, moments, target, usual, decay, alpha,
-    count, context, left, seconds,
+    count, context, left, kind, seconds,
 ):  # fmt: skip
     """A step's time into all of that, in place; returns what was estimated of it.
 
@@ -163,18 +172,21 @@ def _take_in(  # type: ignore[no-untyped-def]
     right, share = _place(tokens, near)
     share = min(share, 1.0)
     off = np.exp(_between(deviation[row], right, share))
-    before = _fitted(fit, table, context, float(row)) * unit * off
+    before = _fitted(fit, table, context, kind) * unit * off
     error = seconds / before - 1.0
     believed = _believed(error, usual)
     haste = 1.0 if believed == error else HASTE
     found = before * (1.0 + believed)
-    features = np.array([table, context / CONTEXT_UNIT, 1.0, float(row)])
+    features = np.zeros(3 + KINDS)
+    features[:3] = table, context / CONTEXT_UNIT, 1.0
+    if kind != BARE:
+        features[2 + kind] = 1.0
     # Relative errors count alike: a long step must not outweigh many short ones.
     weight = (unit / before) ** 2
     fades = np.exp(-haste * decay)
     fit[:] = _refit(moments, target, features, found / unit, weight, fades)
     deviation *= np.exp(-STALE * decay)
-    new = np.log(found / (_fitted(fit, table, context, float(row)) * unit))
+    new = np.log(found / (_fitted(fit, table, context, kind) * unit))
     for entry, close in ((right - 1, 1.0 - share), (right, share)):
         deviation[row, entry] += alpha * close * (new - deviation[row, entry])
     return before
@@ -211,7 +223,8 @@ class StepCost:
         self.decay, self.alpha = decay, alpha
         self._moments = np.zeros_like(PRIOR)
         self._target = np.zeros(len(PRIOR))
-        self._fit = np.array([1.0, 0.0, 0.0, 0.0])
+        self._fit = np.zeros(len(PRIOR))
+        self._fit[0] = 1.0
         # Of whole steps by their tokens, and of split ones by those that are left.
         self._deviation = np.zeros((2, len(tokens)))
         self._usual_error = np.array([LEAST_ERROR])
@@ -226,7 +239,11 @@ class StepCost:
         return rising(seconds, np.ones_like(seconds))
 
     def estimate(
-        self, tokens: Ints | Floats, context: float = 0.0, left: Ints | None = None
+        self,
+        tokens: Ints | Floats,
+        context: float = 0.0,
+        left: Ints | None = None,
+        kinds: Ints | None = None,
     ) -> Floats:
         """Seconds of steps.
 
@@ -235,6 +252,7 @@ class StepCost:
             context: tokens of context that the step's sequences have together.
             left: ``[choices]`` how many of them may be left after the lower half; None:
                 the steps are not split.
+            kinds: ``[steps]`` what whole steps hold: ``CHAINS``...; None: no drafts.
 
         Returns:
             ``[steps]`` of whole steps; ``[steps, choices]`` of split ones.
@@ -243,7 +261,9 @@ class StepCost:
         known = self.tokens, self._tables, self._fit, self._deviation, counts
         found: Floats
         if left is None:
-            found = _whole_steps(*known, float(context))
+            if kinds is None:
+                kinds = np.full(len(counts), BARE)
+            found = _whole_steps(*known, kinds, float(context))
         else:
             assert len(self._tables) > 1, "no step is split"
             found = _split_steps(*known, left.astype(np.float64), float(context))
@@ -257,7 +277,12 @@ class StepCost:
         return float(self.estimate(np.array([tokens]), context, lefts).item())
 
     def observe(
-        self, tokens: int, context: float, seconds: float, left: int | None = None
+        self,
+        tokens: int,
+        context: float,
+        seconds: float,
+        left: int | None = None,
+        kind: int = BARE,
     ) -> float:
         """Takes a step's time into account, and all others' age.
 
@@ -269,6 +294,6 @@ class StepCost:
             self.tokens, self._tables, self._fit, self._deviation,
             self._moments, self._target, self._usual_error, self.decay, self.alpha,
             float(tokens), float(context), WHOLE if left is None else float(left),
-            float(seconds),
+            kind if left is None else SPLIT, float(seconds),
         )  # fmt: skip
         return before

@@ -1,7 +1,7 @@
-"""When drafting itself pauses: while no tree pays, its cost is saved too.
+"""When the heads pause: while their trees do not pay, the cost of drafting is saved too.
 
-Whether trees pay is one worker's plan. The others see only that none was scheduled; so a
-pause follows from scheduled lists alone, and all tensor-parallel ranks take it together.
+Whether trees pay is one worker's plan. The others see only what was scheduled, and of which
+trees; a pause follows from that alone, and all tensor-parallel ranks take it together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Pause:
 
 
 class Pauses:
-    """Whether to draft after this step.
+    """Whether the heads draft after this step.
 
     Each load has pauses of its own: one sequence may pay where sixteen do not. What was
     found at a load holds when it comes again, as after every wave of new requests.
@@ -38,7 +38,7 @@ class Pauses:
 
     @property
     def drafting(self) -> bool:
-        """Whether trees are to be drafted."""
+        """Whether the heads are to draft."""
         return not self._now.left
 
     def observe(self, sequences: int, drafted: bool, scheduled: bool) -> None:
@@ -46,8 +46,8 @@ class Pauses:
 
         Args:
             sequences: in the step.
-            drafted: there were trees for some of them.
-            scheduled: some nodes of them were verified.
+            drafted: the heads had drafted for some of them.
+            scheduled: some nodes of these trees were verified.
         """
         load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
         self._now = pause = self._of_load.setdefault(load, _Pause())

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from vllm_propd.core.cost import BARE, TREES
 from vllm_propd.core.survival import Survival
 from vllm_propd.core.tree import Ints
 
@@ -29,7 +30,11 @@ class Price(Protocol):
     """Seconds of steps, as ``core.cost.StepCost`` estimates them."""
 
     def estimate(
-        self, tokens: Ints, context: float = 0.0, left: Ints | None = None
+        self,
+        tokens: Ints,
+        context: float = 0.0,
+        left: Ints | None = None,
+        kinds: Ints | None = None,
     ) -> Floats:
         """``[steps]`` seconds for ``[steps]`` tokens; ``[steps, choices]`` with what may
         be left of them.
@@ -122,6 +127,7 @@ class Planner:
         step: price of a step.
         draft: price of drafting, by sequences; a plan without nodes does not pay it.
         survival: what pruning leaves; None: never prune.
+        kind: of steps with nodes (``core.cost``).
         totals: ascending numbers of tokens that a step may have, before and after
             pruning; beside them those of no node and of all.
         hysteresis: how much faster than the last plan another must be, relatively.
@@ -132,6 +138,7 @@ class Planner:
     step: Price
     draft: Price
     survival: Survival | None = None
+    kind: int = TREES
     totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
     hysteresis: float = 0.02
     doubt: float = 0.04
@@ -184,7 +191,8 @@ class Planner:
     def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Floats, Floats]:
         """Seconds without drafting: ``[cuts]`` of whole steps, ``[cuts, kept cuts]``."""
         count = taken + nodes
-        whole = self.step.estimate(count, context)
+        kinds = np.where(nodes > 0, self.kind, BARE)
+        whole = self.step.estimate(count, context, kinds=kinds)
         if self.survival is None:
             return whole, np.empty((len(nodes), 0))
         return whole, self.step.estimate(count, context, count)

@@ -13,13 +13,16 @@ from typing import Protocol
 
 import numpy as np
 
-from vllm_propd.core.cost import StepCost
+from vllm_propd.core.cost import BARE, CHAINS, TREES, StepCost
 from vllm_propd.core.gaps import Gaps
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.pauses import Pauses
 from vllm_propd.core.planner import MOST_TOKENS, Batch, Plan, Planner, round_totals
 from vllm_propd.core.survival import Grader, PrunedStep, Survival
 from vllm_propd.core.tree import Ints, TokenTree
+
+LOOKING_UP_S = (2e-4, 6e-4)
+"""Seconds of drafting without the heads, for 1 and for 64 sequences, before any was met."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Load:
         others: tokens of prompts.
         context: tokens of context, over all sequences.
         waiting: tokens that prompts begun here leave to later steps.
+        chained: its trees are paths, attended to as vLLM's own drafts.
     """
 
     sequences: int
@@ -39,11 +43,17 @@ class Load:
     others: int
     context: int
     waiting: int = 0
+    chained: bool = False
 
     @property
     def nodes(self) -> int:
         """Of trees."""
         return self.tokens - self.others - self.sequences
+
+    @property
+    def kind(self) -> int:
+        """What prices tell apart (``core.cost``)."""
+        return BARE if not self.nodes else CHAINS if self.chained else TREES
 
 
 @dataclass
@@ -68,6 +78,22 @@ class StepRecord:
     measured_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What to verify in a step.
+
+    Attributes:
+        sizes: ``[sequences]`` int64 nodes of each tree.
+        keep: how many of all these early pruning shall keep; None: what is configured.
+        heads: they are of the trees that hold the heads' candidates, too; else of the
+            looked-up ones.
+    """
+
+    sizes: Ints
+    keep: int | None
+    heads: bool
+
+
 class Sizing(Protocol):
     """What a step asks, in this order; see ``DynamicSizing``."""
 
@@ -80,11 +106,20 @@ class Sizing(Protocol):
     def learn(self, texts: dict[str, list[int]]) -> None:
         """All texts are known so far."""
 
+    @property
+    def asks_heads(self) -> bool:
+        """Whether the heads are to draft after this step."""
+
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
 
-    def plan(self, trees: list[TokenTree], began: float) -> tuple[Ints, int | None]:
-        """Nodes to verify in the next step, and how many of them to keep."""
+    def plan(
+        self,
+        trees: list[TokenTree],
+        began: float,
+        looked_up: Sequence[TokenTree] = (),
+    ) -> Choice:
+        """What to verify in the next step."""
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
         """It is over, has kept so many nodes, and put out so many tokens."""
@@ -117,13 +152,20 @@ class FixedSizing:
         load = self._load
         return StepRecord(load.sequences, load.tokens, load.nodes, kept, emitted)
 
+    asks_heads = True
+
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
         return nodes_per_sequence(self.nodes, self.token_budget, sequences)
 
-    def plan(self, trees: list[TokenTree], began: float) -> tuple[Ints, int | None]:
+    def plan(
+        self,
+        trees: list[TokenTree],
+        began: float,
+        looked_up: Sequence[TokenTree] = (),
+    ) -> Choice:
         """All nodes, to be pruned as is configured; see ``DynamicSizing``."""
-        return np.array([len(tree) for tree in trees], np.int64), None
+        return Choice(np.array([len(tree) for tree in trees], np.int64), None, True)
 
 
 class DynamicSizing:
@@ -154,11 +196,15 @@ class DynamicSizing:
         self.survival = Survival() if pruning else None
         self.grader = Grader(self.survival) if self.survival else None
         totals = round_totals(MOST_TOKENS, captured)
-        self.planner = Planner(step, draft, self.survival, totals)
+        self.planner = Planner(step, draft, self.survival, totals=totals)
+        # Without the heads: drafting is mostly the plan; and no early head knows better
+        # than a text that repeats itself.
+        self.looking_up = StepCost(np.array([1, 64]), np.array(LOOKING_UP_S))
+        self.planner_without = Planner(step, self.looking_up, kind=CHAINS, totals=totals)
         self._clock = clock
         self._pauses = Pauses()
         self._gaps = Gaps()
-        self._drafted, self._draft_began = 0, 0.0
+        self._drafted, self._draft_began, self._asked = 0, 0.0, False
         self._load = Load(0, 0, 0, 0)
         self._plan: Plan | None = None
         self._expected: Plan | None = None
@@ -172,8 +218,8 @@ class DynamicSizing:
         Args:
             began: when, by the clock.
             load: what it holds.
-            drafted: some of its sequences had been drafted trees.
-            scheduled: some nodes of these are in the step.
+            drafted: the heads had drafted for some of its sequences.
+            scheduled: some nodes of these trees are in the step.
         """
         self._began = began
         self._pauses.observe(load.sequences, drafted, scheduled)
@@ -191,7 +237,9 @@ class DynamicSizing:
         load = self._load
         self._measured = self._clock() - self._began + self._gaps.plain
         left = None if pruned is None else load.tokens - pruned.dropped
-        self._estimated = self.step.observe(load.tokens, load.context, self._measured, left)
+        self._estimated = self.step.observe(
+            load.tokens, load.context, self._measured, left, load.kind
+        )
         if pruned is not None and self.grader is not None:
             self.grader.add(pruned)
         # What the coming plan is for is another step than what this one was planned as.
@@ -207,7 +255,8 @@ class DynamicSizing:
         self._ended = self._clock()
         if self._drafted:  # with all that comes of it: the plan, and the engine's part
             seconds = self._ended - self._draft_began + self._gaps.extra
-            self.draft.observe(self._drafted, 0.0, seconds)
+            price = self.draft if self._asked else self.looking_up
+            price.observe(self._drafted, 0.0, seconds)
         load, plan, expected = self._load, self._expected, 0.0
         if plan is not None:  # who has joined since gives one token
             expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
@@ -225,38 +274,51 @@ class DynamicSizing:
         if self.grader is not None:
             self.grader.grade(texts)
 
+    @property
+    def asks_heads(self) -> bool:
+        """Whether the heads are to draft after this step: not while they do not pay."""
+        return self._pauses.drafting
+
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
-        if not self._pauses.drafting:
-            return 0
         return min(self.nodes, max(0, self.token_budget // 2 - sequences))
 
-    def plan(self, trees: list[TokenTree], began: float) -> tuple[Ints, int | None]:
+    def plan(
+        self,
+        trees: list[TokenTree],
+        began: float,
+        looked_up: Sequence[TokenTree] = (),
+    ) -> Choice:
         """What to verify in the next step.
 
         Args:
-            trees: drafted, of at most ``most`` nodes each.
+            trees: drafted, of at most ``most`` nodes each; empty where no head was asked.
             began: when drafting them did, by the clock.
-
-        Returns:
-            ``[trees]`` int64 how many nodes of each; and how many of all of them early
-            pruning shall keep, or None: what is configured.
+            looked_up: the same without the heads' candidates; empty where nothing was
+                looked up.
         """
-        self._drafted, self._draft_began = len(trees), began
-        probability = np.exp(
-            np.concatenate([tree.score for tree in trees]).astype(np.float64)
+        self._drafted = len(trees or looked_up)
+        self._draft_began, self._asked = began, bool(trees)
+        plan = self._planned(self.planner, trees) if trees else None
+        without = self._planned(self.planner_without, looked_up) if looked_up else None
+        better = plan is not None and (
+            without is None or plan.rate > without.rate * (1.0 + self.planner.doubt)
         )
-        owner = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+        self._plan = chosen = plan if better else without
+        assert chosen is not None
+        return Choice(chosen.sizes, chosen.keep, better)
+
+    def _planned(self, planner: Planner, trees: Sequence[TokenTree]) -> Plan:
+        scores = np.concatenate([tree.score for tree in trees])
         load = self._load
         others = min(load.waiting, self.token_budget // 2)
-        self._plan = self.planner.plan(
+        return planner.plan(
             Batch(
-                probability,
-                owner,
+                np.exp(scores.astype(np.float64)),
+                np.repeat(np.arange(len(trees)), [len(tree) for tree in trees]),
                 len(trees),
                 others=others,
                 context=load.context,
                 budget=self.token_budget // 2 + others,
             )
         )
-        return self._plan.sizes, self._plan.keep

@@ -31,6 +31,9 @@ TRUST = 10.0
 MEMORY = 2000.0
 """Steps after which a step's weight is a third."""
 
+PATIENCE = 4
+"""The most steps after which a pruned one is graded, as far as its text is known."""
+
 
 def best_by_draft(scores: npt.NDArray[np.floating], count: int) -> Bools:
     """Which nodes would be verified, were there no pruning.
@@ -100,21 +103,27 @@ class PrunedStep:
         return len(self.kept) - int(self.kept.sum())
 
     def right(self, texts: Mapping[str, list[int]]) -> tuple[Bools, Bools]:
-        """Which nodes the text took, and of which that is known; both ``[rows]``."""
+        """Which nodes the text took, and of which that is known; both ``[rows]``.
+
+        A node below a wrong one is known to be wrong, however short the text is.
+        """
         deepest = int(self.depth.max(initial=0))
         truth = np.full((len(self.sizes), deepest), -1, np.int64)
-        known = np.zeros(len(self.sizes), np.bool_)
+        reach = np.full(len(self.sizes), -1)
         for i, (request, place) in enumerate(zip(self.requests, self.places, strict=True)):
-            text = texts.get(request, [])[place : place + deepest]
-            if len(text) == deepest:
-                truth[i], known[i] = text, True
+            if request in texts:
+                text = texts[request][place : place + deepest]
+                truth[i, : len(text)], reach[i] = text, len(text)
         tree = np.repeat(np.arange(len(self.sizes)), self.sizes)
         right = self.depth == 0
+        known = reach[tree] >= 0
         for level in range(1, deepest + 1):
             rows = np.flatnonzero(self.depth == level)
+            above = self.parent_row[rows]
             same = self.token[rows] == truth[tree[rows], level - 1]
-            right[rows] = same & (self.token[rows] >= 0) & right[self.parent_row[rows]]
-        return right, known[tree]
+            right[rows] = same & (self.token[rows] >= 0) & right[above]
+            known[rows] &= known[above] & ((reach[tree[rows]] >= level) | ~right[above])
+        return right, known
 
 
 class Grader:
@@ -129,8 +138,11 @@ class Grader:
         self._waiting: deque[tuple[int, PrunedStep]] = deque()
 
     def add(self, step: PrunedStep) -> None:
-        """Remembers a step for as many more as its trees are deep: then it has its text."""
-        self._waiting.append((int(step.depth.max(initial=0)), step))
+        """Remembers a step until its text is there: each step puts out a token or more.
+
+        Deep trees do not wait for all of it, which a request may end before.
+        """
+        self._waiting.append((min(int(step.depth.max(initial=0)), PATIENCE), step))
 
     def grade(self, texts: Mapping[str, list[int]]) -> None:
         """One more step is over.

@@ -1,4 +1,7 @@
-"""The proposer: Medusa heads on the target's last hidden states, grown into trees."""
+"""The proposer: Medusa heads on the target's last hidden states, grown into trees.
+
+Beside them stands what the text itself suggests (``core.lookup``).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from vllm_propd.config import METHOD, ProPDConfig
 from vllm_propd.core.estimates import Estimator, RankAccuracy, Reliability, hits
 from vllm_propd.core.grading import Ungraded
 from vllm_propd.core.growth import grow
+from vllm_propd.core.lookup import Continuations, Lookups, paths
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.heads import OwnOutput, ServedHeads
+from vllm_propd.engine.texts import Texts
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 
@@ -71,6 +76,7 @@ class MedusaTreeProposer:
         if self.learns:
             self.estimator = Reliability(self.num_heads)
         self._ungraded = Ungraded()
+        self._lookups = Lookups() if config.looks_up else None
         if calibration is None:
             logger.info("%s has no calibration.json: nothing is known of its heads", folder)
             return
@@ -134,20 +140,37 @@ class MedusaTreeProposer:
         )
         return candidates, said
 
+    def look_up(self, texts: Texts) -> Continuations | None:
+        """What the texts themselves suggest; None where that is nothing."""
+        if self._lookups is None:
+            return None
+        found = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
+        return found if found.match.any() else None
+
+    def looked_up_trees(self, found: Continuations, sizes: Ints) -> list[TokenTree]:
+        """A path for each sequence, without asking the heads.
+
+        Args:
+            found: by ``look_up``, just now.
+            sizes: ``[sequences]`` int64 the most nodes of each.
+        """
+        assert self._lookups is not None
+        return paths(found, self._lookups.worth(), sizes)
+
     def draft(
         self,
-        texts: list[tuple[str, list[int]]],
+        texts: Texts,
         hidden_states: torch.Tensor,
         sizes: Ints,
-        chain: np.ndarray,
+        found: Continuations | None = None,
     ) -> list[TokenTree]:
         """A tree for each sequence; learns from what became of earlier candidates.
 
         Args:
-            texts: ``[sequences]`` request id, and the tokens it has put out.
+            texts: the sequences.
             hidden_states: ``[sequences, hidden]``.
             sizes: ``[sequences]`` int64 wanted nodes.
-            chain: ``[sequences]`` bool: whose draft must be a single branch.
+            found: by ``look_up``, just now.
         """
         tokens, log_probs = self.candidates(hidden_states)
         values = log_probs
@@ -155,9 +178,13 @@ class MedusaTreeProposer:
             if self.learns:
                 self._learn(self.estimator, texts, tokens, log_probs)
             values = self.estimator.values(log_probs)
-        trees = grow(tokens, values, sizes)
-        if chain.any():
-            rows = np.flatnonzero(chain)
+        looked_up = None
+        if found is not None:
+            assert self._lookups is not None
+            looked_up = found.token, self._lookups.worth(tokens[:, :, 0])
+        trees = grow(tokens, values, sizes, looked_up)
+        if texts.chain.any():
+            rows = np.flatnonzero(texts.chain)
             branches = grow(
                 np.ascontiguousarray(tokens[rows, :, :1]),
                 np.ascontiguousarray(values[rows, :, :1]),
@@ -168,16 +195,13 @@ class MedusaTreeProposer:
         return trees
 
     def _learn(
-        self,
-        estimator: Estimator,
-        texts: list[tuple[str, list[int]]],
-        tokens: Ints,
-        log_probs: np.ndarray,
+        self, estimator: Estimator, texts: Texts, tokens: Ints, log_probs: np.ndarray
     ) -> None:
-        if (graded := self._ungraded.take(texts)) is not None:
+        both = list(zip(texts.ids, texts.outputs, strict=True))
+        if (graded := self._ungraded.take(both)) is not None:
             right = hits(graded.tokens, graded.truth)
             estimator.observe(right, graded.log_probs)
-        for row, (request_id, text) in enumerate(texts):
+        for row, (request_id, text) in enumerate(both):
             self._ungraded.add(request_id, len(text), tokens[row], log_probs[row])
 
     def forget(self, request_id: str) -> None:

@@ -27,7 +27,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.sizing import FixedSizing, Load, Sizing, StepRecord
+from vllm_propd.core.sizing import FixedSizing, Sizing, StepRecord
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing
@@ -39,6 +39,7 @@ from vllm_propd.engine.record import EXTRA_NODES, Recorder
 from vllm_propd.engine.sampling import Verified, verify
 from vllm_propd.engine.split import TreeBuilder
 from vllm_propd.engine.step import TreeStep, build_step
+from vllm_propd.engine.texts import load_of, texts_of
 
 logger = init_logger("vllm.propd.runner")
 
@@ -75,7 +76,8 @@ class ProPDRunner(GPUModelRunner):
         self._pruned_forward: PrunedForward | None = None
         self._final_row: Ints | None = None
         self._root_row = np.empty(0, np.int64)
-        self._offered: set[str] = set()
+        self._asked: set[str] = set()
+        self._by_heads = False
         self._kept = 0
         self._keep: int | None = None
         self.sizing: Sizing
@@ -136,13 +138,14 @@ class ProPDRunner(GPUModelRunner):
     def _prepare_inputs(
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
     ) -> Any:
-        """Tree nodes get the position root + depth, and no slot in the cache."""
+        """Tree nodes get the position root + depth, and no slot in the cache.
+
+        Those of paths keep what vLLM gives its own drafts.
+        """
         began = time.perf_counter()
         scheduled = scheduler_output.scheduled_spec_decode_tokens
         with self._speculating(bool(scheduled)):
             prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        drafted = sum(map(len, scheduled.values()))
-        self._step_begins(began, num_scheduled_tokens, drafted)
         batch = self.input_batch
         self._step = step = build_step(
             scheduled,
@@ -152,20 +155,27 @@ class ProPDRunner(GPUModelRunner):
             batch.num_computed_tokens_cpu,
             num_scheduled_tokens,
         )
+        if step is not None:
+            step.chained = step.are_paths and not self._prunes
+        asked = not self._asked.isdisjoint(batch.req_ids)
+        load = load_of(self, num_scheduled_tokens, step)
+        self.sizing.step_begins(began, load, asked, self._by_heads and load.nodes > 0)
         if step is None:
             self._root_row = np.arange(len(num_scheduled_tokens))
             return prepared
         self._logits_indices = prepared[0]
         self._root_row = step.root_rows(len(num_scheduled_tokens))
-        rows = torch.from_numpy(step.rows).to(self.device)
-        nodes = torch.from_numpy(step.rows[~step.is_root]).to(self.device)
-        self.positions[rows] = torch.from_numpy(step.positions()).to(self.device)
         dead = step.rows[~step.is_root & (step.token < 0)]
         self.input_ids.gpu[torch.from_numpy(dead).to(self.device)] = 0
+        if step.chained:
+            return prepared
+        rows = torch.from_numpy(step.rows).to(self.device)
+        drafted = torch.from_numpy(step.rows[~step.is_root]).to(self.device)
+        self.positions[rows] = torch.from_numpy(step.positions()).to(self.device)
         for table in batch.block_table.block_tables:
             slots = table.slot_mapping.gpu
             step.slots.append(slots[rows])
-            slots[nodes] = -1
+            slots[drafted] = -1
         return prepared
 
     @contextmanager
@@ -179,28 +189,9 @@ class ProPDRunner(GPUModelRunner):
         finally:
             self.speculative_config = config
 
-    def _step_begins(self, began: float, num_scheduled: np.ndarray, nodes: int) -> None:
-        batch, count = self.input_batch, len(num_scheduled)
-        sequences = count - int(self.discard_request_mask.np[:count].sum())
-        tokens = int(num_scheduled.sum())
-        computed = batch.num_computed_tokens_cpu[:count]
-        waiting = 0
-        for i in np.flatnonzero(self.discard_request_mask.np[:count]).tolist():
-            request = self.requests[batch.req_ids[i]]
-            known = request.num_prompt_tokens + len(request.output_token_ids)
-            waiting += known - int(computed[i] + num_scheduled[i])
-        load = Load(
-            sequences=sequences,
-            tokens=tokens,
-            others=tokens - nodes - sequences,
-            context=int(computed.sum()),
-            waiting=waiting,
-        )
-        offered = not self._offered.isdisjoint(batch.req_ids)
-        self.sizing.step_begins(began, load, offered, nodes > 0)
-
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        """Hands the step to the builders for the time they build."""
+        """Hands the step to the builders for the time they build, if it has trees."""
+        step = self._step if self._step is None or not self._step.chained else None
         builders = [
             builder
             for group in self._attn_group_iterator()
@@ -208,7 +199,7 @@ class ProPDRunner(GPUModelRunner):
             if isinstance(builder, TreeBuilder)
         ]
         for builder in builders:
-            builder.step = self._step
+            builder.step = step
         try:
             return super()._build_attention_metadata(*args, **kwargs)
         finally:
@@ -225,12 +216,7 @@ class ProPDRunner(GPUModelRunner):
     ) -> Any:
         """A step with trees runs in two halves, and the upper one without pruned rows."""
         step, pruned_forward = self._step, self._pruned_forward
-        if (
-            step is None
-            or pruned_forward is None
-            or (self._keep is None and self.propd.plans_pruning)
-            or self._has_grammar()
-        ):
+        if step is None or pruned_forward is None or not self._prunes:
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **model_kwargs
             )
@@ -240,6 +226,15 @@ class ProPDRunner(GPUModelRunner):
         )
         self._drop_logits(step, self._step)
         return hidden_states
+
+    @property
+    def _prunes(self) -> bool:
+        """Whether the trees of this step are pruned."""
+        if self._pruned_forward is None or (
+            self._keep is None and self.propd.plans_pruning
+        ):
+            return False
+        return not self._has_grammar()
 
     def _drop_logits(self, step: TreeStep, left: TreeStep) -> None:
         """Takes the pruned rows out of vLLM's list of logits rows, in place."""
@@ -319,20 +314,15 @@ class ProPDRunner(GPUModelRunner):
     ) -> list[list[int]]:
         """The next trees, from the hidden states of the last accepted nodes."""
         assert isinstance(sampled_token_ids, list) and self._final_row is not None
-        ids = self.input_batch.req_ids
         drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
-        drafts: list[list[int]] = [[] for _ in ids]
-        self._offered.clear()
+        drafts: list[list[int]] = [[] for _ in sampled_token_ids]
+        self._asked.clear()
         self._keep = None
-        most = self.sizing.most(len(ids))
+        most = self.sizing.most(len(drafts))
         if drafting and most:
-            began = time.perf_counter()
-            trees = self._draft(drafting, most, sample_hidden_states)
-            sizes, keep = self.sizing.plan(trees, began)
-            self._keep = self._first_ranks(keep)
-            for i, tree, nodes in zip(drafting, trees, sizes.tolist(), strict=True):
-                self._offered.add(ids[i])
-                drafts[i] = tree.token[:nodes].tolist()
+            drafted = self._draft(drafting, most, sample_hidden_states)
+            for i, nodes in zip(drafting, drafted, strict=True):
+                drafts[i] = nodes
         emitted = sum(map(len, sampled_token_ids))
         record = self.sizing.step_ends(self._kept, emitted)
         self.metrics.count(record)
@@ -342,30 +332,46 @@ class ProPDRunner(GPUModelRunner):
 
     def _draft(
         self, drafting: list[int], most: int, sample_hidden_states: torch.Tensor
-    ) -> list[TokenTree]:
-        """Trees of ``most`` nodes for some requests of the batch; remembered whole."""
+    ) -> list[list[int]]:
+        """Nodes for some requests of the batch; their trees are remembered whole."""
         assert self._final_row is not None
-        ids = [self.input_batch.req_ids[i] for i in drafting]
-        texts = [(i, self.requests[i].output_token_ids) for i in ids]
-        self.sizing.learn(dict(texts))
-        rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
+        began = time.perf_counter()
+        texts = texts_of(self, drafting)
         # A recording also shows what was nearly drafted; every prefix is a tree.
         extra = EXTRA_NODES if self.recorder is not None else 0
-        sizes = np.full(len(ids), most + extra, np.int64)
-        chain = np.array([self._needs_chain(i) for i in ids])
-        trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, chain)
-        self._trees.update(zip(ids, trees, strict=True))
-        return [tree.prefix(most) for tree in trees]
+        sizes = np.full(len(drafting), most + extra, np.int64)
+        trees: list[TokenTree] = []
+        found = self.drafter.look_up(texts)
+        if self.sizing.asks_heads:
+            self._asked.update(texts.ids)
+            rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
+            trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
+        looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
+        if not trees and not looked_up:
+            return [[] for _ in drafting]
+        self.sizing.learn(dict(zip(texts.ids, texts.outputs, strict=True)))
+        plan = self.sizing.plan(
+            [tree.prefix(most) for tree in trees],
+            began,
+            [tree.prefix(most) for tree in looked_up],
+        )
+        self._keep, self._by_heads = self._first_ranks(plan.keep, plan.heads)
+        chosen = trees if self._by_heads else looked_up
+        self._trees.update(zip(texts.ids, chosen, strict=True))
+        return [
+            tree.token[:nodes].tolist()
+            for tree, nodes in zip(chosen, plan.sizes.tolist(), strict=True)
+        ]
 
-    def _first_ranks(self, keep: int | None) -> int | None:
-        """What the first rank, whose plan counts, wants to keep.
+    def _first_ranks(self, keep: int | None, heads: bool) -> tuple[int | None, bool]:
+        """What the first rank, whose plan counts, wants to keep, and of which trees.
 
-        Sizes travel in the scheduled lists; this has no place there.
+        Sizes travel in the scheduled lists; these have no place there.
         """
-        group = get_tp_group()
-        if not self.propd.plans_pruning or group.world_size == 1:
-            return keep
-        found: int | None = group.broadcast_object(keep)
+        group, config = get_tp_group(), self.propd
+        if group.world_size == 1 or not (config.plans_pruning or config.looks_up):
+            return keep, heads
+        found: tuple[int | None, bool] = group.broadcast_object((keep, heads))
         return found
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
@@ -383,12 +389,12 @@ class ProPDRunner(GPUModelRunner):
 
     def _has_grammar(self) -> bool:
         """Vllm masks logits by the rows of the scheduled drafts: none may be missing."""
-        if not any(map(self._needs_chain, self.input_batch.req_ids)):
+        if not any(map(self.needs_chain, self.input_batch.req_ids)):
             return False
         logger.info_once("ProPD: steps with structured output are not pruned")
         return True
 
-    def _needs_chain(self, request_id: str) -> bool:
+    def needs_chain(self, request_id: str) -> bool:
         """Structured output checks a draft list, and masks its logits, as a chain."""
         params = self.requests[request_id].sampling_params
         if params is None or params.structured_outputs is None:

@@ -48,6 +48,8 @@ class TreeStep:
             ``[drafted]`` int64 ranks and float32 log probabilities.
         whole: after pruning, the step as it was; the lower half's layers staged there.
         kept: after pruning, ``[rows]`` each row's index in ``whole``.
+        chained: all trees are paths, and stay whole: they are attended to, and cached, as
+            vLLM's own drafts are.
     """
 
     trees: list[TokenTree]
@@ -65,6 +67,12 @@ class TreeStep:
     early: tuple[Ints, np.ndarray] | None = None
     whole: TreeStep | None = None
     kept: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    chained: bool = False
+
+    @property
+    def are_paths(self) -> bool:
+        """Whether no tree branches."""
+        return bool(np.array_equal(self.depth, self.node))
 
     @property
     def is_root(self) -> np.ndarray:

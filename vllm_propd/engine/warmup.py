@@ -12,6 +12,7 @@ from vllm.logger import init_logger
 from vllm_propd.core.cost import StepCost
 from vllm_propd.core.estimates import Reliability
 from vllm_propd.core.growth import grow
+from vllm_propd.core.lookup import Lookups
 from vllm_propd.core.pruning import ranks
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention import QueryTiles, tree_attention
@@ -25,6 +26,9 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     one = np.ones(1, np.int64)
     trees = grow(np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.float32), one)
     assert len(trees[0]) == 1
+    lookups, texts = Lookups(), np.zeros((1, 2), np.int32)
+    lookups.find(["warm-up"], texts, one - 1, one)
+    lookups.find(["warm-up"], texts, one - 1, one + 1)
     ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
     zero = torch.zeros(1, dtype=torch.int64)
     ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())

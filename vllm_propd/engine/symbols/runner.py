@@ -81,10 +81,12 @@ SYMBOLS = (
         "vllm.v1.worker.gpu_input_batch:InputBatch",
         "read",
         "max_num_reqs max_model_len",
-        "who is in the batch, and how far each request is",
-        "trees are kept by request, rows by position in the batch",
+        "who is in the batch, how far each request is, and its text",
+        "trees are kept by request, rows by position in the batch; candidates are looked "
+        "up in the text",
         "tree drafts in vLLM",
-        "block_table num_computed_tokens_cpu_tensor req_id_to_index sampling_metadata",
+        "block_table num_computed_tokens_cpu_tensor num_tokens_no_spec req_id_to_index "
+        "sampling_metadata token_ids_cpu",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",

@@ -1,0 +1,65 @@
+"""Looked-up candidates in real engines, with the heads and without: the text stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run
+from prices import Line
+from vllm import LLM
+
+DEFAULT = {"sizing": "dynamic"}
+
+
+def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:
+    """Sets prices; notes of each plan: heads asked, their trees chosen, nodes."""
+    sizing: Any = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
+    before, found = sizing.plan, []
+    sizing.planner.draft = Line(draft_s)
+    for planner in (sizing.planner, sizing.planner_without):
+        planner.step = Line(0.01, 2e-4, below=0.02)
+
+    def noted(trees: Any, *rest: Any) -> Any:
+        plan = before(trees, *rest)
+        found.append((bool(trees), plan.heads, int(plan.sizes.sum())))
+        return plan
+
+    sizing.plan = noted
+    return found
+
+
+@pytest.mark.parametrize("draft_s", [1e-5, 1.0], ids=["cheap heads", "dear heads"])
+def test_text_is_plain_vllms(draft_s: float, ties: Ties) -> None:
+    prompts = mixed_prompts(60, seed=51)
+    with engine(**BUSY) as llm:
+        expected = run(llm, prompts, greedy(logprobs=2))
+    with engine(48, propd=DEFAULT, **{**BUSY, "max_num_batched_tokens": 400}) as llm:
+        plans = watch(llm, draft_s)
+        ours = run(llm, prompts, greedy(logprobs=2))
+        accepted = metric(llm, "spec_decode_num_accepted_tokens")
+    ties.check(expected, ours)
+    assert accepted > len(prompts)
+    asked = sum(heads_asked for heads_asked, _, _ in plans) / len(plans)
+    by_heads = sum(heads and nodes > 0 for _, heads, nodes in plans) / len(plans)
+    without = sum(not heads and nodes > 0 for _, heads, nodes in plans) / len(plans)
+    assert without > 0.2
+    if draft_s < 1:
+        assert by_heads > 0.1
+    else:  # They pause, though nodes are verified in most steps.
+        assert by_heads == 0 and asked < 0.2
+
+
+def test_a_text_that_repeats_itself_takes_few_steps() -> None:
+    """What was there before is drafted deeper than any head reaches."""
+    (prompt,) = prompts_of([40], seed=52)
+    repeated = {"prompt_token_ids": prompt["prompt_token_ids"] * 8}
+    steps = {}
+    for lookup in (False, True):
+        with engine(48, propd={**DEFAULT, "lookup": lookup}) as llm:
+            watch(llm, 1e-5)
+            llm.collective_rpc("start_sizing_records")
+            run(llm, [repeated], greedy(96, ignore_eos=True))
+            records = llm.collective_rpc("take_sizing_records")[0]
+            steps[lookup] = len(records)
+    assert steps[True] < 0.7 * steps[False]

@@ -1,0 +1,153 @@
+"""Lookup: the latest of the longest matches, what follows it, and what that is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_propd.core.lookup import (
+    ALIKE,
+    LONGEST,
+    MIXED,
+    ONCE,
+    REACH,
+    TRUST,
+    Continuations,
+    Lookups,
+    paths,
+)
+
+relaxed = settings(deadline=None)
+
+
+def rows_of(*texts: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts as the runner has them: rows of one array, something else behind their ends."""
+    lengths = np.array([len(text) for text in texts])
+    table = np.full((len(texts), int(lengths.max()) + 3), 7, np.int32)
+    for row, text in zip(table, texts, strict=True):
+        row[: len(text)] = text
+    return table, np.arange(len(texts)), lengths
+
+
+def find(lookups: Lookups, *texts: list[int]) -> Continuations:
+    ids = [f"request {i}" for i in range(len(texts))]
+    return lookups.find(ids, *rows_of(*texts))
+
+
+def by_hand(text: list[int]) -> tuple[int, list[int]]:
+    """Match and continuation, with slices."""
+    best, place = 0, 0
+    for end in range(1, len(text)):
+        length = 0
+        while length < min(end, LONGEST) and text[end - length - 1] == text[-length - 1]:
+            length += 1
+        if length and length >= best:
+            best, place = length, end
+    if not best:
+        return 0, [-1] * REACH
+    longer = list(text)
+    for ahead in range(REACH):
+        longer.append(longer[place + ahead])
+    return best, longer[len(text) :]
+
+
+@relaxed
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=60), min_size=1))
+def test_the_latest_of_the_longest_matches_goes_on(texts: list[list[int]]) -> None:
+    found = find(Lookups(), *texts)
+    for text, match, token in zip(texts, found.match, found.token, strict=True):
+        assert (int(match), token.tolist()) == by_hand(text)
+
+
+def test_each_request_has_its_own_row() -> None:
+    table, _, lengths = rows_of([1, 2, 3], [5, 6, 5], [1, 4, 1])
+    found = Lookups().find(["b"], table, np.array([1]), lengths[1:2])
+    assert found.match.tolist() == [1]
+    assert found.token[0, :3].tolist() == [6, 5, 6]  # what repeats itself goes on so
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ([1, 2, 1], ONCE),
+        ([1, 2, 1, 2, 1], ALIKE),
+        ([1, 2, 1, 3, 1], MIXED),
+        ([4, 1, 2, 1, 3, 4, 1], MIXED),
+        ([4, 1, 2, 5, 1, 2, 4, 1], ALIKE),
+    ],
+)
+def test_what_followed_before_is_told(text: list[int], before: int) -> None:
+    assert find(Lookups(), text).before.tolist() == [before]
+
+
+def worth_of_one(lookups: Lookups, first: int | None = None) -> float:
+    heads = None if first is None else np.array([[first]])
+    return float(np.exp(lookups.worth(heads)[0, 0]))
+
+
+def test_a_match_is_worth_what_it_has_been_worth() -> None:
+    """After 1 there always comes something new."""
+    lookups, text, worth = Lookups(), [0, 1, 2], []
+    for new in range(3, 200, 2):
+        text += [new, 1]
+        assert find(lookups, text).match.tolist() == [1]
+        worth.append(worth_of_one(lookups))
+        text.append(new + 1)
+    assert worth[0] == pytest.approx(0.5)
+    assert (np.diff(worth[1:]) < 0).all() and worth[-1] < 0.05
+
+
+def test_longer_matches_learn_from_the_rest_of_a_continuation() -> None:
+    lookups, text = Lookups(), [1, 2, 3, 4, 5, 6, 9, 1]
+    find(lookups, text)
+    find(lookups, [*text, 2, 3, 8])
+    # 2 and 3 were right, 4 was not; nothing is known of what comes behind.
+    start = np.arange(1, 5) / np.arange(2, 6)
+    expected = (TRUST * start[:3] + [1, 1, 0]) / (TRUST + 1)
+    found = lookups._right[0, 0] / lookups._total[0, 0]
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-3)
+    assert found[3] == pytest.approx(start[3])
+
+
+def test_what_the_heads_say_is_told_apart() -> None:
+    """The looked-up token is right where the head agrees, and wrong where not."""
+    rng = np.random.default_rng(0)
+    lookups, text = Lookups(), [0, 1, 2]
+    worth: dict[bool, float] = {}
+    for new in range(3, 400, 2):
+        text += [new, 1]
+        looked_up = int(find(lookups, text).token[0, 0])
+        agrees = bool(rng.integers(2))
+        first = looked_up if agrees else new + 1
+        worth[agrees] = worth_of_one(lookups, first)
+        text.append(first)
+    assert worth[True] > 0.9 and worth[False] < 0.1
+    text += [new + 3, 1]
+    find(lookups, text)
+    assert worth_of_one(lookups) == pytest.approx(0.5, abs=0.1)  # no head has been asked
+
+
+def test_nothing_found_is_worth_nothing_and_has_no_nodes() -> None:
+    lookups = Lookups()
+    found = find(lookups, [1, 2, 3], [4, 5, 4])
+    worth = lookups.worth()
+    assert found.match.tolist() == [0, 1]
+    assert np.isneginf(worth[0]).all() and (worth[1] < 0).all()
+    nothing, path = paths(found, worth, np.array([8, 3]))
+    assert len(nothing) == 0
+    assert path.token.tolist() == [5, 4, 5]
+    assert path.parent.tolist() == [0, 1, 2] and path.depth.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(path.score, np.cumsum(worth[1, :3]), rtol=1e-6)
+
+
+def test_requests_that_end_or_change_rows_are_no_others_truth() -> None:
+    lookups = Lookups()
+    find(lookups, [1, 2, 1], [3, 4, 3])
+    before = lookups._total.copy()
+    lookups.find(["another"], *rows_of([1, 2, 1, 2]))
+    np.testing.assert_array_equal(lookups._total, before)
+    lookups.find(["request 1"], *rows_of([3, 4, 3]))
+    lookups.find(["request 1", "another"], *rows_of([3, 4, 3, 4], [1, 2, 1, 2, 5]))
+    assert lookups._total.sum() > before.sum()

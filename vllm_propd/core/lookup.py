@@ -1,0 +1,193 @@
+"""Candidates looked up in the text: what came next when it last ended as it does now.
+
+Not in the paper. vLLM's ``ngram`` method drafts these alone ("prompt lookup"); here they
+are one more source of nodes beside the heads, and worth what they have been worth so far. A
+match of m tokens whose first continuation comes true is a match of m + 1, so one curve by
+length tells what a continuation is worth at every depth. There are curves for texts that
+have always gone on alike after their last token, and for others; and for tokens that are a
+head's first choice, that are not, and of which no head speaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from vllm_propd.core.growth import SUREST, Floats
+from vllm_propd.core.tree import Ints, TokenTree
+
+Text = npt.NDArray[np.int32]
+
+REACH = 16
+"""Tokens of a continuation: the deepest that a looked-up node can be."""
+
+LONGEST = 16
+"""Matches of so many tokens and more are alike."""
+
+UNSAID, SAME, OTHER = 0, 1, 2
+"""What the heads say of a looked-up token: nothing; their first choice; another one."""
+
+ONCE, ALIKE, MIXED = 0, 1, 2
+"""What has followed the text's last token before: one thing, once or always; or several."""
+
+TRUST = 4.0
+"""Weight of what is believed at first: that a match of m is right m times of m + 1."""
+
+MEMORY = 2000.0
+"""Samples after which one's weight is a third."""
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What was found for some sequences.
+
+    Attributes:
+        token: ``[sequences, REACH]`` int64; -1 where nothing was found.
+        match: ``[sequences]`` int64 tokens at the text's end that had been there before.
+        before: ``[sequences]`` int64 what followed the last of them: ``ONCE``...
+    """
+
+    token: Ints
+    match: Ints
+    before: Ints
+
+
+@njit(cache=True, nogil=True)
+def _look_up(texts, rows, lengths, token, match, before):  # type: ignore[no-untyped-def]
+    """The latest of the longest matches; a text that repeats itself goes on doing so."""
+    for i in range(len(rows)):
+        text, last = texts[rows[i]], lengths[i] - 1
+        longest, place = 0, 0
+        for end in range(last - 1, -1, -1):
+            length = 0
+            while length < LONGEST and length <= end:
+                if text[end - length] != text[last - length]:
+                    break
+                length += 1
+            if length and longest and before[i] != MIXED:
+                before[i] = ALIKE if text[end + 1] == text[place] else MIXED
+            if length > longest:
+                longest, place = length, end + 1
+                if length == LONGEST:
+                    break
+        match[i] = longest
+        if longest:
+            for ahead in range(REACH):
+                at = place + ahead
+                token[i, ahead] = text[at] if at <= last else token[i, at - last - 1]
+
+
+@njit(cache=True, nogil=True)
+def _graded(texts, rows, lengths, index, starts, token, match, before, said):  # type: ignore[no-untyped-def]
+    """Continuations by their curves and length: how many, and how many came true."""
+    found = np.zeros((2, 3, 3, LONGEST))
+    for i in range(len(rows)):
+        j = index[i]
+        if j < 0 or not match[j]:
+            continue
+        start = starts[j]
+        for ahead in range(min(lengths[i] - start, REACH)):
+            right = texts[rows[i], start + ahead] == token[j, ahead]
+            place = min(match[j] + ahead, LONGEST) - 1
+            found[0, before[j], UNSAID, place] += 1.0
+            found[1, before[j], UNSAID, place] += right
+            if said[j, ahead] != UNSAID:
+                found[0, before[j], said[j, ahead], place] += 1.0
+                found[1, before[j], said[j, ahead], place] += right
+            if not right:
+                break
+    return found
+
+
+@dataclass
+class _Waiting:
+    """Continuations whose text is to come."""
+
+    index: dict[str, int]
+    lengths: Ints
+    found: Continuations
+    said: Ints
+
+
+class Lookups:
+    """Looks up continuations, and learns what they are worth."""
+
+    def __init__(self) -> None:
+        length = np.arange(1.0, LONGEST + 1)
+        # By what was before, what the heads say, and length.
+        self._total = np.full((3, 3, LONGEST), TRUST)
+        self._right = TRUST * np.tile(length / (length + 1.0), (3, 3, 1))
+        self._waiting: _Waiting | None = None
+
+    def find(self, ids: list[str], texts: Text, rows: Ints, lengths: Ints) -> Continuations:
+        """What may come next; grades what was found in the last step.
+
+        Args:
+            ids: ``[sequences]`` requests.
+            texts: ``[rows, width]`` int32 tokens, prompts included.
+            rows: ``[sequences]`` int64 row of each one's text.
+            lengths: ``[sequences]`` int64 tokens of it.
+        """
+        self._grade(ids, texts, rows, lengths)
+        token = np.full((len(rows), REACH), -1, np.int64)
+        match, before = np.zeros((2, len(rows)), np.int64)
+        _look_up(texts, rows, lengths, token, match, before)
+        found = Continuations(token, match, before)
+        index = {request: i for i, request in enumerate(ids)}
+        self._waiting = _Waiting(index, lengths, found, np.zeros_like(token))
+        return found
+
+    def _grade(self, ids: list[str], texts: Text, rows: Ints, lengths: Ints) -> None:
+        if (waiting := self._waiting) is None:
+            return
+        index = np.array([waiting.index.get(request, -1) for request in ids], np.int64)
+        found = waiting.found
+        total, right = _graded(
+            texts, rows, lengths, index, waiting.lengths, found.token, found.match,
+            found.before, waiting.said,
+        )  # fmt: skip
+        fades = np.exp(-total / MEMORY)
+        self._total = fades * self._total + total
+        self._right = fades * self._right + right
+
+    def worth(self, first: Ints | None = None) -> Floats:
+        """What the continuations found last are worth.
+
+        Args:
+            first: ``[sequences, heads]`` int64 the heads' first choices; None: no head has
+                been asked.
+
+        Returns:
+            ``[sequences, REACH]`` float32 log probability of each token, those before it
+            being right; -inf where nothing was found.
+        """
+        assert self._waiting is not None
+        found, said = self._waiting.found, self._waiting.said
+        if first is not None:
+            heads = min(first.shape[1], REACH)
+            same = found.token[:, :heads] == first[:, :heads]
+            said[:, :heads] = np.where(same, SAME, OTHER)
+        length = np.minimum(found.match[:, None] + np.arange(REACH), LONGEST)
+        curves = np.log(np.minimum(self._right / self._total, SUREST))
+        of_path = curves[found.before[:, None], said, length - 1]
+        return np.where(found.match[:, None] > 0, of_path, -np.inf).astype(np.float32)
+
+
+def paths(found: Continuations, worth: Floats, sizes: Ints) -> list[TokenTree]:
+    """Trees of looked-up nodes alone: a path each, of no node where nothing was found.
+
+    Args:
+        found: continuations.
+        worth: see ``Lookups.worth``.
+        sizes: ``[sequences]`` int64 the most nodes of each.
+    """
+    depth = np.arange(1, REACH + 1)
+    score = np.cumsum(worth, 1, dtype=np.float32)
+    wanted = np.where(found.match > 0, np.minimum(sizes, REACH), 0)
+    return [
+        TokenTree(found.token[i, :n], depth[:n] - 1, depth[:n], score[i, :n])
+        for i, n in enumerate(wanted.tolist())
+    ]

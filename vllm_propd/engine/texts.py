@@ -1,0 +1,82 @@
+"""The batch as drafting and sizing see it: requests' texts, and what a step holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vllm_propd.core.lookup import Text
+from vllm_propd.core.sizing import Load
+from vllm_propd.core.tree import Ints
+from vllm_propd.engine.step import TreeStep
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The sequences to draft for.
+
+    Attributes:
+        ids: ``[sequences]`` requests.
+        outputs: ``[sequences]`` the tokens that each has put out.
+        tokens: ``[rows, width]`` int32 all tokens, prompts included.
+        rows: ``[sequences]`` int64 row of each one there.
+        lengths: ``[sequences]`` int64 tokens of it.
+        chain: ``[sequences]`` bool: whose draft must be a single branch.
+    """
+
+    ids: list[str]
+    outputs: list[list[int]]
+    tokens: Text
+    rows: Ints
+    lengths: Ints
+    chain: np.ndarray
+
+
+def texts_of(runner: Any, drafting: list[int]) -> Texts:
+    """Those of some requests of the batch, once a step's tokens are in it.
+
+    Args:
+        runner: the worker's model runner.
+        drafting: ``[sequences]`` places in the batch.
+    """
+    batch, rows = runner.input_batch, np.array(drafting)
+    ids = [batch.req_ids[i] for i in drafting]
+    return Texts(
+        ids,
+        [runner.requests[i].output_token_ids for i in ids],
+        batch.token_ids_cpu,
+        rows,
+        batch.num_tokens_no_spec[rows].astype(np.int64),
+        np.array([runner.needs_chain(i) for i in ids]),
+    )
+
+
+def load_of(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> Load:
+    """What a step holds, once vLLM has prepared it.
+
+    Args:
+        runner: the worker's model runner.
+        num_scheduled: ``[requests]`` tokens of each.
+        step: the trees among these.
+    """
+    batch, count = runner.input_batch, len(num_scheduled)
+    discarded = runner.discard_request_mask.np[:count]
+    sequences = count - int(discarded.sum())
+    tokens = int(num_scheduled.sum())
+    nodes = len(step.rows) - len(step.sizes) if step is not None else 0
+    computed = batch.num_computed_tokens_cpu[:count]
+    waiting = 0
+    for i in np.flatnonzero(discarded).tolist():
+        request = runner.requests[batch.req_ids[i]]
+        known = request.num_prompt_tokens + len(request.output_token_ids)
+        waiting += known - int(computed[i] + num_scheduled[i])
+    return Load(
+        sequences=sequences,
+        tokens=tokens,
+        others=tokens - nodes - sequences,
+        context=int(computed.sum()),
+        waiting=waiting,
+        chained=step is not None and step.chained,
+    )
