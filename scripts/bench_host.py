@@ -42,8 +42,9 @@ PHASES = {
 
 
 SIZING = {
+    "lookup": (("look_up", +1), ("looked_up_trees", +1)),
     "plan": (("plan", +1),),
-    "grading": (("learn", +1), ("survival", +1)),
+    "grading": (("_learn", +1), ("survival", +1)),
     "node values": (("values", +1),),
     "step costs": (("step_begins", +1), ("step_verified", +1), ("step_ends", +1)),
 }
@@ -79,7 +80,8 @@ def install_stopwatches(worker: Any) -> None:
     runner._prepare_inputs = timed("_prepare_inputs", runner._prepare_inputs, True)
     drafter, sizing = runner.drafter, runner.sizing
     drafter._logits = timed("heads", drafter._logits)
-    drafter._learn = timed("learn", drafter._learn)
+    for name in ("_learn", "look_up", "looked_up_trees"):
+        setattr(drafter, name, timed(name, getattr(drafter, name)))
     if drafter.estimator is not None:
         drafter.estimator.values = timed("values", drafter.estimator.values)
     sizing.plan = timed("plan", sizing.plan)

@@ -175,6 +175,9 @@ def test_looked_up_paths_stand_among_the_heads(
         tuple(tree.token[np.array(tree.path(node)) - 1]) for node in range(1, len(tree) + 1)
     ]
     assert len(set(grown)) == len(grown)
+    assert tree.looked_up is not None
+    on_path = [list(one) == path[: len(one)].tolist() for one in grown]
+    assert tree.looked_up.tolist() == on_path
     values = [every[one] for one in grown]
     np.testing.assert_allclose(np.exp(tree.score), values, rtol=1e-4)
 

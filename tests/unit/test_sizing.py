@@ -88,7 +88,7 @@ class Machine:
             for tree, size in zip(self.trees, self.sizes, strict=True)
         )
         self.trees, self.sizes = [], []
-        if (most := sizing.most(sequences)) and sizing.asks_heads:
+        if (most := sizing.most(sequences)) and sizing.asks_heads([]):
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)

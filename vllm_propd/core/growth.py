@@ -75,7 +75,7 @@ def _next_rank(tokens, values, rest, tree, head, place, seen):  # type: ignore[n
 
 @njit(cache=True, nogil=True)
 def _grow(  # type: ignore[no-untyped-def]
-    tokens, values, looked_up, worth, rest, sizes, token, parent, depth, score,
+    tokens, values, looked_up, worth, rest, sizes, token, parent, depth, score, on_path,
 ):  # fmt: skip
     trees, heads, ranks = tokens.shape
     reach, most = looked_up.shape[1], token.shape[1]
@@ -87,7 +87,6 @@ def _grow(  # type: ignore[no-untyped-def]
     parents = np.empty(room, np.int64)
     depths = np.empty(room, np.int64)
     rank = np.empty(room, np.int64)
-    on_path = np.ones(most + 1, np.bool_)  # nodes whose paths are looked up, the root's too
     grown = np.zeros(trees, np.int64)
     for tree in range(trees):
         count = made = node = 0
@@ -95,7 +94,8 @@ def _grow(  # type: ignore[no-untyped-def]
         while True:
             # The children of the newest node, or of the root.
             base = score[tree, node - 1] if node else np.float32(0.0)
-            seen = looked_up[tree, level - 1] if on_path[node] and level <= reach else -1
+            looked = node == 0 or on_path[tree, node - 1]
+            seen = looked_up[tree, level - 1] if looked and level <= reach else -1
             if seen >= 0:
                 parents[made], depths[made], rank[made] = node, level, -1
                 _push(keys, entries, count, base + worth[tree, level - 1], made)
@@ -113,13 +113,14 @@ def _grow(  # type: ignore[no-untyped-def]
             keys[0], entries[0] = keys[count], entries[count]
             _sift_down(keys, entries, count)
             above, level, place = parents[entry], depths[entry], rank[entry]
-            seen = looked_up[tree, level - 1] if on_path[above] and level <= reach else -1
+            looked = above == 0 or on_path[tree, above - 1]
+            seen = looked_up[tree, level - 1] if looked and level <= reach else -1
             token[tree, node] = tokens[tree, level - 1, place] if place >= 0 else seen
             parent[tree, node] = above
             depth[tree, node] = level
             score[tree, node] = key
+            on_path[tree, node] = place < 0
             node += 1
-            on_path[node] = place < 0
             if place >= 0:
                 place, value = _next_rank(
                     tokens, values, rest, tree, level - 1, place + 1, seen
@@ -195,9 +196,12 @@ def grow(
     shape = (len(tokens), int(sizes.max(initial=0)))
     token, parent, depth = (np.empty(shape, np.int64) for _ in range(3))
     score = np.empty(shape, np.float32)
-    grown = _grow(tokens, log_probs, path, worth, rest, sizes, token, parent, depth, score)
+    on_path = np.empty(shape, np.bool_)
+    grown = _grow(
+        tokens, log_probs, path, worth, rest, sizes, token, parent, depth, score, on_path
+    )
     return [
-        TokenTree(token[i, :n], parent[i, :n], depth[i, :n], score[i, :n])
+        TokenTree(token[i, :n], parent[i, :n], depth[i, :n], score[i, :n], on_path[i, :n])
         for i, n in enumerate(grown.tolist())
     ]
 

@@ -13,8 +13,9 @@ FIRST, LONGEST = 4, 64
 """Steps of a pause: the next one doubles with each tree that does not pay, and halves with
 each that is verified. One that seemed to pay once is no reason to try again soon."""
 
-LOADS_PER_OCTAVE = 2
-"""Batch sizes whose logarithms round alike are one load: so many of each doubling."""
+LOADS_PER_OCTAVE, SHARES = 2, 3
+"""Batch sizes whose logarithms round alike are one load: so many of each doubling; and so
+many shares of sequences are told apart."""
 
 
 @dataclass
@@ -26,34 +27,40 @@ class _Pause:
 
 
 class Pauses:
-    """Whether the heads draft after this step.
+    """Whether the heads draft after a step.
 
-    Each load has pauses of its own: one sequence may pay where sixteen do not. What was
-    found at a load holds when it comes again, as after every wave of new requests.
+    Each load has pauses of its own: one sequence may pay where sixteen do not; and so has
+    each share of sequences whose texts suggest something without the heads. What was found
+    at a load holds when it comes again, as after every wave of new requests.
     """
 
     def __init__(self) -> None:
-        self._of_load: dict[int, _Pause] = {}
+        self._of_load: dict[tuple[int, int], _Pause] = {}
         self._now = _Pause()
 
-    @property
-    def drafting(self) -> bool:
-        """Whether the heads are to draft."""
-        return not self._now.left
-
-    def observe(self, sequences: int, drafted: bool, scheduled: bool) -> None:
-        """One step.
+    def asks(self, sequences: int, share: float = 0.0) -> bool:
+        """Whether the heads are to draft now; in each step once.
 
         Args:
             sequences: in the step.
-            drafted: the heads had drafted for some of them.
-            scheduled: some nodes of these trees were verified.
+            share: of them need no heads, 0..1.
         """
         load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
-        self._now = pause = self._of_load.setdefault(load, _Pause())
-        if scheduled:
-            pause.left, pause.next = 0, max(pause.next // 2, FIRST)
-        elif drafted:
-            pause.left, pause.next = pause.next, min(2 * pause.next, LONGEST)
-        elif pause.left:
+        level = min(int(SHARES * share), SHARES - 1)
+        self._now = pause = self._of_load.setdefault((load, level), _Pause())
+        if pause.left:
             pause.left -= 1
+            return False
+        return True
+
+    def observe(self, paid: bool) -> None:
+        """What became of trees for which the heads had been asked.
+
+        Args:
+            paid: some of their nodes were verified.
+        """
+        pause = self._now
+        if paid:
+            pause.left, pause.next = 0, max(pause.next // 2, FIRST)
+        else:
+            pause.left, pause.next = pause.next, min(2 * pause.next, LONGEST)

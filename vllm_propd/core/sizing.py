@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from vllm_propd.core.cost import BARE, CHAINS, TREES, StepCost
 from vllm_propd.core.gaps import Gaps
@@ -106,9 +107,8 @@ class Sizing(Protocol):
     def learn(self, texts: dict[str, list[int]]) -> None:
         """All texts are known so far."""
 
-    @property
-    def asks_heads(self) -> bool:
-        """Whether the heads are to draft after this step."""
+    def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
+        """Whether the heads are to draft after this step, beside what is looked up."""
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -152,7 +152,9 @@ class FixedSizing:
         load = self._load
         return StepRecord(load.sequences, load.tokens, load.nodes, kept, emitted)
 
-    asks_heads = True
+    def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
+        """Always."""
+        return True
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -166,6 +168,12 @@ class FixedSizing:
     ) -> Choice:
         """All nodes, to be pruned as is configured; see ``DynamicSizing``."""
         return Choice(np.array([len(tree) for tree in trees], np.int64), None, True)
+
+
+def _nodes_of(trees: Sequence[TokenTree]) -> tuple[npt.NDArray[np.float64], Ints]:
+    """``[nodes]`` probability of each, and whose tree's it is."""
+    scores = np.concatenate([tree.score for tree in trees]).astype(np.float64)
+    return np.exp(scores), np.repeat(np.arange(len(trees)), [len(t) for t in trees])
 
 
 class DynamicSizing:
@@ -222,7 +230,8 @@ class DynamicSizing:
             scheduled: some nodes of these trees are in the step.
         """
         self._began = began
-        self._pauses.observe(load.sequences, drafted, scheduled)
+        if drafted:
+            self._pauses.observe(scheduled)
         if self._ended is not None:
             self._gaps.add(self._drafted > 0, began - self._ended)
         self._load, self._drafted = load, 0
@@ -274,10 +283,21 @@ class DynamicSizing:
         if self.grader is not None:
             self.grader.grade(texts)
 
-    @property
-    def asks_heads(self) -> bool:
-        """Whether the heads are to draft after this step: not while they do not pay."""
-        return self._pauses.drafting
+    def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
+        """Whether the heads are to draft after this step: not while they do not pay.
+
+        All tensor-parallel ranks ask, and find the same.
+
+        Args:
+            looked_up: trees without their candidates; empty where nothing was looked up.
+        """
+        share = 0.0
+        if looked_up:
+            probability, owner = _nodes_of(looked_up)
+            share = float(
+                np.minimum(np.bincount(owner, probability, len(looked_up)), 1.0).mean()
+            )
+        return self._pauses.asks(self._load.sequences, share)
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -309,13 +329,11 @@ class DynamicSizing:
         return Choice(chosen.sizes, chosen.keep, better)
 
     def _planned(self, planner: Planner, trees: Sequence[TokenTree]) -> Plan:
-        scores = np.concatenate([tree.score for tree in trees])
         load = self._load
         others = min(load.waiting, self.token_budget // 2)
         return planner.plan(
             Batch(
-                np.exp(scores.astype(np.float64)),
-                np.repeat(np.arange(len(trees)), [len(tree) for tree in trees]),
+                *_nodes_of(trees),
                 len(trees),
                 others=others,
                 context=load.context,

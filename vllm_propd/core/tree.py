@@ -25,12 +25,15 @@ class TokenTree:
         parent: ``[n]`` int64 node index of the parent, 0 for children of the root.
         depth: ``[n]`` int64, 1 for children of the root.
         score: ``[n]`` float32 natural log of the node's estimated path probability.
+        looked_up: ``[n]`` bool nodes of the path that the text suggests; None: there are
+            none.
     """
 
     token: Ints
     parent: Ints
     depth: Ints
     score: npt.NDArray[np.float32]
+    looked_up: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.token)
@@ -42,6 +45,7 @@ class TokenTree:
             self.parent[:nodes],
             self.depth[:nodes],
             self.score[:nodes],
+            None if self.looked_up is None else self.looked_up[:nodes],
         )
 
     def path(self, node: int) -> list[int]:

@@ -94,10 +94,12 @@ class EarlyJudge:
             kept = keep_top_k(rank, edges, parent_row, depth, self.config.top_k)
         else:
             log_prob = log_probs(*shares).cpu().numpy()
+            drafted = np.concatenate([tree.score for tree in step.trees])
+            said = own_part(drafted, edges, parent_row)
             if self.config.draft_weight:
-                drafted = np.concatenate([tree.score for tree in step.trees])
-                said = own_part(drafted, edges, parent_row)
                 log_prob = log_prob + np.float32(self.config.draft_weight) * said
+            # A shallow layer knows less than a text that repeats itself.
+            log_prob = np.where(step.looked_up, said, log_prob)
             if most is None:
                 group, most = step.tree, self.config.keep_nodes
             else:

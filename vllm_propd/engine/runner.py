@@ -342,11 +342,11 @@ class ProPDRunner(GPUModelRunner):
         sizes = np.full(len(drafting), most + extra, np.int64)
         trees: list[TokenTree] = []
         found = self.drafter.look_up(texts)
-        if self.sizing.asks_heads:
+        looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
+        if self.sizing.asks_heads(looked_up):
             self._asked.update(texts.ids)
             rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
             trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
-        looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
         if not trees and not looked_up:
             return [[] for _ in drafting]
         self.sizing.learn(dict(zip(texts.ids, texts.outputs, strict=True)))

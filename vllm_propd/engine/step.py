@@ -94,6 +94,16 @@ class TreeStep:
         """``[rows]`` each node's parent among the tree rows; a root's is itself."""
         return np.repeat(self.first, self.sizes) + self.parent
 
+    @property
+    def looked_up(self) -> np.ndarray:
+        """``[nodes]`` bool whether each drafted node was looked up in the text."""
+        return np.concatenate(
+            [
+                np.zeros(len(tree), np.bool_) if tree.looked_up is None else tree.looked_up
+                for tree in self.trees
+            ]
+        )
+
     def positions(self) -> Ints:
         """``[rows]`` position in the sequence: root plus depth."""
         return np.repeat(self.root_position, self.sizes) + self.depth
