@@ -47,7 +47,7 @@ def test_text_is_plain_vllms(draft_s: float, ties: Ties) -> None:
     if draft_s < 1:
         assert by_heads > 0.1
     else:  # They pause, though nodes are verified in most steps.
-        assert by_heads == 0 and asked < 0.2
+        assert by_heads == 0 and asked < 0.4
 
 
 def test_a_text_that_repeats_itself_takes_few_steps() -> None:
