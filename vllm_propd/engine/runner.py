@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -32,6 +30,7 @@ from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing
 from vllm_propd.engine.delivery import enclose
+from vllm_propd.engine.logits_processors import all_logits_processors
 from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
@@ -44,22 +43,6 @@ from vllm_propd.engine.texts import load_of, texts_of
 logger = init_logger("vllm.propd.runner")
 
 
-@contextmanager
-def _all_logits_processors() -> Iterator[None]:
-    """Builds every logits processor; with speculation vLLM would leave most out.
-
-    Its rejection sampler cannot apply them to drafts. Our walk can.
-    """
-    original = gpu_model_runner.build_logitsprocs
-
-    def build(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        with patch.object(vllm_config, "speculative_config", None):
-            return original(vllm_config, *args, **kwargs)
-
-    with patch.object(gpu_model_runner, "build_logitsprocs", build):
-        yield
-
-
 class ProPDRunner(GPUModelRunner):
     """The hooks, on vLLM's V1 runner."""
 
@@ -67,7 +50,7 @@ class ProPDRunner(GPUModelRunner):
     speculative_config: Any
 
     def __init__(self, vllm_config: Any, device: torch.device):
-        with _all_logits_processors():
+        with all_logits_processors():
             super().__init__(vllm_config, device)
         self.propd = engine_config(vllm_config)
         self._trees: dict[str, TokenTree] = {}
