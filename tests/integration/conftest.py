@@ -115,6 +115,15 @@ def greedy(max_tokens: int = 96, **fields: Any) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, **fields)
 
 
+def unlogged(params: Any) -> Any:
+    """The same without logprobs: greedy tokens of all rows are then drawn at once."""
+    if isinstance(params, list):
+        return [unlogged(one) for one in params]
+    params = params.clone()
+    params.logprobs = None
+    return params
+
+
 def prompts_of(lengths: list[int], seed: int = 0) -> list[Prompt]:
     """Prompts of these lengths in tokens, from source files the model has not seen."""
     from transformers import AutoTokenizer

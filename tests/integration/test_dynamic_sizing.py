@@ -23,6 +23,7 @@ from vllm import LLM
 
 from vllm_propd.core.planner import Batch, Plan
 from vllm_propd.core.survival import START
+from vllm_propd.engine.costs import SHORT, CostTable
 
 DYNAMIC = {"sizing": "dynamic", "lookup": False}
 
@@ -158,18 +159,23 @@ def test_early_pruning_is_planned_where_it_pays() -> None:
     assert kept[0.02] < 0.7
 
 
-def test_costs_are_timed_once_for_a_model(
+def test_long_steps_are_timed_once_for_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    tables = tmp_path / "propd" / "costs"
-    seconds = []
-    for case in ("new", "found", "broken"):
-        with engine(8, propd=DYNAMIC, max_num_seqs=4) as llm:
-            step = sizing_of(llm).step
-            seconds.append(step.estimate(step.tokens).tolist())
-        (path,) = tables.iterdir()
-        if case == "found":
-            path.write_text("{}")
-    assert seconds[0] == seconds[1]
-    assert "step_s" in path.read_text() and "upper_s" in path.read_text()
+
+    def table() -> tuple[Path, CostTable]:
+        with engine(8, propd=DYNAMIC, max_num_seqs=4):
+            pass
+        (path,) = (tmp_path / "propd" / "costs").iterdir()
+        return path, CostTable.model_validate_json(path.read_text())
+
+    path, found = table()
+    found.step_s = [10.0 for _ in found.step_s]
+    path.write_text(found.model_dump_json())
+    path, again = table()
+    is_long = [n > SHORT for n in found.tokens]
+    assert any(is_long) and [seconds == 10.0 for seconds in again.step_s] == is_long
+    path.write_text("{}")
+    path, anew = table()
+    assert max(anew.step_s) < 10.0 and anew.upper_s is not None

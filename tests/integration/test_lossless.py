@@ -15,6 +15,7 @@ from conftest import (
     mixed_prompts,
     prompts_of,
     run,
+    unlogged,
 )
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
@@ -75,7 +76,7 @@ def test_text_is_plain_vllms(
     name, expected = plain
     options, prompts, params = workload(name)
     with engine(nodes, propd=SETTINGS[rule], **options) as llm:
-        ours = run(llm, prompts, params)
+        ours = run(llm, prompts, unlogged(params))
         assert metric(llm, "spec_decode_num_accepted_tokens") > 0
         if name == "preemption":
             assert metric(llm, "num_preemptions") > 0

@@ -188,6 +188,8 @@ def paths(found: Continuations, worth: Floats, sizes: Ints) -> list[TokenTree]:
     score = np.cumsum(worth, 1, dtype=np.float32)
     wanted = np.where(found.match > 0, np.minimum(sizes, REACH), 0)
     return [
-        TokenTree(found.token[i, :n], depth[:n] - 1, depth[:n], score[i, :n])
+        TokenTree(
+            found.token[i, :n], depth[:n] - 1, depth[:n], score[i, :n], np.ones(n, np.bool_)
+        )
         for i, n in enumerate(wanted.tolist())
     ]

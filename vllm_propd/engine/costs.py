@@ -1,8 +1,9 @@
 """The start-up cost table: what steps of some sizes take on this machine.
 
 A few forward passes without context, timed once per model and machine and kept under
-vLLM's cache. What they leave out, attention over context and the host's work, is learned
-while serving (``core/cost.py``).
+vLLM's cache. The short ones are timed again at every start: a table of a bad minute would
+keep some sizes from ever being tried. What passes leave out, attention over context and the
+host's work, is learned while serving (``core/cost.py``).
 """
 
 from __future__ import annotations
@@ -51,6 +52,22 @@ class CostTable(BaseModel):
     lower_s: list[float] | None = None
     upper_s: list[float] | None = None
 
+    def least(self, others: CostTable) -> CostTable:
+        """The faster of each time: whatever else a machine did has only added.
+
+        Args:
+            others: timed again; of steps perhaps only the first of these.
+        """
+        again = others.model_dump()
+        return self.model_copy(
+            update={
+                name: [min(both) for both in zip(times, again[name], strict=False)]
+                + times[len(again[name]) :]
+                for name, times in self.model_dump(exclude_none=True).items()
+                if name not in ("tokens", "sequences")
+            }
+        )
+
     def step_cost(self) -> StepCost:
         """What steps cost before any was served."""
         halves = None
@@ -64,16 +81,17 @@ class CostTable(BaseModel):
 
 
 def dynamic_sizing(runner: Any) -> DynamicSizing:
-    """Sizing for this worker, from a table measured now or found in the cache."""
+    """Sizing for this worker, from a table measured now, and the cache's if it has one."""
     path = _cache_file(runner)
-    table = _cached(path)
-    if table is None:
-        began = time.monotonic()
-        table = measure(runner)
-        logger.info("Timed steps and drafts in %.1f s", time.monotonic() - began)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(table.model_dump_json() + "\n")
+    known = _cached(path)
+    began = time.monotonic()
+    table = measure(runner, again=known is not None)
+    logger.info("Timed steps and drafts in %.1f s", time.monotonic() - began)
+    if known is not None:
+        table = known.least(table)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(table.model_dump_json() + "\n")
     return DynamicSizing(
         table.step_cost(),
         table.draft_cost(),
@@ -85,10 +103,15 @@ def dynamic_sizing(runner: Any) -> DynamicSizing:
 
 
 @torch.inference_mode()
-def measure(runner: Any) -> CostTable:
-    """Times steps and drafts; every tensor-parallel rank does the same ones."""
+def measure(runner: Any, again: bool = False) -> CostTable:
+    """Times steps and drafts; every tensor-parallel rank does the same ones.
+
+    Args:
+        runner: the worker's model runner, loaded.
+        again: only those of up to ``SHORT`` tokens, once each.
+    """
     device = runner.device
-    most = min(runner.max_num_tokens, TOKENS[-1])
+    most = min(runner.max_num_tokens, SHORT if again else TOKENS[-1])
     tokens = [n for n in TOKENS if n < most] + [most]
     sequences = sorted({1, max(2, runner.max_num_reqs)})
     split = runner._pruned_forward
@@ -119,7 +142,7 @@ def measure(runner: Any) -> CostTable:
     for count in sequences:
         works["draft_s", count] = partial(draft, count)
     quiet = get_tensor_model_parallel_rank() != 0
-    times = _timed(works, runner._sync_device, quiet)
+    times = _timed(works, runner._sync_device, quiet, often=1 if again else OFTEN)
     found: dict[str, list[float]] = {}
     for (name, _), seconds in times.items():
         found.setdefault(name, []).append(seconds)
@@ -130,6 +153,7 @@ def _timed(
     works: dict[tuple[str, int], Callable[[], object]],
     finish: Callable[[], None],
     quiet: bool,
+    often: int = OFTEN,
 ) -> dict[tuple[str, int], float]:
     """Seconds of each, all in turns: a slow moment of the machine must not fall on one.
 
@@ -140,7 +164,7 @@ def _timed(
     least = dict.fromkeys(works, float("inf"))
     turns = [
         work
-        for turn in range(1 + OFTEN)
+        for turn in range(1 + often)
         for work in works
         if turn <= REPEATS or work[1] <= SHORT
     ]

@@ -139,7 +139,7 @@ class ProPDRunner(GPUModelRunner):
             num_scheduled_tokens,
         )
         if step is not None:
-            step.chained = step.are_paths and not self._prunes
+            step.split = self._prunes()
         asked = not self._asked.isdisjoint(batch.req_ids)
         load = load_of(self, num_scheduled_tokens, step)
         self.sizing.step_begins(began, load, asked, self._by_heads and load.nodes > 0)
@@ -174,7 +174,9 @@ class ProPDRunner(GPUModelRunner):
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """Hands the step to the builders for the time they build, if it has trees."""
-        step = self._step if self._step is None or not self._step.chained else None
+        step = self._step
+        if step is not None and step.chained:
+            step = None
         builders = [
             builder
             for group in self._attn_group_iterator()
@@ -199,7 +201,7 @@ class ProPDRunner(GPUModelRunner):
     ) -> Any:
         """A step with trees runs in two halves, and the upper one without pruned rows."""
         step, pruned_forward = self._step, self._pruned_forward
-        if step is None or pruned_forward is None or not self._prunes:
+        if step is None or pruned_forward is None or not step.split:
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **model_kwargs
             )
@@ -210,9 +212,8 @@ class ProPDRunner(GPUModelRunner):
         self._drop_logits(step, self._step)
         return hidden_states
 
-    @property
     def _prunes(self) -> bool:
-        """Whether the trees of this step are pruned."""
+        """Whether the trees of this step are to be pruned."""
         if self._pruned_forward is None or (
             self._keep is None and self.propd.plans_pruning
         ):

@@ -4,6 +4,9 @@ At each depth the sampler sees one row per request, the node it stands on, and t
 request's history including the path: exactly what it would see if the path had been
 decoded token by token. So every SamplingParams field, every logits processor and every
 seed acts as in plain vLLM; a seeded request even draws the same random numbers.
+
+Where all requests are greedy and none asks for more, a row's token depends on its logits
+alone. One call then draws for all rows, and the device is waited for once.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+from vllm.v1.sample.logits_processor.builtin import (
+    LogitBiasLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
@@ -31,6 +39,9 @@ PLACEHOLDER = -1
 
 NO_NODE = -1
 """Where a request without a tree, or past its tree, stands."""
+
+ROWS_AT_ONCE = 256
+"""The sampler makes float32 of the logits that it is given."""
 
 
 @dataclass
@@ -92,18 +103,22 @@ def verify(
     emitted: list[Ints] = []
     logprobs: list[LogprobsTensors] = []
     accepted: list[Ints] = []
+    of_row = _all_rows(logits, sampler, metadata) if _rows_alone(metadata) else None
     with _history(outputs):
         for depth in range(int(step.depth.max()) + 1):
-            if depth:
-                metadata = _advance(metadata, outputs, emitted[-1], active)
-            rows = torch.from_numpy(final_row).to(logits.device)
-            drawn = sampler(logits=logits[rows], sampling_metadata=metadata)
-            token = drawn.sampled_token_ids[:, 0].cpu().numpy().astype(np.int64)
+            if of_row is not None:
+                token = of_row[final_row]
+            else:
+                if depth:
+                    metadata = _advance(metadata, outputs, emitted[-1], active)
+                rows = torch.from_numpy(final_row).to(logits.device)
+                drawn = sampler(logits=logits[rows], sampling_metadata=metadata)
+                token = _tokens(drawn)
+                if drawn.logprobs_tensors is not None:
+                    logprobs.append(drawn.logprobs_tensors)
             if forced is not None:
                 token = np.where(forced[depth] >= 0, forced[depth], token)
             emitted.append(np.where(active, token, PLACEHOLDER))
-            if drawn.logprobs_tensors is not None:
-                logprobs.append(drawn.logprobs_tensors)
             current = matching_child(current, token, parent_row, step.token, request)
             active = current >= 0
             reached = current[active]
@@ -119,6 +134,42 @@ def verify(
         final_row=final_row,
         accepted=np.concatenate([np.empty(0, np.int64), *accepted]),
     )
+
+
+def _tokens(drawn: SamplerOutput) -> Ints:
+    tokens: Ints = drawn.sampled_token_ids[:, 0].cpu().numpy().astype(np.int64)
+    return tokens
+
+
+def _rows_alone(metadata: SamplingMetadata) -> bool:
+    """Whether each row's token depends on its logits and on nothing else."""
+    budget = metadata.thinking_budget_state_holder
+    return (
+        metadata.all_greedy
+        and metadata.no_penalties
+        and metadata.max_num_logprobs is None
+        and not metadata.logprob_token_ids
+        and not metadata.bad_words_token_ids
+        and metadata.allowed_token_ids_mask is None
+        and (budget is None or not budget.has_tracked_requests())
+        and all(map(_idle, metadata.logitsprocs.non_argmax_invariant))
+    )
+
+
+def _idle(processor: LogitsProcessor) -> bool:
+    """Whether it is one of vLLM's own, and no request of the batch needs it."""
+    if isinstance(processor, MinTokensLogitsProcessor):
+        return not processor.min_toks
+    return isinstance(processor, LogitBiasLogitsProcessor) and not processor.biases
+
+
+def _all_rows(logits: torch.Tensor, sampler: Sampler, metadata: SamplingMetadata) -> Ints:
+    """``[logits rows]`` the token of each; see ``_rows_alone``."""
+    drawn = [
+        sampler(logits=rows, sampling_metadata=metadata).sampled_token_ids
+        for rows in logits.split(ROWS_AT_ONCE)
+    ]
+    return _tokens(SamplerOutput(torch.cat(drawn), None))
 
 
 def _advance(

@@ -8,6 +8,7 @@ scheduled, and checks the tokens: the scheduled list is the only channel of a tr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,7 @@ class TreeStep:
             ``[drafted]`` int64 ranks and float32 log probabilities.
         whole: after pruning, the step as it was; the lower half's layers staged there.
         kept: after pruning, ``[rows]`` each row's index in ``whole``.
-        chained: all trees are paths, and stay whole: they are attended to, and cached, as
-            vLLM's own drafts are.
+        split: the step goes through two halves, and the trees are pruned between them.
     """
 
     trees: list[TokenTree]
@@ -67,12 +67,15 @@ class TreeStep:
     early: tuple[Ints, np.ndarray] | None = None
     whole: TreeStep | None = None
     kept: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    chained: bool = False
+    split: bool = False
 
-    @property
-    def are_paths(self) -> bool:
-        """Whether no tree branches."""
-        return bool(np.array_equal(self.depth, self.node))
+    @cached_property
+    def chained(self) -> bool:
+        """Whether no tree branches and none is pruned.
+
+        Such trees are attended to, and cached, as vLLM's own drafts are.
+        """
+        return not self.split and bool(np.array_equal(self.depth, self.node))
 
     @property
     def is_root(self) -> np.ndarray:
@@ -159,6 +162,7 @@ class TreeStep:
             slots=[slots[place] for slots in self.slots],
             whole=self,
             kept=index,
+            split=True,
         )
 
 

@@ -16,9 +16,13 @@ SYMBOLS = (
     Symbol(
         "vllm.v1.sample.metadata:SamplingMetadata",
         "read",
-        "temperature all_greedy generators max_num_logprobs output_token_ids logitsprocs",
-        "is advanced along the walk: generators of finished requests taken out",
-        "a seeded request must draw once per emitted token",
+        "temperature all_greedy generators max_num_logprobs output_token_ids logitsprocs "
+        "no_penalties logprob_token_ids bad_words_token_ids allowed_token_ids_mask "
+        "thinking_budget_state_holder",
+        "is advanced along the walk: generators of finished requests taken out; tells "
+        "whether a row's token depends on its logits alone",
+        "a seeded request must draw once per emitted token; what depends on nothing else "
+        "is drawn for all rows at once",
         "nothing",
     ),
     Symbol(
@@ -27,6 +31,32 @@ SYMBOLS = (
         "self batch_update",
         "tells processors, after each node, that the outputs have grown",
         "vLLM does so between steps; a walk takes several tokens in one",
+        "nothing",
+    ),
+    Symbol(
+        "vllm.v1.sample.logits_processor.builtin:MinTokensLogitsProcessor",
+        "read",
+        "",
+        "empty: no request of the batch needs it",
+        "nothing else tells whether a processor has something to do",
+        "a property of LogitsProcessor that says so",
+        "min_toks",
+    ),
+    Symbol(
+        "vllm.v1.sample.logits_processor.builtin:LogitBiasLogitsProcessor",
+        "read",
+        "",
+        "empty: no request of the batch needs it",
+        "nothing else tells whether a processor has something to do",
+        "a property of LogitsProcessor that says so",
+        "biases",
+    ),
+    Symbol(
+        "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.has_tracked_requests",
+        "called",
+        "self",
+        "tells whether a request of the batch has a budget",
+        "its logits then depend on what has been put out",
         "nothing",
     ),
     Symbol(
