@@ -16,7 +16,13 @@ from safetensors import safe_open
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
-from vllm_propd.bench.engines import FASTEST, ArmEngine, close_engines, start_engines
+from vllm_propd.bench.engines import (
+    FASTEST,
+    HUGE_PAGES,
+    ArmEngine,
+    close_engines,
+    start_engines,
+)
 from vllm_propd.bench.measured import PASSES, Measured
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
@@ -50,6 +56,8 @@ def run_bench(
     # vLLM's n-gram proposer imports numba too late, too (`engine/numba_beside_vllm.py`):
     # the model would run on one thread, in that arm only.
     os.environ.setdefault("NUMBA_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    for name, value in HUGE_PAGES.items():
+        os.environ.setdefault(name, value)
     console = wide_console()
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = load_heads(heads)
