@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from vllm_propd.bench.turns import FAST, SHOWN
+
 PACKAGES = ("vllm-propd", "torch", "transformers", "numba", "numpy")
 
 
@@ -42,8 +44,8 @@ class Row(BaseModel):
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
         description="Tokens/s over plain vLLM's, both undisturbed (other work on the "
-        "machine only slows): each step as long as quantile 0.1 in `steps`; the mean over "
-        "groups of prompts. Of a trace: of both arms' fastest turns."
+        f"machine only slows): each step as long as quantile {FAST} in `steps`; the mean "
+        "over groups of prompts. Of a trace: of both arms' fastest turns."
     )
     rounds: int = Field(description="Turns that count.")
     turns: list[tuple[float, int, float]] = Field(
@@ -54,7 +56,7 @@ class Row(BaseModel):
     steps: list[tuple[int, int, list[float]]] = Field(
         default=[],
         description="Draft tokens of a step, over all sequences; how many such steps there "
-        "were; milliseconds: the fastest, quantiles 0.02, 0.05, 0.1 and 0.25, the median.",
+        f"were; milliseconds: quantiles {', '.join(map(str, SHOWN))}.",
     )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
