@@ -19,11 +19,12 @@ def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int])
         accepted: int64 indices among the step's tree rows.
         group_of_layer: KV cache group of each attention layer, by its name.
     """
-    if len(accepted):
+    if len(accepted) and step.staged:
+        device = step.staged[0].key.device
         # The slot of position root + depth stands at the tree's row number ``depth``.
         tree = np.searchsorted(step.first, accepted, side="right") - 1
-        place = torch.from_numpy(step.first[tree] + step.depth[accepted])
-        rows = torch.from_numpy(accepted)
+        place = torch.from_numpy(step.first[tree] + step.depth[accepted]).to(device)
+        rows = torch.from_numpy(accepted).to(device)
         slots = [group_slots[place] for group_slots in step.slots]
         for staged in step.staged:
             staged.layer.impl.do_kv_cache_update(

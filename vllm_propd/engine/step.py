@@ -159,7 +159,7 @@ class TreeStep:
             token=self.token[index],
             masks=ancestor_masks(parent, first, sizes),
             root_position=self.root_position,
-            slots=[slots[place] for slots in self.slots],
+            slots=[slots[place.to(slots.device)] for slots in self.slots],
             whole=self,
             kept=index,
             split=True,
