@@ -13,7 +13,7 @@ def test_a_part_of_some_steps_counts_by_their_share() -> None:
     turn = Turn(
         step_seconds=5 * [0.012, 0.012, 0.012, 0.010],
         parts={
-            "prepare": [0.001] * 20,
+            "prepare": [0.001] * 23,
             "forward": [0.010] * 15,
             "split": [0.001] * 5,
             "lower half": [0.002] * 5,

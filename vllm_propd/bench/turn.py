@@ -120,12 +120,17 @@ class Turn:
     def step_ms(self) -> dict[str, float]:
         """Milliseconds of a step by part; ``rest`` is what no part explains.
 
-        Means over all steps: steps are of several kinds, and only means add up.
+        Means over all steps: steps are of several kinds, and only means add up. A part
+        that was met more often, as in prefills or after the last token, counts once a step.
         """
         if not self.parts:
             return {}
         steps = len(self.step_seconds)
-        found = {part: 1e3 * sum(laps) / steps for part, laps in self.parts.items() if laps}
+        found = {
+            part: 1e3 * sum(laps) / max(len(laps), steps)
+            for part, laps in self.parts.items()
+            if laps
+        }
         step = 1e3 * sum(self.step_seconds) / steps
         return {**found, "rest": step - sum(found.values()), "step": step}
 
