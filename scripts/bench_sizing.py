@@ -12,8 +12,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import mean, median
@@ -31,12 +31,14 @@ from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.run import tokenizer_of
 
-CROWD, STEPS, FOLLOWED_WITHIN = 32, 120, 30
+CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
-ALONE = tuple(f"alone, {place}" for place in ("first", "second", "third"))
-"""Phases before the jump: the same text, whose sizes differ as the machine's speed does."""
-AGAIN = "alone again"
-BUSY_REQUESTS, BUSY_WITHIN = 4, 100
+JUMPS = {"crowd": "crowd once more", "alone again": "alone once more"}
+"""Phases that begin with a jump of the load, and those after: the same texts without."""
+ALONE = "alone"
+PHASES = (ALONE, *chain.from_iterable(JUMPS.items()))
+BUSY_REQUESTS, WINDOW, QUIET_STEPS, BUSY_STEPS = 4, 50, 100, 150
+"""While another process works; steps are shown by windows."""
 STARTS_WITHIN_S = 120.0
 PROMPT_TOKENS, NEW_TOKENS = 64, 900
 Records = list[dict[str, Any]]
@@ -122,19 +124,10 @@ def off(records: Records) -> str:
 
 
 def soon(records: Records) -> float:
-    """Nodes per sequence soon after the load's jump; a mean, since sizes change from step
-    to step with how sure the heads are.
+    """Nodes per sequence soon after a phase's begin; a mean, since sizes change from step
+    to step with how sure the candidates are.
     """
-    return mean(sizes(records[FOLLOWED_WITHIN : STEPS // 2]))
-
-
-def steady(found: dict[str, Records], phase: str) -> float:
-    """The same without a jump: at the same place of the same text, or, of a crowd's many
-    texts, later.
-    """
-    if phase == "crowd":
-        return mean(sizes(found[phase][STEPS // 2 :]))
-    return mean(soon(found[name]) for name in ALONE)
+    return mean(sizes(records[FOLLOWED_WITHIN:]))
 
 
 def burn(begun: Event) -> None:
@@ -152,8 +145,10 @@ def burn(begun: Event) -> None:
 def measure(model: Path, console: Console) -> dict[str, Records]:
     """All phases, one after the other."""
     prompts = cut_prompts(tokenizer_of(model), [], CROWD, PROMPT_TOKENS, seed=0)
+    phases = dict(zip(("warm up", *PHASES), (1, 1, CROWD, CROWD, 1, 1), strict=True))
+    total = len(phases) * STEPS + QUIET_STEPS + BUSY_STEPS
     with Progress(console=console) as bar:
-        task = bar.add_task("starting", total=(6 + len(ALONE)) * STEPS)
+        task = bar.add_task("starting", total=total)
         llm = LLM(
             str(model), dtype="bfloat16", max_num_seqs=CROWD, enforce_eager=True,
             kv_cache_memory_bytes=2 << 30, max_num_batched_tokens=4096,
@@ -162,19 +157,13 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         )  # fmt: skip
         load = Load(llm, prompts)
         found: dict[str, Records] = {}
-        phases: dict[str, Callable[[], None]] = {
-            "warm up": lambda: load.start(1),
-            **dict.fromkeys(ALONE, lambda: load.start(1)),
-            "crowd": lambda: load.join(CROWD),
-            AGAIN: lambda: load.start(1),
-        }
-        for name, change in phases.items():
+        for name, requests in phases.items():
             bar.update(task, description=name)
-            change()
+            load.start(requests)
             found[name] = load.steps(STEPS, bar, task)
         load.join(BUSY_REQUESTS)
         bar.update(task, description="before another process")
-        found["quiet"] = load.steps(STEPS, bar, task)
+        found["quiet"] = load.steps(QUIET_STEPS, bar, task)
         context = multiprocessing.get_context("spawn")
         begun = context.Event()
         other = context.Process(target=burn, args=(begun,), daemon=True)
@@ -182,7 +171,7 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         try:
             load.steps_until(begun)
             bar.update(task, description="beside another process")
-            found["disturbed"] = load.steps(2 * STEPS, bar, task)
+            found["disturbed"] = load.steps(BUSY_STEPS, bar, task)
         finally:
             other.terminate()
         llm.llm_engine.engine_core.shutdown()
@@ -192,30 +181,29 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
 def show(found: dict[str, Records], console: Console) -> None:
     """Prints what was followed."""
     table = Table(
-        "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS // 2}", "steady",
-        "step, ms", "estimate off by (signed)",
-        title="sizes after a jump of the load; means, and medians of times",
-        caption="steady: the crowd's later steps; alone, the same text before (mean)",
+        "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS}", "step, ms",
+        "estimate off by (signed)",
+        title="sizes after a jump of the load, and without one on the same texts",
+        caption="nodes of a sequence, means; medians of times",
     )  # fmt: skip
-    phases = (*ALONE, "crowd", AGAIN)
-    for name in phases:
+    for name in PHASES:
         records = found[name]
-        compared = "" if name in ALONE else f"{steady(found, name):.2f}"
-        ms = 1e3 * median(r["measured_s"] for r in records)
         table.add_row(
-            name, str(records[-1]["sequences"]), f"{soon(records):.2f}", compared,
-            f"{ms:.0f}", off(records),
+            name, str(records[-1]["sequences"]), f"{soon(records):.2f}",
+            f"{1e3 * median(r['measured_s'] for r in records):.0f}", off(records),
         )  # fmt: skip
-    together = [record for name in phases for record in found[name]]
-    table.add_row("all", "", "", "", "", off(together))
+    together = [record for name in PHASES for record in found[name]]
+    table.add_row("all", "", "", "", off(together))
     console.print(table)
+    for jump, steady in JUMPS.items():
+        apart = soon(found[jump]) / soon(found[steady]) - 1
+        console.print(f"{jump}: {apart:+.0%} beside {steady}")
     table = Table(
         "steps", "step, ms", "estimate off by (signed)", title="a second process works"
     )
-    rows = {"before": found["quiet"][-BUSY_WITHIN // 2 :]}
-    disturbed, window = found["disturbed"], BUSY_WITHIN // 2
-    for start in range(0, len(disturbed) - window + 1, window):
-        rows[f"{start} to {start + window} after"] = disturbed[start : start + window]
+    rows, disturbed = {"before": found["quiet"][-WINDOW:]}, found["disturbed"]
+    for start in range(0, BUSY_STEPS, WINDOW):
+        rows[f"{start} to {start + WINDOW} after"] = disturbed[start : start + WINDOW]
     for name, records in rows.items():
         ms = 1e3 * median(r["measured_s"] for r in records)
         table.add_row(name, f"{ms:.0f}", off(records))
@@ -228,13 +216,14 @@ def plot(found: dict[str, Records], target: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    phases = (ALONE[-1], "crowd", AGAIN)
-    left.plot([size for name in phases for size in sizes(found[name])], linewidth=0.8)
-    for index, name in enumerate(phases):
+    left.plot([size for name in PHASES for size in sizes(found[name])], linewidth=0.8)
+    for index, name in enumerate(PHASES):
         start = STEPS * index
         left.axvline(start, color="grey", linestyle=":")
-        left.hlines(steady(found, name), start, start + STEPS, color="black")
-        left.text(start + 4, left.get_ylim()[1], name, va="top")
+        left.hlines(
+            soon(found[name]), start + FOLLOWED_WITHIN, start + STEPS, color="black"
+        )
+        left.text(start + 2, left.get_ylim()[1], name.replace(" ", "\n"), va="top")
     left.set(title="nodes per sequence", xlabel="step")
     records = found["quiet"] + found["disturbed"]
     for key, style in (("measured_s", "."), ("estimated_s", "-")):
