@@ -13,21 +13,21 @@ def test_a_part_of_some_steps_counts_by_their_share() -> None:
     turn = Turn(
         step_seconds=5 * [0.012, 0.012, 0.012, 0.010],
         parts={
-            "prepare": [0.001] * 23,
+            "prepare": [0.001] * 20,
             "forward": [0.010] * 15,
             "split": [0.001] * 5,
             "lower half": [0.002] * 5,
             "upper half": [0.005] * 5,
-            "draft": [],
+            "draft": [9.0],
         },
     )
     assert turn.step_ms() == pytest.approx(
         {
             "prepare": 1.0, "forward": 7.5, "split": 0.25, "lower half": 0.5,
-            "upper half": 1.25, "rest": 1.0, "step": 11.5,
+            "upper half": 1.25, "rest": 1.5, "step": 12.0,
         }
     )  # fmt: skip
-    assert turn.host_ms() == pytest.approx(2.0)
+    assert turn.host_ms() == pytest.approx(2.5)
 
 
 def test_turns_that_pruned_nothing_say_nothing_of_the_work() -> None:

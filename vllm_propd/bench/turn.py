@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import inf
+from statistics import median
 from typing import Any, Self
 
 from vllm_propd.bench.stopwatch import SPLIT, Work
+
+RARE = 0.1
+"""Of a turn's steps; such ones are not what a median is about."""
 
 Recording = list[list[dict[str, Any]]]
 """Trees of steps (``engine.record.RecordedTree``)."""
@@ -118,24 +122,23 @@ class Turn:
         return list(zip(self.step_drafted, self.step_seconds, strict=True))
 
     def step_ms(self) -> dict[str, float]:
-        """Milliseconds of a step by part; ``rest`` is what no part explains.
+        """Median milliseconds of a step by part; ``rest`` is what no part explains.
 
-        Means over all steps: steps are of several kinds, and only means add up. A part
-        that was met more often, as in prefills or after the last token, counts once a step.
+        A part of some steps only, as of those that are pruned, counts by their share; one
+        of rare steps, as of prefills where all others are pruned, not at all.
         """
         if not self.parts:
             return {}
-        steps = len(self.step_seconds)
-        found = {
-            part: 1e3 * sum(laps) / max(len(laps), steps)
-            for part, laps in self.parts.items()
-            if laps
-        }
-        step = 1e3 * sum(self.step_seconds) / steps
+        found = {}
+        for part, laps in self.parts.items():
+            share = min(len(laps) / len(self.step_seconds), 1.0)
+            if share >= RARE:
+                found[part] = 1e3 * share * median(laps)
+        step = 1e3 * median(self.step_seconds)
         return {**found, "rest": step - sum(found.values()), "step": step}
 
     def host_ms(self) -> float:
-        """Milliseconds of a step without the forward passes; 0 if not timed."""
+        """Median milliseconds of a step without the forward passes; 0 if not timed."""
         parts = self.step_ms()
         return parts.get("step", 0.0) - sum(parts.get(part, 0.0) for part in FORWARD)
 
