@@ -113,7 +113,7 @@ def verify(
                     metadata = _advance(metadata, outputs, emitted[-1], active)
                 rows = torch.from_numpy(final_row).to(logits.device)
                 drawn = sampler(logits=logits[rows], sampling_metadata=metadata)
-                token = _tokens(drawn)
+                token = _tokens(drawn.sampled_token_ids)
                 if drawn.logprobs_tensors is not None:
                     logprobs.append(drawn.logprobs_tensors)
             if forced is not None:
@@ -136,8 +136,8 @@ def verify(
     )
 
 
-def _tokens(drawn: SamplerOutput) -> Ints:
-    tokens: Ints = drawn.sampled_token_ids[:, 0].cpu().numpy().astype(np.int64)
+def _tokens(sampled_token_ids: torch.Tensor) -> Ints:
+    tokens: Ints = sampled_token_ids[:, 0].cpu().numpy().astype(np.int64)
     return tokens
 
 
@@ -169,7 +169,7 @@ def _all_rows(logits: torch.Tensor, sampler: Sampler, metadata: SamplingMetadata
         sampler(logits=rows, sampling_metadata=metadata).sampled_token_ids
         for rows in logits.split(ROWS_AT_ONCE)
     ]
-    return _tokens(SamplerOutput(torch.cat(drawn), None))
+    return _tokens(torch.cat(drawn))
 
 
 def _advance(
