@@ -63,7 +63,7 @@ $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.jso
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
 # In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
-	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 32 --prompt-tokens 32 \
+	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 128 --prompt-tokens 32 \
 		--seconds 15 --out build/bench
 	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
 		--dtype float32 --out build/bench/float32
@@ -71,10 +71,10 @@ bench: $(INFLATED)/config.json
 
 # Against trees of every fixed size, best first: predicted from a recording, since the
 # largest would take hours.
-FIXED := $(foreach nodes,4 8 16 32 64,propd-no-dynamic:pruning=off,num_speculative_tokens=$(nodes))
+FIXED := $(foreach nodes,4 8 16 32 64,propd:sizing=fixed,num_speculative_tokens=$(nodes))
 bench-sizes: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "plain chain propd" --batch-sizes 2,8,32,64 \
-		--max-tokens 32 --prompt-tokens 32 --seconds 33 --out build/sizes
+		--max-tokens 128 --prompt-tokens 32 --seconds 15 --out build/sizes
 	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) propd-no-prune propd" \
 		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
 
@@ -93,13 +93,14 @@ DEEP := build/inflated-32
 $(DEEP)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(DEEP) --factor 8 --layers 32
 
-WIDE := propd-no-dynamic:pruning=off,num_speculative_tokens=64
+WIDE := propd:sizing=fixed,num_speculative_tokens=64
+MEDIUM := static:num_speculative_tokens=32
 SHORT := --max-tokens 32 --prompt-tokens 64
 bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 1 $(SHORT) \
 		--arms "plain $(WIDE) $(WIDE),pruning=top_k,top_k=2048" --out build/tune/overhead
 	$(BIN)/vllm-propd bench $(INFLATED) --batch-sizes 16 $(SHORT) \
-		--arms "plain static static:pruning=top_k,top_k=20" --out build/tune/static
+		--arms "plain $(MEDIUM) $(MEDIUM),pruning=top_k,top_k=20" --out build/tune/static
 	$(BIN)/vllm-propd tune demo/model --num-prompts 64 --rounds 1 --out build/tune/demo.yaml
 	$(BIN)/vllm-propd tune $(INFLATED) --batch-size 4 --num-prompts 8 --max-tokens 48 \
 		--rounds 1 --layers 1,3 --top-k 10,20,50 --keep-nodes 8,16,28 \

@@ -37,10 +37,14 @@ JUMPS = {"crowd": "crowd once more", "alone again": "alone once more"}
 """Phases that begin with a jump of the load, and those after: the same texts without."""
 ALONE = "alone"
 PHASES = (ALONE, *chain.from_iterable(JUMPS.items()))
+MET_BEFORE = (1, CROWD)
+"""Loads that the engine has met, on other texts: else a first crowd's sizes would tell of
+what candidates have yet to prove.
+"""
 BUSY_REQUESTS, WINDOW, QUIET_STEPS, BUSY_STEPS = 4, 50, 100, 150
 """While another process works; steps are shown by windows."""
 STARTS_WITHIN_S = 120.0
-PROMPT_TOKENS, NEW_TOKENS = 64, 900
+PROMPT_TOKENS, NEW_TOKENS = 64, 128
 Records = list[dict[str, Any]]
 
 
@@ -60,10 +64,10 @@ class Load:
     requests: int = 0
     count: int = 0
 
-    def start(self, count: int) -> None:
-        """Ends all requests, and begins anew, from the first prompt on."""
+    def start(self, count: int, place: int = 0) -> None:
+        """Ends all requests, and begins anew, with the prompt of this place."""
         self.llm.llm_engine.abort_request(self.running)
-        self.running, self.place = [], 0
+        self.running, self.place = [], place
         self.join(count)
 
     def join(self, count: int) -> None:
@@ -144,9 +148,9 @@ def burn(begun: Event) -> None:
 
 def measure(model: Path, console: Console) -> dict[str, Records]:
     """All phases, one after the other."""
-    prompts = cut_prompts(tokenizer_of(model), [], CROWD, PROMPT_TOKENS, seed=0)
-    phases = dict(zip(("warm up", *PHASES), (1, 1, CROWD, CROWD, 1, 1), strict=True))
-    total = len(phases) * STEPS + QUIET_STEPS + BUSY_STEPS
+    prompts = cut_prompts(tokenizer_of(model), [], 2 * CROWD, PROMPT_TOKENS, seed=0)
+    phases = dict(zip(PHASES, (1, CROWD, CROWD, 1, 1), strict=True))
+    total = (len(MET_BEFORE) + len(phases)) * STEPS + QUIET_STEPS + BUSY_STEPS
     with Progress(console=console) as bar:
         task = bar.add_task("starting", total=total)
         llm = LLM(
@@ -156,6 +160,10 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
             use_tqdm_on_load=False, speculative_config={"method": "propd"},
         )  # fmt: skip
         load = Load(llm, prompts)
+        bar.update(task, description="warm up")
+        for requests in MET_BEFORE:
+            load.start(requests, place=CROWD)
+            load.steps(STEPS, bar, task)
         found: dict[str, Records] = {}
         for name, requests in phases.items():
             bar.update(task, description=name)

@@ -189,7 +189,7 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=3, help="Turns of each arm with the same prompts; at least.")
+        int, typer.Option(min=3, help="Turns of each arm at each point; at least.")
     ] = 3,
     seconds: Annotated[
         float, typer.Option(min=0, help="That each arm runs at each point; at least.")

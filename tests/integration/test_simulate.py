@@ -84,7 +84,7 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
 
 
 def test_the_command_predicts_every_arm() -> None:
-    pruned = "propd-no-dynamic:num_speculative_tokens=16,pruning=top_k,top_k=5"
+    pruned = "propd:sizing=fixed,num_speculative_tokens=16,pruning=top_k,top_k=5"
     arms = f"chain {pruned} propd:num_speculative_tokens=16"
     options = ["--arms", arms, "--nodes", "16", "--num-prompts", "4"]
     options += ["--max-tokens", "16", "--batch-sizes", "1,4", "--dtype", "float32"]

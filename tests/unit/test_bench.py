@@ -120,3 +120,11 @@ def test_the_report_is_one_page_with_every_row(tmp_path: Path) -> None:
     assert "data:image/png;base64," in page and "http" not in page
     assert 'alt="reliability of the heads"' in page
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [("plain", False), ("medusa", False), ("static", False), ("propd-no-prune", True)],
+)
+def test_only_sizes_in_real_time_are_learned(name: str, learns: bool) -> None:
+    assert parse_arm(name, HEADS).learns is learns

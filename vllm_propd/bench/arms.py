@@ -30,6 +30,11 @@ class Arm:
         """Whether ProPD runs it."""
         return (self.speculative_config or {}).get("method") == METHOD
 
+    @property
+    def learns(self) -> bool:
+        """Whether what it does depends on what it has met before."""
+        return self.is_ours and (self.speculative_config or {}).get("sizing") != "fixed"
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -56,6 +61,9 @@ def _suffix(heads: Heads) -> dict[str, Any]:
     return {"method": "suffix"}
 
 
+FIXED_NODES = 16
+"""Of trees whose size nobody plans: few enough that they pay at batch size 1."""
+
 ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "plain": lambda heads: None,
     "medusa": lambda heads: {
@@ -75,11 +83,18 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     ),
     # Node values of the calibration give every step a tree of the same shape: Medusa's.
     "static": lambda heads: _propd(
-        heads, sizing="fixed", node_values="rank_accuracy", num_speculative_tokens=32
+        heads,
+        sizing="fixed",
+        node_values="rank_accuracy",
+        num_speculative_tokens=FIXED_NODES,
     ),
     "propd-no-prune": lambda heads: _propd(heads, pruning="off"),
     "propd-no-dynamic": lambda heads: _propd(
-        heads, sizing="fixed", pruning="path_probability"
+        heads,
+        sizing="fixed",
+        pruning="path_probability",
+        num_speculative_tokens=FIXED_NODES,
+        keep_nodes=FIXED_NODES // 2,
     ),
     "propd-no-lookup": lambda heads: _propd(heads, lookup=False),
     "propd": _propd,

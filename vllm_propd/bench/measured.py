@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 from rich.progress import Progress
 from vllm import SamplingParams
 
@@ -15,8 +17,11 @@ PASSES = 3
 """Rounds through all points: a machine that is slow for minutes, as one that others share
 may be, is to fall on all of them."""
 
-WARM_UP = 0.08
-"""Of the seconds that an arm needs, before its first turn: what is estimated settles."""
+WARM_UP = 0.4
+"""Of the seconds that an arm needs, before its first turn: what it learns settles."""
+
+SHORT = 32
+"""New tokens of a request in the warm-up of an arm that learns nothing."""
 
 
 class Measured:
@@ -44,7 +49,7 @@ class Measured:
             settings: how many rounds and seconds.
         """
         groups = len(self.point.groups)
-        rounds = settings.rounds * groups
+        rounds = max(settings.rounds, groups)
 
         def had(engine: ArmEngine) -> float:
             return self.turns.share(engine.arm.name, rounds, settings.seconds)
@@ -58,10 +63,17 @@ class Measured:
             self._bar.update(self._task, completed=sum(map(had, self.engines)))
 
     def _warm_up(self, params: SamplingParams, least: float) -> None:
+        short = params.clone()
+        short.max_tokens = min(SHORT, params.max_tokens or SHORT)
         for engine in self.engines:
-            seconds = self._turn(engine, params).seconds
-            while seconds < least:
-                seconds += self._turn(engine, params).seconds
+            if not engine.arm.learns:
+                self._turn(engine, short)
+                continue
+            seconds = 0.0
+            for group in cycle(range(len(self.point.groups))):
+                seconds += self._turn(engine, params, group).seconds
+                if seconds >= least:
+                    break
 
     def _turn(self, engine: ArmEngine, params: SamplingParams, group: int = 0) -> Turn:
         name = f"{self.point.name}: {engine.arm.name}"

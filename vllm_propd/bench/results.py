@@ -150,7 +150,7 @@ class Results(BaseModel):
     dtype: str
     prompt_tokens: int = Field(description="Of each prompt, on the axis of batch size.")
     max_tokens: int = Field(description="New ones of each sequence.")
-    rounds: int = Field(description="Turns of each arm with the same prompts; at least.")
+    rounds: int = Field(description="Turns of each arm at each point; at least.")
     temperature: float
     machine: Machine
     versions: dict[str, str]

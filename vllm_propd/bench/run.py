@@ -35,6 +35,9 @@ from vllm_propd.bench.turns import SHOWN, AnyTurn, Turns, at
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
+RECORDED = 32
+"""New tokens of a request whose trees are told of."""
+
 
 def run_bench(
     model: Path, heads: Path, prompts: list[Path], out: Path, settings: BenchSettings
@@ -199,6 +202,8 @@ def _tell_of_trees(
     results: Results, engines: list[ArmEngine], point: Point, params: SamplingParams
 ) -> None:
     """Completes the rows of a point with what their arms' trees were."""
+    params = params.clone()
+    params.max_tokens = min(RECORDED, params.max_tokens or RECORDED)
     for engine in engines:
         if not engine.arm.is_ours:
             continue

@@ -14,7 +14,8 @@ class BenchSettings:
         batch_sizes: sequences generated together.
         max_tokens: new tokens of each, always as many.
         prompt_tokens: of each prompt.
-        rounds: turns of each arm with the same prompts, after a warm-up; at least.
+        rounds: turns of each arm, after a warm-up; at least, as one with each group of
+            prompts is.
         seconds: so long each arm runs at each point; at least.
         temperature: 0: greedy.
         dtype: of weights and activations.

@@ -17,6 +17,9 @@ from vllm_propd.bench.turn import Turn
 Taker = TypeVar("Taker")
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
+NEIGHBOURS = 4
+"""Turns of others from one turn of plain vLLM to its next."""
+
 FAST = 0.1
 """Of like steps, how many are faster than the one that counts."""
 
@@ -25,7 +28,7 @@ SHOWN = (0.0, 0.02, 0.05, FAST, 0.25, 0.5)
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
-    """Whose turn it is: A B C A D E, A B C A D E, ... A.
+    """Whose turn it is: A B C D E A F G, A B C D E A F G, ... A.
 
     Args:
         arms: the first is what the others are compared with, and has more turns: what its
@@ -34,9 +37,9 @@ def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[
     """
     first, *others = arms
     while left := [arm for arm in others or arms if needs(arm)]:
-        for i in range(0, len(left), 2):
+        for i in range(0, len(left), NEIGHBOURS):
             yield first
-            yield from left[i : i + 2]
+            yield from left[i : i + NEIGHBOURS]
     yield first
 
 

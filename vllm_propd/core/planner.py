@@ -121,7 +121,7 @@ class Plan:
 
 @dataclass
 class Planner:
-    """Chooses plans; stays with the last one, or none, while no other is clearly better.
+    """Chooses plans; stays with the last one, or none, until others have been better.
 
     Attributes:
         step: price of a step.
@@ -130,9 +130,11 @@ class Planner:
         kind: of steps with nodes (``core.cost``).
         totals: ascending numbers of tokens that a step may have, before and after
             pruning; beside them those of no node and of all.
-        hysteresis: how much faster than the last plan another must be, relatively.
-        doubt: likewise, than none. What a step without nodes gives is known; the best of
-            many guesses is likely one of those that are too high.
+        hysteresis: how much faster than the last plan others must have been, relatively,
+            in sum over the steps since: noise does not move it in each step, and a small
+            advantage that stays is taken.
+        doubt: how much faster than none a plan must be. What a step without nodes gives is
+            known; the best of many guesses is likely one of those that are too high.
     """
 
     step: Price
@@ -140,9 +142,10 @@ class Planner:
     survival: Survival | None = None
     kind: int = TREES
     totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
-    hysteresis: float = 0.02
+    hysteresis: float = 0.03
     doubt: float = 0.04
     _last: tuple[float, float | None] | None = field(default=None, init=False)
+    _behind: float = field(default=0.0, init=False)
 
     def plan(self, batch: Batch) -> Plan:
         """The plan for a step.
@@ -177,9 +180,11 @@ class Planner:
         """The best plan's place, unless the last one, or to draft nothing, is as good."""
         best, nothing = divmod(int(rate.argmax()), rate.shape[1]), (0, 0)
         before = self._same_as_before(nodes, sequences)
-        as_good = rate[best] / (1.0 + self.hysteresis)
-        if before and rate[before] >= max(as_good, rate[nothing]):
-            return before
+        if before and rate[before] >= rate[nothing]:
+            self._behind += rate[best] / rate[before] - 1.0
+            if self._behind <= self.hysteresis:
+                return before
+        self._behind = 0.0
         return nothing if rate[nothing] >= rate[best] / (1.0 + self.doubt) else best
 
     def _cuts(self, taken: int, most: int) -> Ints:
