@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
-from vllm_propd.bench.stopwatch import Work, after
+from vllm_propd.bench.stopwatch import Work, install, take
 from vllm_propd.bench.turn import Turn
 
 
-def test_a_part_of_some_steps_counts_by_their_share() -> None:
+def test_parts_of_steps_of_several_kinds_add_up() -> None:
     """Of four steps three are whole, of 10 ms, and one is in halves, of 1 + 2 + 5 ms."""
-    turn = Turn(
-        step_seconds=5 * [0.012, 0.012, 0.012, 0.010],
-        parts={
-            "prepare": [0.001] * 20,
-            "forward": [0.010] * 15,
-            "split": [0.001] * 5,
-            "lower half": [0.002] * 5,
-            "upper half": [0.005] * 5,
-            "draft": [9.0],
-        },
-    )
+    whole = {"prepare": 0.001, "forward": 0.010}
+    halves = {"prepare": 0.001, "split": 0.001, "lower half": 0.002, "upper half": 0.005}
+    turn = Turn(step_seconds=[0.012] * 3, parts=[whole] * 3)
+    turn += Turn(step_seconds=[0.010], parts=[halves])
     assert turn.step_ms() == pytest.approx(
         {
             "prepare": 1.0, "forward": 7.5, "split": 0.25, "lower half": 0.5,
-            "upper half": 1.25, "rest": 1.5, "step": 12.0,
+            "upper half": 1.25, "rest": 1.0, "step": 11.5,
         }
     )  # fmt: skip
-    assert turn.host_ms() == pytest.approx(2.5)
+    assert turn.host_ms() == pytest.approx(2.0)
 
 
 def test_turns_that_pruned_nothing_say_nothing_of_the_work() -> None:
@@ -36,10 +32,37 @@ def test_turns_that_pruned_nothing_say_nothing_of_the_work() -> None:
     assert turn.work.ratio == pytest.approx((10 + 4 * 5) / 60)
 
 
-def test_steps_of_prefill_are_not_timed() -> None:
-    laps = {"forward": [9.0, 1.0], "draft": [9.0, 1.0, 1.0], "lower half": [2.0, 2.0]}
-    found = {"forward": [1.0], "draft": [1.0, 1.0], "lower half": [2.0, 2.0]}
-    assert after(1, laps) == found
+class Runner:
+    """As many of a runner's methods as are timed in every step."""
+
+    def _prepare_inputs(self) -> None:
+        self._model_forward()  # a part inside another is not counted twice
+
+    def _model_forward(self) -> None:
+        time.sleep(0.01)
+
+    def _sample(self) -> None:
+        pass
+
+    def propose_draft_token_ids(self) -> None:
+        time.sleep(0.001)
+
+
+def test_a_step_has_its_own_laps() -> None:
+    runner = Runner()
+    worker = SimpleNamespace(model_runner=runner)
+    install(worker)
+    install(worker)  # as when settings change
+    runner._model_forward()  # of no step
+    for _ in range(2):
+        runner._prepare_inputs()
+        runner.propose_draft_token_ids()
+    runner.propose_draft_token_ids()
+    (first, second), _ = take(worker)
+    assert first.keys() == second.keys() == {"forward", "split", "draft"}
+    assert 0.0 <= first["split"] < first["forward"]
+    assert second["draft"] > 1.9e-3
+    assert take(worker)[0] == []
 
 
 def test_a_first_token_is_the_prefills() -> None:

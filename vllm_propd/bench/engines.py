@@ -189,7 +189,8 @@ class ArmEngine:
             engine.step()
         if self.engine.timed:
             laps, work = llm.collective_rpc(stopwatch.take)[0]
-            turn.parts = stopwatch.after(prefills, laps)
+            # The worker may be a step ahead.
+            turn.parts = laps[prefills : prefills + len(turn.step_seconds)]
             turn.work = Work(**work)
         if recording:
             turn.records = llm.collective_rpc("take_sizing_records")[0]

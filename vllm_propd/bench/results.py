@@ -84,7 +84,7 @@ class Row(BaseModel):
         "come true after the whole benchmark; empty where nothing is learned.",
     )
     step_ms: dict[str, float] = Field(
-        description="Medians by part of a step (`bench/stopwatch.py`), in milliseconds; "
+        description="Means by part of a step (`bench/stopwatch.py`), in milliseconds; "
         "`rest`: what no part explains; `step`: all of it, seen from outside."
     )
     host_ms_per_step: float = Field(

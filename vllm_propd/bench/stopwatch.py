@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import resource
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FIRST = "prepare"
+"""What a step begins with."""
+
 PARTS = {
-    "_prepare_inputs": "prepare",
+    "_prepare_inputs": FIRST,
     "_model_forward": "forward",
     "_pruned_forward.halves.run_lower": "lower half",
     "_pruned_forward.judge.keep": "prune",
@@ -23,6 +25,9 @@ report calls them. ``verify`` is sampling, and with ProPD also the walk and the 
 
 SPLIT = "split"
 """What a forward in two halves takes beside these."""
+
+Laps = dict[str, float]
+"""A step: seconds of each of its parts."""
 
 
 @dataclass
@@ -61,14 +66,14 @@ class Work:
 
 
 def install(worker: Any) -> None:
-    """Runs in the worker (``collective_rpc``): times each call of the runner's methods.
+    """Runs in the worker (``collective_rpc``): times the runner's methods, by step.
 
     A part inside another one, as the halves are inside the forward, is not counted in it,
     and what is left is called ``SPLIT``: whole forwards are not to be mixed with it.
     Again after ``use_settings``, which makes some of what is timed anew.
     """
     runner = worker.model_runner
-    worker.laps, worker.work = defaultdict(list), Work()
+    worker.laps, worker.work = [], Work()
     worker.inside = 0.0
 
     def timed(part: str, method: Any) -> Any:
@@ -76,6 +81,8 @@ def install(worker: Any) -> None:
 
         @functools.wraps(method)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if part == FIRST:
+                worker.laps.append({})
             before, worker.inside = worker.inside, 0.0
             start = time.perf_counter()
             try:
@@ -83,7 +90,9 @@ def install(worker: Any) -> None:
             finally:
                 spent = time.perf_counter() - start
                 own = SPLIT if worker.inside else part
-                worker.laps[own].append(spent - worker.inside)
+                if worker.laps:  # else it is of no step: settings are changed
+                    laps = worker.laps[-1]
+                    laps[own] = laps.get(own, 0.0) + spent - worker.inside
                 worker.inside = before + spent
 
         wrapper.untimed = method  # type: ignore[attr-defined]
@@ -115,21 +124,14 @@ def _count_rows(worker: Any, pruned_forward: Any) -> None:
     pruned_forward.run = counted
 
 
-def take(worker: Any) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Runs in the worker: seconds of each call since the last time by part, and work.
+def take(worker: Any) -> tuple[list[Laps], dict[str, int]]:
+    """Runs in the worker: the steps since the last time, and work.
 
     In plain types, which travel between processes.
     """
-    laps, work = dict(worker.laps), asdict(worker.work)
-    worker.laps.clear()
-    worker.work = Work()
+    laps, work = worker.laps, asdict(worker.work)
+    worker.laps, worker.work = [], Work()
     return laps, work
-
-
-def after(prefills: int, laps: dict[str, list[float]]) -> dict[str, list[float]]:
-    """What ``take`` gave, without steps at the start; these had no trees to prune."""
-    halves = {SPLIT, *(part for path, part in PARTS.items() if "." in path)}
-    return {part: of if part in halves else of[prefills:] for part, of in laps.items()}
 
 
 def peak_rss(worker: Any) -> float:

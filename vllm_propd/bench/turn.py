@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import inf
-from statistics import median
+from statistics import mean
 from typing import Any, Self
 
-from vllm_propd.bench.stopwatch import SPLIT, Work
-
-RARE = 0.1
-"""Of a turn's steps; such ones are not what a median is about."""
+from vllm_propd.bench.stopwatch import SPLIT, Laps, Work
 
 Recording = list[list[dict[str, Any]]]
 """Trees of steps (``engine.record.RecordedTree``)."""
@@ -67,8 +64,8 @@ class Turn:
         accepted_at: such steps that accepted a draft of depth 1, 2, ...
         step_seconds: wall time of each engine step that put tokens out.
         step_drafted: draft tokens that it verified, over all sequences.
-        parts: seconds of each call inside the worker, by ``stopwatch.PARTS``, where the
-            engine has stopwatches.
+        parts: of each such step, seconds inside the worker by ``stopwatch.PARTS``, where
+            the engine has stopwatches.
         work: what early pruning saw, likewise.
         records: what sizing saw at each step (``core.sizing.StepRecord``), likewise.
     """
@@ -85,7 +82,7 @@ class Turn:
     accepted_at: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     step_drafted: list[int] = field(default_factory=list)
-    parts: dict[str, list[float]] = field(default_factory=dict)
+    parts: list[Laps] = field(default_factory=list)
     work: Work = field(default_factory=Work)
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -97,8 +94,7 @@ class Turn:
         self.texts = self.texts + other.texts
         self.step_seconds = self.step_seconds + other.step_seconds
         self.step_drafted = self.step_drafted + other.step_drafted
-        for part, laps in other.parts.items():
-            self.parts[part] = self.parts.get(part, []) + laps
+        self.parts = self.parts + other.parts
         self.work += other.work
         self.records = self.records + other.records
         pairs = zip_longest(self.accepted_at, other.accepted_at, fillvalue=0)
@@ -122,23 +118,21 @@ class Turn:
         return list(zip(self.step_drafted, self.step_seconds, strict=True))
 
     def step_ms(self) -> dict[str, float]:
-        """Median milliseconds of a step by part; ``rest`` is what no part explains.
+        """Milliseconds of a step by part; ``rest`` is what no part explains.
 
-        A part of some steps only, as of those that are pruned, counts by their share; one
-        of rare steps, as of prefills where all others are pruned, not at all.
+        Means over all steps: these are of several kinds, and only means add up.
         """
         if not self.parts:
             return {}
-        found = {}
-        for part, laps in self.parts.items():
-            share = min(len(laps) / len(self.step_seconds), 1.0)
-            if share >= RARE:
-                found[part] = 1e3 * share * median(laps)
-        step = 1e3 * median(self.step_seconds)
+        found: dict[str, float] = {}
+        for laps in self.parts:
+            for part, seconds in laps.items():
+                found[part] = found.get(part, 0.0) + 1e3 * seconds / len(self.parts)
+        step = 1e3 * mean(self.step_seconds)
         return {**found, "rest": step - sum(found.values()), "step": step}
 
     def host_ms(self) -> float:
-        """Median milliseconds of a step without the forward passes; 0 if not timed."""
+        """Milliseconds of a step without the forward passes; 0 if not timed."""
         parts = self.step_ms()
         return parts.get("step", 0.0) - sum(parts.get(part, 0.0) for part in FORWARD)
 
