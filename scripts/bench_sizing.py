@@ -197,7 +197,7 @@ def show(found: dict[str, Records], console: Console) -> None:
     for name in PHASES:
         records = found[name]
         table.add_row(
-            name, str(records[-1]["sequences"]), f"{soon(records):.2f}",
+            name, str(max(r["sequences"] for r in records)), f"{soon(records):.2f}",
             f"{1e3 * median(r['measured_s'] for r in records):.0f}", off(records),
         )  # fmt: skip
     together = [record for name in PHASES for record in found[name]]
