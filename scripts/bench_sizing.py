@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from itertools import chain
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import mean, median
@@ -33,14 +32,19 @@ from vllm_propd.bench.run import tokenizer_of
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
+PHASES = {
+    "alone": 1,
+    "crowd": CROWD,
+    "crowd once more": CROWD,
+    "alone again": 1,
+    "alone once more": 1,
+}
+"""Requests of each phase, in order."""
 JUMPS = {"crowd": "crowd once more", "alone again": "alone once more"}
 """Phases that begin with a jump of the load, and those after: the same texts without."""
-ALONE = "alone"
-PHASES = (ALONE, *chain.from_iterable(JUMPS.items()))
 MET_BEFORE = (1, CROWD)
 """Loads that the engine has met, on other texts: else a first crowd's sizes would tell of
-what candidates have yet to prove.
-"""
+what candidates have yet to prove."""
 BUSY_REQUESTS, WINDOW, QUIET_STEPS, BUSY_STEPS = 4, 50, 100, 150
 """While another process works; steps are shown by windows."""
 STARTS_WITHIN_S = 120.0
@@ -127,6 +131,11 @@ def off(records: Records) -> str:
     return f"{median(map(abs, found)):.1%} ({median(found):+.1%})"
 
 
+def step_ms(records: Records) -> str:
+    """Median time of a step, milliseconds."""
+    return f"{1e3 * median(r['measured_s'] for r in records):.0f}"
+
+
 def soon(records: Records) -> float:
     """Nodes per sequence soon after a phase's begin; a mean, since sizes change from step
     to step with how sure the candidates are.
@@ -149,8 +158,7 @@ def burn(begun: Event) -> None:
 def measure(model: Path, console: Console) -> dict[str, Records]:
     """All phases, one after the other."""
     prompts = cut_prompts(tokenizer_of(model), [], 2 * CROWD, PROMPT_TOKENS, seed=0)
-    phases = dict(zip(PHASES, (1, CROWD, CROWD, 1, 1), strict=True))
-    total = (len(MET_BEFORE) + len(phases)) * STEPS + QUIET_STEPS + BUSY_STEPS
+    total = (len(MET_BEFORE) + len(PHASES)) * STEPS + QUIET_STEPS + BUSY_STEPS
     with Progress(console=console) as bar:
         task = bar.add_task("starting", total=total)
         llm = LLM(
@@ -165,7 +173,7 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
             load.start(requests, place=CROWD)
             load.steps(STEPS, bar, task)
         found: dict[str, Records] = {}
-        for name, requests in phases.items():
+        for name, requests in PHASES.items():
             bar.update(task, description=name)
             load.start(requests)
             found[name] = load.steps(STEPS, bar, task)
@@ -198,7 +206,7 @@ def show(found: dict[str, Records], console: Console) -> None:
         records = found[name]
         table.add_row(
             name, str(max(r["sequences"] for r in records)), f"{soon(records):.2f}",
-            f"{1e3 * median(r['measured_s'] for r in records):.0f}", off(records),
+            step_ms(records), off(records),
         )  # fmt: skip
     together = [record for name in PHASES for record in found[name]]
     table.add_row("all", "", "", "", off(together))
@@ -213,8 +221,7 @@ def show(found: dict[str, Records], console: Console) -> None:
     for start in range(0, BUSY_STEPS, WINDOW):
         rows[f"{start} to {start + WINDOW} after"] = disturbed[start : start + WINDOW]
     for name, records in rows.items():
-        ms = 1e3 * median(r["measured_s"] for r in records)
-        table.add_row(name, f"{ms:.0f}", off(records))
+        table.add_row(name, step_ms(records), off(records))
     console.print(table)
 
 

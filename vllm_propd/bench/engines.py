@@ -114,6 +114,14 @@ class Engine:
         Engine._running = None
 
 
+def at_most(params: SamplingParams, new_tokens: int) -> SamplingParams:
+    """The same requests, of so many new tokens or fewer."""
+    assert params.max_tokens is not None
+    params = params.clone()
+    params.max_tokens = min(params.max_tokens, new_tokens)
+    return params
+
+
 class ArmEngine:
     """An arm, and the engine that runs it; ProPD's arms may share one.
 

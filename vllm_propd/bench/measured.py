@@ -7,7 +7,7 @@ from itertools import cycle
 from rich.progress import Progress
 from vllm import SamplingParams
 
-from vllm_propd.bench.engines import ArmEngine
+from vllm_propd.bench.engines import ArmEngine, at_most
 from vllm_propd.bench.points import Point
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.turn import Turn
@@ -63,8 +63,7 @@ class Measured:
             self._bar.update(self._task, completed=sum(map(had, self.engines)))
 
     def _warm_up(self, params: SamplingParams, least: float) -> None:
-        short = params.clone()
-        short.max_tokens = min(SHORT, params.max_tokens or SHORT)
+        short = at_most(params, SHORT)
         for engine in self.engines:
             if not engine.arm.learns:
                 self._turn(engine, short)

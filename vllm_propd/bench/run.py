@@ -20,6 +20,7 @@ from vllm_propd.bench.engines import (
     FASTEST,
     HUGE_PAGES,
     ArmEngine,
+    at_most,
     close_engines,
     start_engines,
 )
@@ -202,8 +203,7 @@ def _tell_of_trees(
     results: Results, engines: list[ArmEngine], point: Point, params: SamplingParams
 ) -> None:
     """Completes the rows of a point with what their arms' trees were."""
-    params = params.clone()
-    params.max_tokens = min(RECORDED, params.max_tokens or RECORDED)
+    params = at_most(params, RECORDED)
     for engine in engines:
         if not engine.arm.is_ours:
             continue
