@@ -64,7 +64,7 @@ ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no
 # In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 128 --prompt-tokens 32 \
-		--seconds 15 --out build/bench
+		--seconds 24 --out build/bench
 	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
 		--dtype float32 --out build/bench/float32
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
@@ -74,7 +74,7 @@ bench: $(INFLATED)/config.json
 FIXED := $(foreach nodes,4 8 16 32 64,propd:sizing=fixed,num_speculative_tokens=$(nodes))
 bench-sizes: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "plain chain propd" --batch-sizes 2,8,32,64 \
-		--max-tokens 128 --prompt-tokens 32 --seconds 15 --out build/sizes
+		--max-tokens 128 --prompt-tokens 32 --seconds 24 --out build/sizes
 	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) propd-no-prune propd" \
 		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
 

@@ -17,18 +17,18 @@ from vllm_propd.bench.turn import Turn
 Taker = TypeVar("Taker")
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
-NEIGHBOURS = 4
+NEIGHBOURS = 8
 """Turns of others from one turn of plain vLLM to its next."""
 
-FAST = 0.1
+FAST = 0.02
 """Of like steps, how many are faster than the one that counts."""
 
-SHOWN = (0.0, 0.02, 0.05, FAST, 0.25, 0.5)
+SHOWN = (0.0, FAST, 0.05, 0.1, 0.25, 0.5)
 """What results tell of the times of like steps, so that others than FAST can be tried."""
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
-    """Whose turn it is: A B C D E A F G, A B C D E A F G, ... A.
+    """Whose turn it is: A B C D, A B C D, ... A; A in between, where others are many.
 
     Args:
         arms: the first is what the others are compared with, and has more turns: what its
