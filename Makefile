@@ -64,7 +64,7 @@ ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no
 # In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 128 --prompt-tokens 32 \
-		--seconds 24 --out build/bench
+		--seconds 16 --out build/bench
 	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
 		--dtype float32 --out build/bench/float32
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench

@@ -17,7 +17,7 @@ PASSES = 6
 """Rounds through all points: a machine that is slow for minutes, as one that others share
 may be, is to fall on all of them."""
 
-WARM_UP = 0.25
+WARM_UP = 0.4
 """Of the seconds that an arm needs, before its first turn: what it learns settles."""
 
 SHORT = 32
