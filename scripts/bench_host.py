@@ -30,6 +30,9 @@ CASES = ((1, 48, 1.5), (32, 16, 6.0))
 SIZING_CASES = ((1, 64, 0.5), (64, 64, 3.0))
 """The same of planner and estimators; the nodes are the most of a tree."""
 
+FEWEST_TEXTS = 16
+"""One text is a few steps, and these are of several kinds."""
+
 PHASES = {
     "rows, positions, slots": (("_prepare_inputs", +1), ("vllm:_prepare_inputs", -1)),
     "attention metadata": (
@@ -43,7 +46,7 @@ PHASES = {
 
 SIZING = {
     "lookup": (("look_up", +1), ("looked_up_trees", +1)),
-    "plan": (("plan", +1),),
+    "plan": (("asks_heads", +1), ("plan", +1)),
     "grading": (("_learn", +1), ("survival", +1)),
     "node values": (("values", +1),),
     "step costs": (("step_begins", +1), ("step_verified", +1), ("step_ends", +1)),
@@ -84,9 +87,8 @@ def install_stopwatches(worker: Any) -> None:
         setattr(drafter, name, timed(name, getattr(drafter, name)))
     if drafter.estimator is not None:
         drafter.estimator.values = timed("values", drafter.estimator.values)
-    sizing.plan = timed("plan", sizing.plan)
     sizing.learn = timed("survival", sizing.learn)
-    for name in ("step_begins", "step_verified", "step_ends"):
+    for name in ("asks_heads", "plan", "step_begins", "step_verified", "step_ends"):
         setattr(sizing, name, timed(name, getattr(sizing, name)))
 
 
@@ -105,7 +107,7 @@ def laps_of(batch: int, nodes: int, sizing: str) -> list[dict[str, float]]:
         },
     )  # fmt: skip
     tokenizer = llm.get_tokenizer()
-    texts = held_out_snippets(batch, seed=41, min_chars=2000)
+    texts = held_out_snippets(max(batch, FEWEST_TEXTS), seed=41, min_chars=2000)
     prompts = [{"prompt_token_ids": tokenizer(text)["input_ids"][:128]} for text in texts]
     params = SamplingParams(temperature=0.0, max_tokens=128, ignore_eos=True)
     llm.generate(prompts, params, use_tqdm=False)

@@ -52,6 +52,10 @@ def test_who_has_had_enough_takes_no_more_turns() -> None:
     assert "".join(taken[1:]) == "ABCD" + "ABD" + "AB" + "A"
 
 
+def test_nobody_has_a_turn_where_none_needs_one() -> None:
+    assert list(in_turns("AB", lambda arm: arm == "A")) == []
+
+
 def test_the_share_of_what_an_arm_needs_is_of_rounds_and_of_seconds() -> None:
     turns = turns_of(("plain", 10), ("b", 30), ("b", 30))
     assert turns.share("b", rounds=3) == pytest.approx(2 / 3)

@@ -33,14 +33,18 @@ def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[
     Args:
         arms: the first is what the others are compared with, and has more turns: what its
             fast steps are like decides all ratios.
-        needs: whether an arm has not had turns enough; asked before each round.
+        needs: whether an arm has not had turns enough; asked before each round. Where none
+            of the others needs one, nobody has a turn.
     """
     first, *others = arms
+    begun = False
     while left := [arm for arm in others or arms if needs(arm)]:
+        begun = True
         for i in range(0, len(left), NEIGHBOURS):
             yield first
             yield from left[i : i + NEIGHBOURS]
-    yield first
+    if begun:
+        yield first
 
 
 def turns_in(arms: int, rounds: int) -> int:

@@ -257,16 +257,15 @@ class StepCost:
         Returns:
             ``[steps]`` of whole steps; ``[steps, choices]`` of split ones.
         """
-        counts = tokens.astype(np.float64)
-        known = self.tokens, self._tables, self._fit, self._deviation, counts
+        known = self.tokens, self._tables, self._fit, self._deviation, tokens
         found: Floats
         if left is None:
             if kinds is None:
-                kinds = np.full(len(counts), BARE)
+                kinds = np.zeros(len(tokens), np.int64)  # BARE
             found = _whole_steps(*known, kinds, float(context))
         else:
             assert len(self._tables) > 1, "no step is split"
-            found = _split_steps(*known, left.astype(np.float64), float(context))
+            found = _split_steps(*known, left, float(context))
         return found
 
     def seconds_of(

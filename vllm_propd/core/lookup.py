@@ -81,8 +81,10 @@ def _look_up(texts, rows, lengths, token, match, before):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True)
-def _graded(texts, rows, lengths, index, starts, token, match, before, said):  # type: ignore[no-untyped-def]
-    """Continuations by their curves and length: how many, and how many came true."""
+def _grade(  # type: ignore[no-untyped-def]
+    texts, rows, lengths, index, starts, token, match, before, said, total, right
+):
+    """By curves and length: how many continuations there were, and how many came true."""
     found = np.zeros((2, 3, 3, LONGEST))
     for i in range(len(rows)):
         j = index[i]
@@ -90,16 +92,33 @@ def _graded(texts, rows, lengths, index, starts, token, match, before, said):  #
             continue
         start = starts[j]
         for ahead in range(min(lengths[i] - start, REACH)):
-            right = texts[rows[i], start + ahead] == token[j, ahead]
+            true = texts[rows[i], start + ahead] == token[j, ahead]
             place = min(match[j] + ahead, LONGEST) - 1
             found[0, before[j], UNSAID, place] += 1.0
-            found[1, before[j], UNSAID, place] += right
+            found[1, before[j], UNSAID, place] += true
             if said[j, ahead] != UNSAID:
                 found[0, before[j], said[j, ahead], place] += 1.0
-                found[1, before[j], said[j, ahead], place] += right
-            if not right:
+                found[1, before[j], said[j, ahead], place] += true
+            if not true:
                 break
-    return found
+    fades = np.exp(-found[0] / MEMORY)
+    total[:] = fades * total + found[0]
+    right[:] = fades * right + found[1]
+
+
+@njit(cache=True, nogil=True)
+def _worth(token, match, before, first, said, total, right):  # type: ignore[no-untyped-def]
+    """What ``Lookups.worth`` returns; ``said`` is written where a head speaks."""
+    curves = np.log(np.minimum(right / total, SUREST)).astype(np.float32)
+    worth = np.full(token.shape, np.float32(-np.inf))
+    for i in range(len(match)):
+        for ahead in range(min(first.shape[1], REACH)):
+            said[i, ahead] = SAME if token[i, ahead] == first[i, ahead] else OTHER
+        if match[i]:
+            for ahead in range(REACH):
+                place = min(match[i] + ahead, LONGEST) - 1
+                worth[i, ahead] = curves[before[i], said[i, ahead], place]
+    return worth
 
 
 @dataclass
@@ -145,13 +164,10 @@ class Lookups:
             return
         index = np.array([waiting.index.get(request, -1) for request in ids], np.int64)
         found = waiting.found
-        total, right = _graded(
+        _grade(
             texts, rows, lengths, index, waiting.lengths, found.token, found.match,
-            found.before, waiting.said,
+            found.before, waiting.said, self._total, self._right,
         )  # fmt: skip
-        fades = np.exp(-total / MEMORY)
-        self._total = fades * self._total + total
-        self._right = fades * self._right + right
 
     def worth(self, first: Ints | None = None) -> Floats:
         """What the continuations found last are worth.
@@ -165,15 +181,20 @@ class Lookups:
             being right; -inf where nothing was found.
         """
         assert self._waiting is not None
-        found, said = self._waiting.found, self._waiting.said
-        if first is not None:
-            heads = min(first.shape[1], REACH)
-            same = found.token[:, :heads] == first[:, :heads]
-            said[:, :heads] = np.where(same, SAME, OTHER)
-        length = np.minimum(found.match[:, None] + np.arange(REACH), LONGEST)
-        curves = np.log(np.minimum(self._right / self._total, SUREST))
-        of_path = curves[found.before[:, None], said, length - 1]
-        return np.where(found.match[:, None] > 0, of_path, -np.inf).astype(np.float32)
+        found = self._waiting.found
+        if first is None:
+            first = np.empty((len(found.match), 0), np.int64)
+        worth: Floats = _worth(
+            found.token, found.match, found.before, np.ascontiguousarray(first),
+            self._waiting.said, self._total, self._right,
+        )  # fmt: skip
+        return worth
+
+
+PARENTS = np.arange(REACH)
+DEPTHS = PARENTS + 1
+LOOKED_UP = np.ones(REACH, np.bool_)
+"""Of a path; all trees share them."""
 
 
 def paths(found: Continuations, worth: Floats, sizes: Ints) -> list[TokenTree]:
@@ -184,12 +205,9 @@ def paths(found: Continuations, worth: Floats, sizes: Ints) -> list[TokenTree]:
         worth: see ``Lookups.worth``.
         sizes: ``[sequences]`` int64 the most nodes of each.
     """
-    depth = np.arange(1, REACH + 1)
     score = np.cumsum(worth, 1, dtype=np.float32)
     wanted = np.where(found.match > 0, np.minimum(sizes, REACH), 0)
     return [
-        TokenTree(
-            found.token[i, :n], depth[:n] - 1, depth[:n], score[i, :n], np.ones(n, np.bool_)
-        )
+        TokenTree(found.token[i, :n], PARENTS[:n], DEPTHS[:n], score[i, :n], LOOKED_UP[:n])
         for i, n in enumerate(wanted.tolist())
     ]

@@ -60,6 +60,23 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 
 
 @njit(cache=True, nogil=True)
+def _cuts(probability, order, totals, taken, most):  # type: ignore[no-untyped-def]
+    """Numbers of nodes to choose from, ascending, and the tokens expected of so many."""
+    low, high = np.searchsorted(totals, taken + 1), np.searchsorted(totals, taken + most)
+    nodes = np.zeros(1 + max(high - low, 0) + (most > 0), np.int64)
+    for i in range(low, high):
+        nodes[1 + i - low] = totals[i] - taken
+    if most > 0:
+        nodes[-1] = most
+    gained, sum_, before = np.zeros(len(nodes)), 0.0, 0
+    for cut, count in enumerate(nodes):
+        for node in order[before:count]:
+            sum_ += probability[node]
+        gained[cut], before = sum_, count
+    return nodes, gained
+
+
+@njit(cache=True, nogil=True)
 def _rates(gained, whole, split, share, sequences):  # type: ignore[no-untyped-def]
     """Tokens per second of all plans.
 
@@ -155,8 +172,7 @@ class Planner:
         order = np.argsort(-batch.probability, kind="stable")
         taken = batch.sequences + batch.others
         most = min(len(order), max(0, batch.budget - taken))
-        nodes = self._cuts(taken, most)
-        gained = np.concatenate([[0.0], np.cumsum(batch.probability[order[:most]])])[nodes]
+        nodes, gained = _cuts(batch.probability, order, self.totals, taken, most)
         whole, split = self._priced(nodes, taken, batch.context)
         drafting = self.draft.estimate(np.array([batch.sequences]))
         whole[1:] += drafting
@@ -187,16 +203,11 @@ class Planner:
         self._behind = 0.0
         return nothing if rate[nothing] >= rate[best] / (1.0 + self.doubt) else best
 
-    def _cuts(self, taken: int, most: int) -> Ints:
-        """Numbers of nodes to choose from, ascending."""
-        low, high = np.searchsorted(self.totals, [taken + 1, taken + most])
-        inner = self.totals[low:high] - taken
-        return np.concatenate([[0], inner, [most] * (most > 0)]).astype(np.int64)
-
     def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Floats, Floats]:
         """Seconds without drafting: ``[cuts]`` of whole steps, ``[cuts, kept cuts]``."""
         count = taken + nodes
-        kinds = np.where(nodes > 0, self.kind, BARE)
+        kinds = np.full(len(nodes), self.kind)
+        kinds[0] = BARE
         whole = self.step.estimate(count, context, kinds=kinds)
         if self.survival is None:
             return whole, np.empty((len(nodes), 0))

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from vllm_propd.core.cost import BARE, CHAINS, TREES, StepCost
 from vllm_propd.core.gaps import Gaps
@@ -170,10 +171,23 @@ class FixedSizing:
         return Choice(np.array([len(tree) for tree in trees], np.int64), None, True)
 
 
+@njit(cache=True, nogil=True)
+def _spread(score, sizes):  # type: ignore[no-untyped-def]
+    probability, owner = np.empty(len(score)), np.empty(len(score), np.int64)
+    node = 0
+    for tree, size in enumerate(sizes):
+        for _ in range(size):
+            probability[node], owner[node] = np.exp(np.float64(score[node])), tree
+            node += 1
+    return probability, owner
+
+
 def _nodes_of(trees: Sequence[TokenTree]) -> tuple[npt.NDArray[np.float64], Ints]:
     """``[nodes]`` probability of each, and whose tree's it is."""
-    scores = np.concatenate([tree.score for tree in trees]).astype(np.float64)
-    return np.exp(scores), np.repeat(np.arange(len(trees)), [len(t) for t in trees])
+    score = np.concatenate([tree.score for tree in trees])
+    found: tuple[npt.NDArray[np.float64], Ints]
+    found = _spread(score, np.array([len(tree) for tree in trees]))
+    return found
 
 
 class DynamicSizing:
@@ -294,9 +308,8 @@ class DynamicSizing:
         share = 0.0
         if looked_up:
             probability, owner = _nodes_of(looked_up)
-            share = float(
-                np.minimum(np.bincount(owner, probability, len(looked_up)), 1.0).mean()
-            )
+            likely = np.minimum(np.bincount(owner, probability, len(looked_up)), 1.0)
+            share = float(likely.sum()) / len(looked_up)
         return self._pauses.asks(self._load.sequences, share)
 
     def most(self, sequences: int) -> int:

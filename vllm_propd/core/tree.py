@@ -40,6 +40,8 @@ class TokenTree:
 
     def prefix(self, nodes: int) -> TokenTree:
         """The best smaller tree of ``nodes`` nodes (views, no copies)."""
+        if nodes >= len(self):
+            return self
         return TokenTree(
             self.token[:nodes],
             self.parent[:nodes],

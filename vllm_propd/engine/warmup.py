@@ -14,6 +14,7 @@ from vllm_propd.core.estimates import Reliability
 from vllm_propd.core.growth import grow
 from vllm_propd.core.lookup import Lookups
 from vllm_propd.core.pruning import ranks
+from vllm_propd.core.sizing import DynamicSizing
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention import QueryTiles, tree_attention
 
@@ -29,14 +30,18 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     lookups, texts = Lookups(), np.zeros((1, 2), np.int32)
     lookups.find(["warm-up"], texts, one - 1, one)
     lookups.find(["warm-up"], texts, one - 1, one + 1)
+    lookups.worth()
     ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
     zero = torch.zeros(1, dtype=torch.int64)
     ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
     cost = StepCost(np.arange(1, 3), np.ones(2), (np.ones(2), np.ones(2)))
     cost.observe(1, 0.0, 1.0, 1)
-    cost.estimate(one)
-    cost.estimate(one, left=one)
-    Reliability(1).observe(np.ones((1, 1, 1), np.bool_), np.zeros((1, 1, 1), np.float32))
+    sizing = DynamicSizing(cost, cost, nodes=1, token_budget=8, pruning=True)
+    sizing.asks_heads(trees)
+    sizing.plan(trees, 0.0, trees)
+    reliability, said = Reliability(1), np.zeros((1, 1, 1), np.float32)
+    reliability.observe(np.ones((1, 1, 1), np.bool_), said)
+    reliability.values(said)
     logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)
 
 
