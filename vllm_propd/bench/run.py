@@ -257,7 +257,7 @@ def _rows(
                     (drafted, len(laps), [round(1e3 * at(laps, q), 3) for q in SHOWN])
                     for drafted, laps in found.steps(arm.name).items()
                 ],
-                tokens_per_step=median(turn.tokens_per_step for turn in turns),
+                tokens_per_step=last.tokens_per_step,
                 drafted_per_step=last.drafted / max(last.drafts, 1),
                 kept_per_step=last.kept_per_step,
                 work_ratio=last.work.ratio,
