@@ -1,6 +1,6 @@
 """ProPD's own host time per step: trees, acceptance, commit, without the model.
 
-    make bench    (or: python scripts/bench_host.py)
+    make bench-host    (or: python scripts/bench_host.py)
 
 Runs real engines on the demo model, with stopwatches around our hooks and around what
 they call of vLLM's and of the heads. What is left is ours, vLLM's sampler included.
