@@ -261,7 +261,7 @@ class StepCost:
         found: Floats
         if left is None:
             if kinds is None:
-                kinds = np.zeros(len(tokens), np.int64)  # BARE
+                kinds = np.full(len(tokens), BARE)
             found = _whole_steps(*known, kinds, float(context))
         else:
             assert len(self._tables) > 1, "no step is split"

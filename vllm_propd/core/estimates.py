@@ -109,25 +109,15 @@ def _counted(hit, log_probs):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _read(said, found, log_probs):  # type: ignore[no-untyped-def]
+def _by_curves(said, found, log_probs):  # type: ignore[no-untyped-def]
     """Each head's curve where its log probabilities lie; flat beyond its ends."""
-    samples, heads, ranks = log_probs.shape
+    samples, heads, _ = log_probs.shape
     values = np.empty(log_probs.shape, np.float32)
-    last = said.shape[1] - 1
-    for head in range(heads):
-        for sample in range(samples):
-            for rank in range(ranks):
-                at = log_probs[sample, head, rank]
-                place = np.searchsorted(said[head], at, side="right")
-                if place == 0:
-                    values[sample, head, rank] = found[head, 0]
-                elif place > last:
-                    values[sample, head, rank] = found[head, last]
-                else:
-                    before, after = said[head, place - 1], said[head, place]
-                    share = (at - before) / (after - before)
-                    low, high = found[head, place - 1], found[head, place]
-                    values[sample, head, rank] = low + share * (high - low)
+    for sample in range(samples):
+        for head in range(heads):
+            values[sample, head] = np.interp(
+                log_probs[sample, head], said[head], found[head]
+            )
     return values
 
 
@@ -188,5 +178,5 @@ class Reliability:
         """
         if self._news >= REFRESH:
             self._curve, self._news = self.curve(), 0
-        values: Floats = _read(*self._curve, log_probs)
+        values: Floats = _by_curves(*self._curve, log_probs)
         return values
