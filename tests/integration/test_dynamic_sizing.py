@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from vllm import LLM
 
 from vllm_propd.core.planner import Batch, Plan
 from vllm_propd.core.survival import START
+from vllm_propd.engine import costs
 from vllm_propd.engine.costs import SHORT, CostTable
 
 DYNAMIC = {"sizing": "dynamic", "lookup": False}
@@ -179,3 +182,23 @@ def test_long_steps_are_timed_once_for_a_model(
     path.write_text("{}")
     path, anew = table()
     assert max(anew.step_s) < 10.0 and anew.upper_s is not None
+
+
+def test_a_slow_machine_times_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_if_slow(work: Any, finish: Callable[[], None]) -> float:
+        """Of whole steps, a second per token."""
+        seconds = real(work, finish)
+        is_step = isinstance(work, partial) and work.func.__name__ == "whole"
+        return float(work.args[0]) if is_step else seconds
+
+    real = costs._seconds
+    prompts = prompts_of([24, 40], seed=3)
+    with engine() as llm:
+        expected = run(llm, prompts, greedy())
+    monkeypatch.setattr(costs, "_seconds", as_if_slow)
+    with engine(8, propd=DYNAMIC) as llm:
+        (table,) = llm.collective_rpc("step_costs")
+        found = run(llm, prompts, greedy())
+    # A step of four tokens is the first to take over three times as long as one of one.
+    assert table["tokens"] == [1, 2, 4]
+    assert found == expected

@@ -10,26 +10,47 @@ import pytest
 from vllm_propd.engine import costs
 from vllm_propd.engine.costs import CostTable
 
+SIZES = {1: 0.05, 8: 0.06, 48: 0.2, 256: 0.9}
+
+
+class Clock:
+    """A machine whose steps take what ``SIZES`` says; five times so for four of them."""
+
+    def __init__(self, slow_from: int = -10, times: float = 1.0):
+        self.now, self.calls, self.times, self.slow_from = 0.0, 0, times, slow_from
+        self.works = {("step_s", size): partial(self.work, size) for size in SIZES}
+
+    def work(self, size: int) -> None:
+        self.calls += 1
+        slow = self.slow_from <= self.calls < self.slow_from + 4
+        self.now += SIZES[size] * self.times * (5 if slow else 1)
+
+    def timed(self, monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        alone = SimpleNamespace(rank_in_group=1, broadcast_object=lambda said: said)
+        monkeypatch.setattr(costs, "time", clock)
+        found = costs._timed(self.works, lambda: None, alone)
+        return {size: seconds for (_, size), seconds in found.items()}
+
 
 @pytest.mark.parametrize("slow_from", range(0, 40, 3))
 def test_a_slow_moment_spoils_no_size(
     monkeypatch: pytest.MonkeyPatch, slow_from: int
 ) -> None:
-    now, calls = 0.0, 0
+    clock = Clock(slow_from)
+    assert clock.timed(monkeypatch) == pytest.approx(SIZES)
+    assert clock.calls == 3 * costs.OFTEN + costs.REPEATS
 
-    def work(seconds: float) -> None:
-        nonlocal now, calls
-        calls += 1
-        first = calls <= 4  # prepares its shape
-        slow = slow_from <= calls < slow_from + 4
-        now += seconds * (10 if first else 5 if slow else 1)
 
-    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
-    sizes = {1: 0.05, 8: 0.06, 48: 0.2, 256: 0.9}
-    works = {("step_s", size): partial(work, seconds) for size, seconds in sizes.items()}
-    found = costs._timed(works, lambda: None, quiet=True)
-    assert {size: seconds for (_, size), seconds in found.items()} == pytest.approx(sizes)
-    assert calls == 3 * (1 + costs.OFTEN) + 1 + costs.REPEATS
+@pytest.mark.parametrize("times", [10, 100])
+def test_timing_ends_on_a_slow_machine(
+    monkeypatch: pytest.MonkeyPatch, times: float
+) -> None:
+    clock = Clock(times=times)
+    found = clock.timed(monkeypatch)
+    assert found == pytest.approx({size: times * SIZES[size] for size in SIZES})
+    a_round = times * sum(SIZES.values())
+    assert costs.ENOUGH_S < clock.now < costs.ENOUGH_S + a_round or clock.calls == 4
 
 
 def test_a_table_of_a_bad_minute_does_not_stay() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 from vllm import envs
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
 
 from vllm_propd.core.cost import StepCost
@@ -36,6 +37,16 @@ SHORT = 48
 
 REPEATS, OFTEN = 2, 6
 """How often steps are timed, and those of up to ``SHORT`` tokens."""
+
+LONG_S, LONG = 1.0, 3.0
+"""A step of more seconds than this, and of more times as many as one of a token, is the
+longest that is timed: a slow machine is to start in seconds, too."""
+
+ENOUGH_S = 20.0
+"""No round of timing begins later than so many seconds after the first."""
+
+Works = dict[tuple[str, int], Callable[[], object]]
+"""What is timed, by name in the table and size."""
 
 
 class CostTable(BaseModel):
@@ -132,51 +143,71 @@ def measure(runner: Any, again: bool = False) -> CostTable:
             torch.zeros(count, hidden_size, dtype=dtype, device=device)
         )
 
-    works: dict[tuple[str, int], Callable[[], object]] = {}
+    group, finish = get_tp_group(), runner._sync_device
+    works: Works = {}
+    for count in sequences:
+        draft(count)  # prepares this shape
+        works["draft_s", count] = partial(draft, count)
+    shortest = inf
     for count in tokens:
-        works["step_s", count] = partial(whole, count)
+        works["step_s", count] = step = partial(whole, count)
         if split is not None:
             lower, upper = split.dummy_run(count)
             works["lower_s", count] = lower
             works["upper_s", count] = partial(finished, upper)
-    for count in sequences:
-        works["draft_s", count] = partial(draft, count)
-    quiet = get_tensor_model_parallel_rank() != 0
-    times = _timed(works, runner._sync_device, quiet, often=1 if again else OFTEN)
+        step()
+        seconds = _seconds(step, finish)
+        shortest = min(shortest, seconds)
+        if group.broadcast_object(seconds > max(LONG_S, LONG * shortest)):
+            break
+    timed = [size for name, size in works if name == "step_s"]
+    if timed != tokens:
+        logger.info("Steps of over %d tokens are too long to be timed", timed[-1])
+    times = _timed(works, finish, group, often=1 if again else OFTEN)
     found: dict[str, list[float]] = {}
     for (name, _), seconds in times.items():
         found.setdefault(name, []).append(seconds)
-    return CostTable(tokens=tokens, sequences=sequences, **found)
+    return CostTable(tokens=timed, sequences=sequences, **found)
 
 
 def _timed(
-    works: dict[tuple[str, int], Callable[[], object]],
-    finish: Callable[[], None],
-    quiet: bool,
-    often: int = OFTEN,
+    works: Works, finish: Callable[[], None], group: Any, often: int = OFTEN
 ) -> dict[tuple[str, int], float]:
     """Seconds of each, all in turns: a slow moment of the machine must not fall on one.
 
     The least of some: whatever else the machine does only adds, and what it always does is
-    learned while serving. The first time prepares a shape and does not count. Every
-    tensor-parallel rank times as often.
+    learned while serving.
+
+    Args:
+        works: prepared.
+        finish: waits for the device.
+        group: of tensor-parallel ranks; all time as often.
+        often: how many rounds, where there is time for them.
     """
-    least = dict.fromkeys(works, float("inf"))
-    turns = [
-        work
-        for turn in range(1 + often)
-        for work in works
-        if turn <= REPEATS or work[1] <= SHORT
+    rounds = [
+        [work for work in works if turn < REPEATS or work[1] <= SHORT]
+        for turn in range(often)
     ]
-    met = set()
-    for work in tqdm(turns, desc="ProPD: timing steps", disable=quiet):
-        began = time.perf_counter()
-        works[work]()
-        finish()
-        if work in met:
-            least[work] = min(least[work], time.perf_counter() - began)
-        met.add(work)
+    least = dict.fromkeys(works, inf)
+    began = time.perf_counter()
+    quiet = group.rank_in_group != 0
+    with tqdm(
+        total=sum(map(len, rounds)), desc="ProPD: timing steps", disable=quiet
+    ) as bar:
+        for turn in rounds:
+            for work in turn:
+                least[work] = min(least[work], _seconds(works[work], finish))
+                bar.update()
+            if group.broadcast_object(time.perf_counter() - began > ENOUGH_S):
+                break
     return least
+
+
+def _seconds(work: Callable[[], object], finish: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    finish()
+    return time.perf_counter() - began
 
 
 def _cache_file(runner: Any) -> Path | None:
