@@ -1,10 +1,12 @@
-"""Prices of steps that a test sets, in place of measured ones."""
+"""Prices of steps that a test sets, in place of measured ones; and plans without any."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from vllm_propd.core.planner import Batch, Plan
 
 
 @dataclass
@@ -29,3 +31,20 @@ class Line:
         if left is not None:
             tokens = self.below * tokens[:, None] + (1.0 - self.below) * left
         return self.base + self.slope * np.maximum(tokens - self.flat, 0)
+
+
+@dataclass
+class AnySizes:
+    """Plans that no estimate explains: any sizes, and now and then a while of none."""
+
+    prunes: bool
+    plans: int = 0
+
+    def plan(self, batch: Batch) -> Plan:
+        self.plans += 1
+        rng = np.random.default_rng(self.plans)
+        whole = np.bincount(batch.tree, minlength=batch.sequences)
+        room = max(0, batch.budget - batch.sequences - batch.others) // batch.sequences
+        sizes = rng.integers(0, np.minimum(whole, room) + 1) * (self.plans % 12 < 9)
+        keep = int(rng.integers(0, sizes.sum() + 1)) if self.prunes else None
+        return Plan(sizes, keep, 1.0, 1.0)

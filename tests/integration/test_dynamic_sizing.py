@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from conftest import (
     prompts_of,
     run,
 )
-from prices import Line
+from prices import AnySizes, Line
 from vllm import LLM
 
-from vllm_propd.core.planner import Batch, Plan
 from vllm_propd.core.survival import START
 from vllm_propd.engine import costs
 from vllm_propd.engine.costs import SHORT, CostTable
@@ -34,23 +32,6 @@ DYNAMIC = {"sizing": "dynamic", "lookup": False}
 def sizing_of(llm: LLM) -> Any:
     """The worker's; tests' engines run in this process."""
     return llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
-
-
-@dataclass
-class AnySizes:
-    """Plans that no estimate explains: any sizes, and now and then a while of none."""
-
-    prunes: bool
-    plans: int = 0
-
-    def plan(self, batch: Batch) -> Plan:
-        self.plans += 1
-        rng = np.random.default_rng(self.plans)
-        whole = np.bincount(batch.tree, minlength=batch.sequences)
-        room = max(0, batch.budget - batch.sequences - batch.others) // batch.sequences
-        sizes = rng.integers(0, np.minimum(whole, room) + 1) * (self.plans % 12 < 9)
-        keep = int(rng.integers(0, sizes.sum() + 1)) if self.prunes else None
-        return Plan(sizes, keep, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from vllm_propd.core.pruning_triton import Forest
 from vllm_propd.core.tree import TokenTree
+from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.step import TreeStep, build_step
 
 pytest.importorskip("vllm.v1.attention.backends.flash_attn")
@@ -131,16 +133,22 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
         keys, values = whole.split(HEAD, -1)
         cached.append((keys, values))
     empty = torch.empty(0, dtype=torch.int32, device=DEVICE)
+    here = DeviceStep.of(step, HEADS // KV_HEADS, DEVICE)
     meta = TreeFlashAttentionMetadata(
         0, 0, empty, 0, empty, tables, empty,
-        step=step, here=DeviceStep.of(step, HEADS // KV_HEADS, DEVICE),
-        tree_blocks=tables, group=HEADS // KV_HEADS,
+        here=here, staged=step.staged, tree_blocks=tables,
     )  # fmt: skip
     kept = np.ones(tokens, np.bool_)
     kept[[tokens - 1, tokens - 3]] = False  # what has no child
     going_on = np.flatnonzero(kept)
-    left = step.keep(kept, np.arange(len(going_on)))
-    narrowed = meta.after_pruning(left, torch.from_numpy(np.cumsum(kept) - 1))
+    forest = Forest(
+        here.trees.masks,
+        *(torch.from_numpy(x).to(DEVICE) for x in (step.first, step.sizes, step.tree)),
+    )
+    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), tokens, forest)
+    narrowed, left = meta.after_pruning(pruned), pruned.left
+    assert pruned.rows.tolist() == going_on.tolist()
+    assert left.rows.tolist() == list(range(len(going_on)))
     layer = SimpleNamespace(layer_name="0", impl=impl)
     for one, now, rows in (
         (meta, step, np.arange(tokens)),

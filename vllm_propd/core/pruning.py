@@ -68,9 +68,7 @@ def ranks(
     """
     own = add(_own_logits(logits, token, place, start))
     # Counted in float32, which every all-reduce knows, and which is exact up to 2^24.
-    if logits.device.type == "cpu":
-        return add(_count_larger(logits, own, place)).long()
-    return add((logits[place] > own[:, None]).sum(-1, dtype=torch.float32)).long()
+    return add(_count_larger(logits, own, place)).long()
 
 
 def log_probs(
@@ -97,6 +95,10 @@ def _relative_mass(
     """``[edges]`` float32 sum over this rank's tokens of ``exp(logit - own)``."""
     if not logits.shape[1]:
         return torch.zeros(len(own), device=logits.device)
+    if logits.device.type != "cpu":
+        from vllm_propd.core.pruning_triton import relative_mass
+
+        return relative_mass(logits, own, place)
     lowest = torch.finfo(torch.float32).min  # -inf has no differences
     top = logits.amax(-1).float().clamp(min=lowest)
     total = (logits.float() - top[:, None]).exp().sum(-1)
@@ -107,6 +109,10 @@ def _count_larger(
     logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
     """``[edges]`` float32 how many of a parent's logits are above its child's."""
+    if logits.device.type != "cpu":
+        from vllm_propd.core.pruning_triton import count_larger
+
+        return count_larger(logits, own, place)
     bits = torch.int16 if logits.element_size() == 2 else torch.int32
     # Floats of one sign are ordered as their bits are, so one kernel reads all types.
     limits = torch.where(own == 0, torch.zeros_like(own), own)  # no negative zero

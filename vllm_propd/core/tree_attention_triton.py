@@ -12,7 +12,7 @@ KV head. Softmax runs online over blocks of nodes, in float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +156,21 @@ class DeviceTrees:
         )
         bits = torch.from_numpy(masks.view(np.int64)).to(device, non_blocking=True)
         return cls(bits, tile_first, tile_size, tile_start, group)
+
+    def narrowed(
+        self, masks: torch.Tensor, tree: torch.Tensor, starts: torch.Tensor
+    ) -> DeviceTrees:
+        """What is left of the trees; of their tiles, the last ones may hold nothing.
+
+        Args:
+            masks: ``[rows left, words]`` int64.
+            tree: ``[rows]`` int64 the tree of each row as it was.
+            starts: ``[trees + 1]`` int32 where each tree's rows begin among those left.
+        """
+        of_tile = tree[self.tile_first]
+        first = starts[of_tile]
+        sizes = starts[of_tile + 1] - first
+        return replace(self, masks=masks, tile_first=first, tile_size=sizes)
 
 
 def attend_in_step(

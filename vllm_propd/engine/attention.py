@@ -6,7 +6,7 @@ the rows of trees go to ours. A step without trees is vLLM's alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from vllm_propd.core.tree_attention import QueryTiles, tree_attention
+from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.split import (
     TreeBuilder,
     TreeMetadata,
@@ -27,7 +28,7 @@ from vllm_propd.engine.split import (
     refuse_unsupported,
     without_trees,
 )
-from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.step import StagedKV, TreeStep
 
 logger = init_logger("vllm.propd.attention")
 
@@ -41,6 +42,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
 
     Attributes:
         step: the trees.
+        staged: see ``TreeMetadata``.
         tree_rows: ``[rows]`` int64 their rows in the batch.
         tree_blocks: ``[trees, blocks]`` their block tables.
         tiles: the kernel's work items.
@@ -50,6 +52,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
     """
 
     step: TreeStep | None = None
+    staged: list[StagedKV] = field(default_factory=list)
     tree_rows: torch.Tensor | None = None
     tree_blocks: torch.Tensor | None = None
     tiles: QueryTiles | None = None
@@ -57,14 +60,16 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
     plain_rows: torch.Tensor | None = None
     group: int = 1
 
-    def after_pruning(self, step: TreeStep, moved: torch.Tensor) -> TreeAttentionMetadata:
+    def after_pruning(self, pruned: Pruned) -> TreeAttentionMetadata:
         """See ``TreeMetadata``."""
+        left, rows = pruned.left, self.plain_rows
         return replace(
             self,
-            step=step,
-            tree_rows=torch.from_numpy(step.rows),
-            tiles=QueryTiles(step.sizes, self.group),
-            plain_rows=None if self.plain_rows is None else moved[self.plain_rows],
+            step=left,
+            staged=pruned.staged,
+            tree_rows=torch.from_numpy(left.rows),
+            tiles=QueryTiles(left.sizes, self.group),
+            plain_rows=None if rows is None else pruned.moved[rows],
         )
 
 
@@ -115,6 +120,7 @@ class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
         return TreeAttentionMetadata(
             **{f.name: getattr(base, f.name) for f in fields(CPUAttentionMetadata)},
             step=step,
+            staged=step.staged,
             tree_rows=torch.from_numpy(step.rows),
             tree_blocks=common_attn_metadata.block_table_tensor[trees].contiguous(),
             tiles=QueryTiles(step.sizes, group),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.transfer import sent
 
 
 def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int]) -> None:
@@ -23,8 +23,8 @@ def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int])
         device = step.staged[0].key.device
         # The slot of position root + depth stands at the tree's row number ``depth``.
         tree = np.searchsorted(step.first, accepted, side="right") - 1
-        place = torch.from_numpy(step.first[tree] + step.depth[accepted]).to(device)
-        rows = torch.from_numpy(accepted).to(device)
+        place = sent(step.first[tree] + step.depth[accepted], device)
+        rows = sent(accepted, device)
         slots = [group_slots[place] for group_slots in step.slots]
         for staged in step.staged:
             staged.layer.impl.do_kv_cache_update(

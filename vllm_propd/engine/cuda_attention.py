@@ -7,7 +7,7 @@ this step (``core/tree_attention_triton.py``). Requests without drafts are vLLM'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +22,9 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from vllm_propd.core.tree import Ints, ancestor_masks
+from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
+from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.split import (
     TreeBuilder,
     TreeMetadata,
@@ -31,7 +32,8 @@ from vllm_propd.engine.split import (
     refuse_unsupported,
     without_trees,
 )
-from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.step import StagedKV, TreeStep
+from vllm_propd.engine.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,30 @@ class DeviceStep:
             device: the layers'.
         """
 
-        def sent(values: Ints, dtype: Any) -> torch.Tensor:
-            return torch.from_numpy(values.astype(dtype)).to(device, non_blocking=True)
-
-        prefix = step.root_position + 1
+        starts = np.concatenate([[0], np.cumsum(step.sizes)]).astype(np.int32)
+        prefix = (step.root_position + 1).astype(np.int32)
         return cls(
-            rows=sent(step.rows, np.int64),
-            starts=sent(np.concatenate([[0], np.cumsum(step.sizes)]), np.int32),
+            rows=sent(step.rows, device),
+            starts=sent(starts, device),
             largest=int(step.sizes.max()),
-            prefix=sent(prefix, np.int32),
+            prefix=sent(prefix, device),
             longest=int(prefix.max()),
             trees=DeviceTrees.of(step.masks, step.first, step.sizes, group, device),
         )
+
+    def after_pruning(self, pruned: Pruned) -> DeviceStep:
+        """The trees that are left; the host learns nothing, and waits for nothing.
+
+        Bounds stay what they were, and so does the number of tiles: some do nothing.
+        """
+        forest, kept = pruned.forest, pruned.kept
+        assert forest is not None
+        starts = forest.starts(kept)
+        trees = self.trees.narrowed(
+            forest.narrowed_masks(kept, starts), forest.tree, starts.int()
+        )
+        rows = pruned.moved[self.rows[kept]]
+        return replace(self, rows=rows, starts=starts.int(), trees=trees)
 
 
 @dataclass
@@ -83,33 +97,28 @@ class TreeFlashAttentionMetadata(FlashAttentionMetadata, TreeMetadata):
     """A step with trees.
 
     Attributes:
-        step: the trees.
-        here: the same on the device.
+        here: the trees on the device.
+        staged: see ``TreeMetadata``.
         tree_blocks: ``[trees, blocks]`` their block tables.
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
-        group: query heads of a KV head.
     """
 
-    step: TreeStep | None = None
     here: DeviceStep | None = None
+    staged: list[StagedKV] = field(default_factory=list)
     tree_blocks: torch.Tensor | None = None
     plain: FlashAttentionMetadata | None = None
     plain_rows: torch.Tensor | None = None
-    group: int = 1
 
-    def after_pruning(
-        self, step: TreeStep, moved: torch.Tensor
-    ) -> TreeFlashAttentionMetadata:
+    def after_pruning(self, pruned: Pruned) -> TreeFlashAttentionMetadata:
         """See ``TreeMetadata``."""
         assert self.here is not None
         rows = self.plain_rows
-        device = self.here.rows.device
         return replace(
             self,
-            step=step,
-            here=DeviceStep.of(step, self.group, device),
-            plain_rows=None if rows is None else moved.to(device)[rows],
+            here=self.here.after_pruning(pruned),
+            staged=pruned.staged,
+            plain_rows=None if rows is None else pruned.moved[rows],
         )
 
 
@@ -147,15 +156,14 @@ class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuild
             block_table=common.block_table_tensor[:0],
             slot_mapping=common.slot_mapping,
         )
-        trees = torch.from_numpy(step.request).to(device)
+        trees = sent(step.request, device)
         return TreeFlashAttentionMetadata(
             **{f.name: getattr(base, f.name) for f in fields(FlashAttentionMetadata)},
-            step=step,
             here=DeviceStep.of(step, group, device),
+            staged=step.staged,
             tree_blocks=common.block_table_tensor[trees],
             plain=plain,
             plain_rows=plain_rows,
-            group=group,
         )
 
 

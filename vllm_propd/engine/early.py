@@ -7,7 +7,7 @@ ranks exchange one number for each node.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.pruning import (
     Bools,
+    Edges,
     edges_of,
     keep_best_paths,
     keep_top_k,
@@ -30,7 +31,11 @@ from vllm_propd.core.pruning import (
     ranks,
 )
 from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.transfer import sent
 from vllm_propd.heads.early import load_early_head
+
+if TYPE_CHECKING:
+    from vllm_propd.core.pruning_triton import Forest
 
 
 class EarlyJudge:
@@ -63,7 +68,13 @@ class EarlyJudge:
                 get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
             )
 
-    def keep(self, step: TreeStep, stream: torch.Tensor, most: int | None = None) -> Bools:
+    def keep(
+        self,
+        step: TreeStep,
+        stream: torch.Tensor,
+        most: int | None = None,
+        forest: Forest | None = None,
+    ) -> torch.Tensor:
         """Which rows of the step's trees go on.
 
         Args:
@@ -71,18 +82,17 @@ class EarlyJudge:
             stream: ``[tree rows, hidden]`` the residual stream after the early layer.
             most: nodes of all trees together that a plan wants to keep; None: what the
                 config's rule says of each tree.
+            forest: the trees on the device: ``path_probability`` waits for nothing there.
 
         Returns:
-            ``[tree rows]`` bool; roots are always kept, rows without meaning never.
+            ``[kept]`` int64 of tree rows, ascending, on the device; roots are always kept,
+            rows without meaning never.
         """
-        parent_row, depth = step.parent_row, step.depth
+        parent_row, depth, device = step.parent_row, step.depth, stream.device
         edges = edges_of(parent_row, depth)
-        states = stream[torch.from_numpy(edges.parents).to(stream.device)]
+        states = stream[sent(edges.parents, device)]
         logits = self.logits(states)
-        token, place = (
-            torch.from_numpy(values).to(logits.device)
-            for values in (step.token[edges.child], edges.place)
-        )
+        token, place = sent(step.token[edges.child], device), sent(edges.place, device)
         shares = (logits, token, place, self.start, _sum_over_ranks)
         if self.reading:
             step.early = (
@@ -93,19 +103,46 @@ class EarlyJudge:
             rank = ranks(*shares).cpu().numpy()
             kept = keep_top_k(rank, edges, parent_row, depth, self.config.top_k)
         else:
-            log_prob = log_probs(*shares).cpu().numpy()
             drafted = np.concatenate([tree.score for tree in step.trees])
-            said = own_part(drafted, edges, parent_row)
+            said = sent(own_part(drafted, edges, parent_row), device)
+            log_prob = log_probs(*shares)
             if self.config.draft_weight:
-                log_prob = log_prob + np.float32(self.config.draft_weight) * said
+                log_prob = log_prob + self.config.draft_weight * said
             # A shallow layer knows less than a text that repeats itself.
-            log_prob = np.where(step.looked_up, said, log_prob)
+            log_prob = torch.where(sent(step.looked_up, device), said, log_prob)
+            if forest is not None:
+                return self._best_paths(step, edges, log_prob, most, forest)
             if most is None:
                 group, most = step.tree, self.config.keep_nodes
             else:
                 group = np.zeros(len(depth), np.int64)
-            kept = keep_best_paths(log_prob, edges, parent_row, depth, group, most)
-        kept[(step.token < 0) & (depth > 0)] = False
+            said_here = log_prob.numpy()
+            kept = keep_best_paths(said_here, edges, parent_row, depth, group, most)
+        kept[_dead(step)] = False
+        return sent(np.flatnonzero(kept), device)
+
+    def _best_paths(
+        self,
+        step: TreeStep,
+        edges: Edges,
+        log_prob: torch.Tensor,
+        most: int | None,
+        forest: Forest,
+    ) -> torch.Tensor:
+        """The same choice on the device: the host says how many, and learns later which."""
+        dead, device = _dead(step), log_prob.device
+        own = torch.zeros(len(step.rows), device=device)
+        own[sent(edges.child, device)] = log_prob
+        alive = np.add.reduceat(~dead, step.first, dtype=np.int64)
+        if most is None:
+            sizes = np.minimum(alive, 1 + self.config.keep_nodes)
+            within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            taken = np.repeat(step.first, sizes) + within
+        else:
+            taken = np.arange(min(alive.sum(), len(step.first) + most))
+        kept: torch.Tensor = forest.best_paths(
+            own, sent(dead, device), sent(taken, device), together=most is not None
+        )
         return kept
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -134,6 +171,12 @@ class _TargetOutput:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         logits = self.processor(self.layer, states, *self.bias, skip_gather=True)
         return logits[:, : self.tokens]
+
+
+def _dead(step: TreeStep) -> Bools:
+    """``[rows]`` drafted nodes that nothing can accept."""
+    dead: Bools = (step.token < 0) & (step.depth > 0)
+    return dead
 
 
 def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

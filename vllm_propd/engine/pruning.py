@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +12,16 @@ from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.sequence import IntermediateTensors
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.tree import TokenTree
+from vllm_propd.core.tree import TokenTree, ancestor_masks
 from vllm_propd.engine.early import EarlyJudge
 from vllm_propd.engine.halves import ModelHalves, residual_stream
+from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.split import TreeMetadata
 from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.transfer import sent
+
+if TYPE_CHECKING:
+    from vllm_propd.core.pruning_triton import Forest
 
 WARM_UP_ROWS = 8
 
@@ -31,6 +36,10 @@ class PrunedForward:
         config: early layer and rule.
         vllm_config: of the engine.
         model: vLLM's.
+
+    Attributes:
+        on_device: nodes are chosen where the logits are; what a host chooses, a GPU has to
+            wait for.
     """
 
     def __init__(self, config: ProPDConfig, vllm_config: VllmConfig, model: Any):
@@ -38,6 +47,7 @@ class PrunedForward:
         self.halves = ModelHalves(model, config.early_layer, vllm_config)
         self.judge = EarlyJudge(config, vllm_config, model)
         self.vllm_config = vllm_config
+        self.on_device = vllm_config.device_config.device.type != "cpu"
 
     def run(
         self,
@@ -69,16 +79,12 @@ class PrunedForward:
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             )
-            tree_rows = torch.from_numpy(step.rows).to(positions.device)
-            kept = self.judge.keep(step, residual_stream(between, tree_rows), most)
-            going_on = np.ones(len(positions), np.bool_)
-            going_on[step.rows[~kept]] = False
-            moved = np.cumsum(going_on) - 1
-            left = step.keep(kept, moved[step.rows[kept]])
-            rows = torch.from_numpy(np.flatnonzero(going_on)).to(positions.device)
-            context.attn_metadata = _each(
-                before[0], lambda meta: _narrowed(meta, left, torch.from_numpy(moved))
-            )
+            stream = residual_stream(between, sent(step.rows, positions.device))
+            forest = self._forest(step)
+            kept = self.judge.keep(step, stream, most, forest)
+            pruned = Pruned(step, kept, len(positions), forest)
+            rows = pruned.rows
+            context.attn_metadata = _each(before[0], lambda meta: _narrowed(meta, pruned))
             context.slot_mapping = _each(before[1], lambda slots: slots[rows])
             upper = self.halves.run_upper(
                 IntermediateTensors({k: v[rows] for k, v in between.tensors.items()}),
@@ -95,7 +101,19 @@ class PrunedForward:
             ) = before
         out = upper.new_empty(len(positions), upper.shape[-1])
         out[rows] = upper
-        return out, left
+        return out, pruned.left
+
+    def _forest(self, step: TreeStep) -> Forest | None:
+        """The step's trees on the device, if nodes are chosen there."""
+        if not self.on_device:
+            return None
+        from vllm_propd.core.pruning_triton import Forest
+
+        device = self.vllm_config.device_config.device
+        return Forest(
+            sent(step.masks.view(np.int64), device),
+            *(sent(values, device) for values in (step.first, step.sizes, step.tree)),
+        )
 
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model."""
@@ -113,13 +131,14 @@ class PrunedForward:
         ids = torch.zeros(rows, dtype=torch.int32, device=device)
         inputs = {"input_ids": ids, "positions": ids.long(), "inputs_embeds": None}
         step = one_tree(rows)
+        forest = self._forest(step)
 
         def lower() -> IntermediateTensors:
             with set_forward_context(None, self.vllm_config, num_tokens=rows):
                 between = self.halves.run_lower(**inputs)
             if rows > 1:
-                tree_rows = torch.from_numpy(step.rows).to(device)
-                self.judge.keep(step, residual_stream(between, tree_rows), rows // 2)
+                stream = residual_stream(between, sent(step.rows, device))
+                self.judge.keep(step, stream, rows // 2, forest)
             return between
 
         between = lower()
@@ -144,8 +163,8 @@ def one_tree(rows: int) -> TreeStep:
     root = np.zeros(1, np.int64)
     return TreeStep(
         trees=[tree], request=root, first=root, sizes=root + rows, rows=np.arange(rows),
-        parent=parent, depth=depth, token=token, masks=np.empty((rows, 0), np.uint64),
-        root_position=root,
+        parent=parent, depth=depth, token=token,
+        masks=ancestor_masks(parent, root, root + rows), root_position=root,
     )  # fmt: skip
 
 
@@ -155,6 +174,6 @@ def _each(by_layer: Any, change: Any) -> dict[str, Any]:
     return {name: changed[id(value)] for name, value in by_layer.items()}
 
 
-def _narrowed(meta: Any, left: TreeStep, moved: torch.Tensor) -> Any:
+def _narrowed(meta: Any, pruned: Pruned) -> Any:
     assert isinstance(meta, TreeMetadata)
-    return meta.after_pruning(left, moved)
+    return meta.after_pruning(pruned)

@@ -39,6 +39,7 @@ from vllm_propd.engine.sampling import Verified, verify
 from vllm_propd.engine.split import TreeBuilder
 from vllm_propd.engine.step import TreeStep, build_step
 from vllm_propd.engine.texts import load_of, texts_of
+from vllm_propd.engine.transfer import sent
 
 logger = init_logger("vllm.propd.runner")
 
@@ -149,12 +150,12 @@ class ProPDRunner(GPUModelRunner):
         self._logits_indices = prepared[0]
         self._root_row = step.root_rows(len(num_scheduled_tokens))
         dead = step.rows[~step.is_root & (step.token < 0)]
-        self.input_ids.gpu[torch.from_numpy(dead).to(self.device)] = 0
+        self.input_ids.gpu[sent(dead, self.device)] = 0
         if step.chained:
             return prepared
-        rows = torch.from_numpy(step.rows).to(self.device)
-        drafted = torch.from_numpy(step.rows[~step.is_root]).to(self.device)
-        self.positions[rows] = torch.from_numpy(step.positions()).to(self.device)
+        rows = sent(step.rows, self.device)
+        drafted = sent(step.rows[~step.is_root], self.device)
+        self.positions[rows] = sent(step.positions(), self.device)
         for table in batch.block_table.block_tables:
             slots = table.slot_mapping.gpu
             step.slots.append(slots[rows])
@@ -225,7 +226,7 @@ class ProPDRunner(GPUModelRunner):
         rows = self._root_row[step.request].repeat(step.sizes) + step.node
         needed = np.ones(len(self._logits_indices), np.bool_)
         needed[np.delete(rows, left.kept)] = False
-        kept = torch.from_numpy(np.flatnonzero(needed)).to(self.device)
+        kept = sent(np.flatnonzero(needed), self.device)
         self._logits_indices.set_(self._logits_indices[kept])
         self._root_row = left.root_rows(len(self._root_row))
 
@@ -266,7 +267,7 @@ class ProPDRunner(GPUModelRunner):
 
     def _record(self, recorder: Recorder, step: TreeStep, verified: Verified) -> None:
         whole = step.whole or step
-        roots = self.input_ids.gpu[torch.from_numpy(whole.rows[whole.first])]
+        roots = self.input_ids.gpu[sent(whole.rows[whole.first], self.device)]
         emitted = verified.output.sampled_token_ids.tolist()
         recorder.add(
             step,
@@ -329,7 +330,7 @@ class ProPDRunner(GPUModelRunner):
         looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
         if self.sizing.asks_heads(looked_up):
             self._asked.update(texts.ids)
-            rows = torch.from_numpy(self._final_row[drafting]).to(self.device)
+            rows = sent(self._final_row[drafting], self.device)
             trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
         if not trees and not looked_up:
             return [[] for _ in drafting]

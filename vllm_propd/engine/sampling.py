@@ -30,6 +30,7 @@ from vllm_propd.config import ProPDConfig
 from vllm_propd.core.acceptance import matching_child, typical_nodes
 from vllm_propd.core.tree import Ints
 from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.transfer import sent
 
 GREEDY_BELOW = 1e-5
 """Temperatures that vLLM treats as greedy."""
@@ -111,7 +112,7 @@ def verify(
             else:
                 if depth:
                     metadata = _advance(metadata, outputs, emitted[-1], active)
-                rows = torch.from_numpy(final_row).to(logits.device)
+                rows = sent(final_row, logits.device)
                 drawn = sampler(logits=logits[rows], sampling_metadata=metadata)
                 token = _tokens(drawn.sampled_token_ids)
                 if drawn.logprobs_tensors is not None:
@@ -226,13 +227,13 @@ def _typical_path(
     if exact or metadata.max_num_logprobs is not None or not len(drafted):
         return None
     assert metadata.temperature is not None
-    rows = torch.from_numpy(logits_row).to(logits.device)
+    rows = sent(logits_row, logits.device)
     request = step.request[step.tree]
-    heat = metadata.temperature[torch.from_numpy(request).to(logits.device)]
+    heat = metadata.temperature[sent(request, logits.device)]
     sampled = (heat >= GREEDY_BELOW).cpu().numpy()
     probs = (logits[rows].float() / heat.clamp(min=GREEDY_BELOW)[:, None]).softmax(-1)
     parent_row, token, depth, row = (
-        torch.from_numpy(values[drafted]).to(logits.device)
+        sent(values[drafted], logits.device)
         for values in (step.parent_row, step.token, step.depth, np.arange(len(rows)))
     )
     likely = typical_nodes(

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.step import StagedKV, TreeStep
+from vllm_propd.engine.transfer import sent
 
 
 class TreeBuilder:
@@ -28,23 +30,18 @@ class TreeMetadata(ABC):
     """A step's metadata of ours.
 
     Attributes:
-        step: the trees.
+        staged: of the step; gets the keys and values of the trees' rows.
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
     """
 
-    step: TreeStep | None
+    staged: list[StagedKV]
     plain: Any
     plain_rows: torch.Tensor | None
 
     @abstractmethod
-    def after_pruning(self, step: TreeStep, moved: torch.Tensor) -> TreeMetadata:
-        """The metadata of what is left.
-
-        Args:
-            step: the trees that are left.
-            moved: ``[tokens]`` int64 each batch row's new place.
-        """
+    def after_pruning(self, pruned: Pruned) -> TreeMetadata:
+        """The metadata of what is left."""
 
 
 def without_trees(
@@ -63,17 +60,17 @@ def without_trees(
     rows = np.arange(ends[-1]) + np.repeat(starts[requests] - (ends - lengths), lengths)
     query_start_loc = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
     device = common.query_start_loc.device
-    index = torch.from_numpy(requests).to(device)
+    index = sent(requests, device)
     return replace(
         common,
-        query_start_loc=query_start_loc.to(device),
+        query_start_loc=query_start_loc.to(device, non_blocking=True),
         query_start_loc_cpu=query_start_loc,
         seq_lens=common.seq_lens[index],
         num_reqs=len(requests),
         num_actual_tokens=int(ends[-1]),
         max_query_len=int(lengths.max()),
         block_table_tensor=common.block_table_tensor[index],
-    ), torch.from_numpy(rows).to(device)
+    ), sent(rows, device)
 
 
 def forward_split(
@@ -100,7 +97,6 @@ def forward_split(
         tree_rows: ``[rows]`` int64 the trees' rows in the batch.
         layer, query, key, value, kv_cache, output: as vLLM's forward takes them.
     """
-    assert meta.step is not None
     if meta.plain is not None:
         rows = meta.plain_rows
         part = torch.empty_like(output[: meta.plain.num_actual_tokens])
@@ -110,7 +106,7 @@ def forward_split(
     own_query, own_key, own_value = (
         values.index_select(0, tree_rows) for values in (query, key, value)
     )
-    meta.step.staged.append(StagedKV(layer, kv_cache, own_key, own_value))
+    meta.staged.append(StagedKV(layer, kv_cache, own_key, own_value))
     output[tree_rows] = attend(own_query, own_key, own_value)
     return output
 

@@ -16,6 +16,7 @@ import torch
 
 from vllm_propd.core.survival import PrunedStep
 from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks, dead_tree
+from vllm_propd.engine.transfer import sent
 
 
 @dataclass
@@ -147,7 +148,7 @@ class TreeStep:
         parent = moved[self.parent_row[index]] - np.repeat(first, sizes)
         # A path of depth d has d + 1 rows, so the first rows' slots are enough.
         within = np.arange(len(index)) - np.repeat(first, sizes)
-        place = torch.from_numpy(np.repeat(self.first, sizes) + within)
+        place = np.repeat(self.first, sizes) + within
         return TreeStep(
             trees=self.trees,
             request=self.request,
@@ -159,7 +160,7 @@ class TreeStep:
             token=self.token[index],
             masks=ancestor_masks(parent, first, sizes),
             root_position=self.root_position,
-            slots=[slots[place.to(slots.device)] for slots in self.slots],
+            slots=[slots[sent(place, slots.device)] for slots in self.slots],
             whole=self,
             kept=index,
             split=True,

@@ -1,0 +1,64 @@
+"""What is left of a step whose trees have been pruned: on the device, and on the host."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vllm_propd.engine.step import StagedKV, TreeStep
+from vllm_propd.engine.transfer import fetched, sent
+
+if TYPE_CHECKING:
+    from vllm_propd.core.pruning_triton import Forest
+
+
+class Pruned:
+    """The rows that go on.
+
+    The host knows how many there are, and need not know which: it can send the upper half
+    on its way first. ``left`` waits until the lower one is over.
+
+    Args:
+        step: the trees as they were.
+        kept: ``[kept]`` int64 which of their rows go on, ascending; on the device.
+        tokens: rows of the batch.
+        forest: the trees as they were, on a GPU.
+
+    Attributes:
+        rows: ``[going on]`` int64 which rows of the batch do, ascending; on the device.
+        moved: ``[tokens]`` int64 each batch row's new place, if it goes on; likewise.
+        staged: what the upper half's attention leaves for the commit.
+    """
+
+    def __init__(
+        self,
+        step: TreeStep,
+        kept: torch.Tensor,
+        tokens: int,
+        forest: Forest | None = None,
+    ):
+        self.step, self.kept, self.forest = step, kept, forest
+        self.staged: list[StagedKV] = []
+        self._fetched = fetched(kept)
+        self._others = np.ones(tokens, np.bool_)
+        self._others[step.rows] = False
+        device = kept.device
+        others = sent(np.flatnonzero(self._others), device)
+        going_on = sent(step.rows, device)[kept]
+        self.rows = torch.cat([others, going_on]).sort().values
+        self.moved = torch.searchsorted(self.rows, torch.arange(tokens, device=device))
+
+    @cached_property
+    def left(self) -> TreeStep:
+        """The step that is left, as the host sees it."""
+        kept = np.zeros(len(self.step.rows), np.bool_)
+        kept[self._fetched()] = True
+        rows = self.step.rows[kept]
+        going_on = self._others.copy()
+        going_on[rows] = True
+        left = self.step.keep(kept, np.cumsum(going_on)[rows] - 1)
+        left.staged = self.staged
+        return left
