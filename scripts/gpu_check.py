@@ -32,7 +32,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vllm_propd.core.pruning import edges_of, log_probs, ranks
+from vllm_propd.core.pruning import edges_of
+from vllm_propd.core.pruning_triton import Forest, count_larger, relative_mass
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
 
@@ -236,7 +237,7 @@ def attention_rows(plan: Plan, rate: Row) -> list[Row]:
 
 
 def pruning_rows(plan: Plan) -> list[Row]:
-    """The early head's output layer, the two tests, and taking what is left."""
+    """The early head's output layer, both rules' kernels, the choice, what is left."""
     found = []
     cases = list(product(plan.batches, plan.vocabularies))
     for batch, vocabulary in track(cases, "pruning", transient=True):
@@ -247,20 +248,41 @@ def pruning_rows(plan: Plan) -> list[Row]:
         edges = edges_of(parent_row, depth)
         place = torch.from_numpy(edges.place).to(DEVICE)
         token = torch.randint(vocabulary, (len(place),), device=DEVICE)
+        masks = ancestor_masks(parents, first, sizes).view(np.int64)
+        tree = np.repeat(np.arange(batch), sizes)
+        forest = Forest(
+            *(torch.from_numpy(x).to(DEVICE) for x in (masks, first, sizes, tree))
+        )
         hidden = torch.randn(rows, plan.shape.hidden, device=DEVICE).bfloat16()
         states = hidden[torch.from_numpy(edges.parents).to(DEVICE)]
         output = torch.randn(vocabulary, plan.shape.hidden, device=DEVICE).bfloat16()
         logits = states @ output.T
-        kept = torch.arange(0, rows, 3, device=DEVICE)
-        asked = (logits, token, place, 0, torch.nn.Identity())
+        asked = (logits, logits[place, token], place)
+        dead = torch.zeros(rows, dtype=torch.bool, device=DEVICE)
+        log_prob = torch.zeros(rows, device=DEVICE)
+        log_prob[torch.from_numpy(edges.child).to(DEVICE)] = -relative_mass(*asked).log()
+        half = torch.arange(batch + batch * plan.nodes // 2, device=DEVICE)
+        choose = partial(forest.best_paths, log_prob, dead, half, True)
+        kept = choose()
+
+        def narrow(forest: Forest = forest, kept: torch.Tensor = kept) -> torch.Tensor:
+            return forest.narrowed_masks(kept, forest.starts(kept))
+
         ways: dict[str, Callable[[], object]] = {
             "output_layer_us": partial(torch.matmul, states, output.T),
-            "ranks_us": partial(ranks, *asked),
-            "log_probs_us": partial(log_probs, *asked),
+            "count_us": partial(count_larger, *asked),
+            "mass_us": partial(relative_mass, *asked),
+            "choice_us": choose,
+            "masks_us": narrow,
             "gather_us": partial(hidden.index_select, 0, kept),
         }
         times = {name: median_us(way, plan.rounds) for name, way in ways.items()}
-        found.append({"batch": batch, "vocabulary": vocabulary, **times})
+        more = logits.double()[place] - asked[1].double()[:, None]
+        error = (relative_mass(*asked) / more.exp().sum(1) - 1).abs().max()
+        if count_larger(*asked).tolist() != (more > 0).sum(1).tolist():
+            error = torch.tensor(torch.inf)
+        row = {"batch": batch, "vocabulary": vocabulary, **times, "error": float(error)}
+        found.append(row)
     return found
 
 
@@ -364,9 +386,10 @@ def main(
     show(f"tree attention, {plan.nodes} nodes, one layer: {name}", attention, console)
     show(f"early pruning, {plan.nodes} nodes: {name}", pruning, console)
     show(f"a step of a 7B-shaped model, random weights: {name}", curve, console)
-    if (worst := max(row["error"] for row in attention)) > 5e-3:
-        console.print(f"[red]Error:[/red] tree attention is off by {worst:.2g}")
-        raise typer.Exit(1)
+    for kernels, rows in (("tree attention", attention), ("early pruning", pruning)):
+        if (worst := max(row["error"] for row in rows)) > 5e-3:
+            console.print(f"[red]Error:[/red] {kernels} is off by {worst:.2g}")
+            raise typer.Exit(1)
     found = {
         "device": name, "torch": torch.__version__, "plan": asdict(plan), "rates": rate,
         "attention": attention, "pruning": pruning, "curve": curve,

@@ -98,8 +98,8 @@ def test_a_text_has_no_markup_of_its_kind(machine: Path, tmp_path: Path) -> None
 def test_batch_points_share_their_prompts() -> None:
     one, two, eight = batch_points(tokenize, [], SETTINGS)
     assert [point.name for point in (one, two, eight)] == ["batch 1", "batch 2", "batch 8"]
-    assert eight.prompts[:4] == two.prompts == one.prompts
-    assert [len(point.groups) for point in (one, two, eight)] == [4, 2, 1]
+    assert eight.prompts[:6] == two.prompts == one.prompts
+    assert [len(point.groups) for point in (one, two, eight)] == [6, 3, 1]
     assert two.groups[1] == eight.prompts[2:4]
     assert {len(ids) for ids in eight.prompts} == {24}
 

@@ -18,8 +18,9 @@ from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.tasks import TASKS, task_texts
 from vllm_propd.training.corpus import library_files, pieces, read_text
 
-FEWEST_PROMPTS = 4
-"""Of a point: one text says little about acceptance; many leave few turns with each."""
+FEWEST_PROMPTS = 6
+"""Of a point: one text says little about acceptance, and many leave few turns with each. As
+many as passes: of one sequence at a time, too, each pass has a turn of every arm."""
 
 CHARS_PER_TOKEN = 8
 """More than text has, so that a piece of so many characters is long enough."""

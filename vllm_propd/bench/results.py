@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
+from torch.backends.cpu import get_cpu_capability
 
 from vllm_propd.bench.turns import FAST, SHOWN
 
@@ -139,6 +140,7 @@ class Machine(BaseModel):
     processor: str
     cores: int
     system: str
+    instructions: str = Field("", description="The widest that PyTorch uses on this CPU.")
 
 
 class Results(BaseModel):
@@ -202,7 +204,12 @@ def this_machine() -> Machine:
     if info.exists():
         lines = [line for line in info.read_text().splitlines() if "model name" in line]
         name = lines[0].partition(":")[2].strip() if lines else name
-    return Machine(processor=name, cores=os.cpu_count() or 1, system=platform.platform())
+    return Machine(
+        processor=name,
+        cores=os.cpu_count() or 1,
+        system=platform.platform(),
+        instructions=get_cpu_capability(),
+    )
 
 
 def installed_versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from rich.progress import Progress
 from safetensors import safe_open
 from vllm import SamplingParams
+from vllm.platforms import current_platform
 
 from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
 from vllm_propd.bench.engines import (
@@ -81,6 +82,8 @@ def run_bench(
             detokenize=False,
         )
         results = _results(model, settings)
+        if slow := _too_slow(results):
+            console.print(f"[yellow]{slow}[/yellow]")
         options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
             engines = start_engines(arms, options, bar, timed=True)
@@ -187,6 +190,17 @@ def _results(model: Path, settings: BenchSettings) -> Results:
         machine=this_machine(),
         versions=installed_versions(),
     )
+
+
+def _too_slow(results: Results) -> str | None:
+    """What to tell who would wait for hours."""
+    cpu, dtype = results.machine.instructions, results.dtype
+    if current_platform.is_cpu() and cpu == "AVX2" and dtype == "bfloat16":
+        return (
+            "This CPU has no AVX-512: vLLM multiplies bfloat16 matrices a row at a time "
+            "here, and a step of 32 tokens takes seconds. Try --dtype float32."
+        )
+    return None
 
 
 def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
