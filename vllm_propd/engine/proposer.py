@@ -22,6 +22,7 @@ from vllm_propd.core.lookup import Continuations, Lookups, paths
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.heads import OwnOutput, ServedHeads
 from vllm_propd.engine.texts import Texts
+from vllm_propd.engine.transfer import fetched
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 
@@ -134,11 +135,11 @@ class MedusaTreeProposer:
         log_probs = best - logits.logsumexp(-1, keepdim=True)
         if self.token_map is not None:
             tokens = self.token_map.to(tokens)[tokens]
+        # Both are on their way before the first is waited for.
         candidates, said = (
-            values.transpose(0, 1).contiguous().cpu().numpy()
-            for values in (tokens, log_probs)
+            fetched(values.transpose(0, 1).contiguous()) for values in (tokens, log_probs)
         )
-        return candidates, said
+        return candidates(), said()
 
     def look_up(self, texts: Texts) -> Continuations | None:
         """What the texts themselves suggest; None where that is nothing."""
