@@ -124,3 +124,10 @@ def test_turns_without_steps_are_compared_whole() -> None:
 def test_a_turn_is_placed_by_when_half_of_it_is_over() -> None:
     turns = turns_of(("plain", 10.0), ("b", 10.0))
     assert [turns.when(turns.of(arm)[0]) for arm in ("plain", "b")] == [1.0, 3.0]
+
+
+def test_no_group_of_prompts_counts_more_for_having_had_more_turns() -> None:
+    turns: Turns[Turn] = Turns()
+    for place, (group, speed) in enumerate([(0, 10), (1, 40), (0, 12), (0, 90)]):
+        turns.add("a", turn(speed, place, group))
+    assert turns.tokens_per_s("a") == (12 + 40) / 2

@@ -39,7 +39,7 @@ class Row(BaseModel):
     tokens_per_s: float = Field(
         description="New tokens per second, all sequences, from when each has its first "
         "(of a trace, from its start); the batch stays full until `max_tokens` for each "
-        "have come out together."
+        "have come out together. The median of rounds, the mean over groups of prompts."
     )
     tokens_per_s_min: float = Field(description="Of the slowest round.")
     tokens_per_s_max: float = Field(description="Of the fastest round.")

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -258,7 +257,7 @@ def _rows(
                 arm=arm.name,
                 workload=point.workload,
                 batch_size=point.batch_size,
-                tokens_per_s=median(speeds),
+                tokens_per_s=found.tokens_per_s(arm.name),
                 tokens_per_s_min=min(speeds),
                 tokens_per_s_max=max(speeds),
                 ratio_to_plain=found.ratio(arm.name),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import reduce
 from operator import iadd
-from statistics import mean
+from statistics import mean, median
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -86,6 +86,16 @@ class Turns(Generic[AnyTurn]):
         by_group = {turn.group: turn for turn in self.of(arm)}
         first, *others = (by_group[group] for group in sorted(by_group))
         return reduce(iadd, others, deepcopy(first))
+
+    def tokens_per_s(self, arm: str) -> float:
+        """Of an arm's turns with a group of prompts the median; the mean over groups.
+
+        Groups have unequal numbers of turns, and some write faster than others.
+        """
+        by_group: defaultdict[int, list[float]] = defaultdict(list)
+        for turn in self.of(arm):
+            by_group[turn.group].append(turn.tokens_per_s)
+        return mean(map(median, by_group.values()))
 
     def when(self, turn: AnyTurn) -> float:
         """Seconds from the first turn's begin to when half of ``turn`` was over."""
