@@ -61,6 +61,32 @@ def test_the_latest_of_the_longest_matches_goes_on(texts: list[list[int]]) -> No
         assert (int(match), token.tolist()) == by_hand(text)
 
 
+def before_by_hand(text: list[int]) -> int:
+    """What followed the text's last token before, as far as it was looked for."""
+    followers: list[int] = []
+    for end in range(len(text) - 1, 0, -1):
+        if text[end - 1] == text[-1]:
+            followers.append(text[end])
+            if text[max(end - LONGEST, 0) : end] == text[-LONGEST:]:
+                break
+    return MIXED if len(set(followers)) > 1 else ALIKE if len(followers) > 1 else ONCE
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 66, 128, 129, 200, 700])
+@pytest.mark.parametrize("tokens", [1, 2, 9, 60, 500])
+def test_long_texts_are_compared_many_tokens_at_a_time(tokens: int, length: int) -> None:
+    rng = np.random.default_rng(length)
+    texts = rng.integers(0, tokens, (20, length)).tolist()
+    if length > 100:  # a long match, anywhere
+        for text in texts:
+            place, many = rng.integers(0, 60), rng.integers(1, 25)
+            text[place : place + many] = text[-many:]
+    found = find(Lookups(), *texts)
+    for i, text in enumerate(texts):
+        assert (int(found.match[i]), found.token[i].tolist()) == by_hand(text)
+        assert found.before[i] == before_by_hand(text)
+
+
 def test_each_request_has_its_own_row() -> None:
     table, _, lengths = rows_of([1, 2, 3], [5, 6, 5], [1, 4, 1])
     found = Lookups().find(["b"], table, np.array([1]), lengths[1:2])
@@ -76,6 +102,7 @@ def test_each_request_has_its_own_row() -> None:
         ([1, 2, 1, 3, 1], MIXED),
         ([4, 1, 2, 1, 3, 4, 1], MIXED),
         ([4, 1, 2, 5, 1, 2, 4, 1], ALIKE),
+        ([3, 1, 9, *range(100, 200), 5, 1, 2, 5, 1], MIXED),
     ],
 )
 def test_what_followed_before_is_told(text: list[int], before: int) -> None:

@@ -27,6 +27,9 @@ REACH = 16
 LONGEST = 16
 """Matches of so many tokens and more are alike."""
 
+SCANNED = 64
+"""Tokens of a text that are compared at once."""
+
 UNSAID, SAME, OTHER = 0, 1, 2
 """What the heads say of a looked-up token: nothing; their first choice; another one."""
 
@@ -56,23 +59,51 @@ class Continuations:
 
 
 @njit(cache=True, nogil=True)
+def _may_match(text, start, last, back):  # type: ignore[no-untyped-def]
+    """Whether any of ``SCANNED`` tokens is the text's last one, and what stands ``back``
+    places before it stands there, too. Compares many at a time.
+    """
+    here, before = (
+        text[start : start + SCANNED],
+        text[start - back : start - back + SCANNED],
+    )
+    found = np.int32(0)
+    for i in range(SCANNED):
+        found |= np.int32((here[i] == text[last]) & (before[i] == text[last - back]))
+    return found != 0
+
+
+@njit(cache=True, nogil=True)
+def _match(text, end, last):  # type: ignore[no-untyped-def]
+    """How many tokens up to ``end`` are as the text's last ones."""
+    length = 0
+    while length < LONGEST and length <= end:
+        if text[end - length] != text[last - length]:
+            break
+        length += 1
+    return length
+
+
+@njit(cache=True, nogil=True)
 def _look_up(texts, rows, lengths, token, match, before):  # type: ignore[no-untyped-def]
     """The latest of the longest matches; a text that repeats itself goes on doing so."""
     for i in range(len(rows)):
         text, last = texts[rows[i]], lengths[i] - 1
-        longest, place = 0, 0
-        for end in range(last - 1, -1, -1):
-            length = 0
-            while length < LONGEST and length <= end:
-                if text[end - length] != text[last - length]:
-                    break
-                length += 1
-            if length and longest and before[i] != MIXED:
-                before[i] = ALIKE if text[end + 1] == text[place] else MIXED
-            if length > longest:
-                longest, place = length, end + 1
-                if length == LONGEST:
-                    break
+        longest, place, end = 0, 0, lengths[i] - 2
+        while end >= 0 and longest < LONGEST:
+            # Any match tells of what came before, until that is mixed; then longer ones.
+            back = longest if before[i] == MIXED else 0
+            start = end - SCANNED + 1
+            if start >= back and not _may_match(text, start, last, back):
+                end = start - 1
+                continue
+            while end >= max(start, 0) and longest < LONGEST:
+                length = _match(text, end, last)
+                if length and longest and before[i] != MIXED:
+                    before[i] = ALIKE if text[end + 1] == text[place] else MIXED
+                if length > longest:
+                    longest, place = length, end + 1
+                end -= 1
         match[i] = longest
         if longest:
             for ahead in range(REACH):
