@@ -102,7 +102,7 @@ def test_each_request_has_its_own_row() -> None:
         ([1, 2, 1, 3, 1], MIXED),
         ([4, 1, 2, 1, 3, 4, 1], MIXED),
         ([4, 1, 2, 5, 1, 2, 4, 1], ALIKE),
-        ([3, 1, 9, *range(100, 200), 5, 1, 2, 5, 1], MIXED),
+        ([*range(300, 400), 1, 9, *range(100, 300), 5, 1, 2, 5, 1], MIXED),
     ],
 )
 def test_what_followed_before_is_told(text: list[int], before: int) -> None:
