@@ -248,11 +248,8 @@ def pruning_rows(plan: Plan) -> list[Row]:
         edges = edges_of(parent_row, depth)
         place = torch.from_numpy(edges.place).to(DEVICE)
         token = torch.randint(vocabulary, (len(place),), device=DEVICE)
-        masks = ancestor_masks(parents, first, sizes).view(np.int64)
-        tree = np.repeat(np.arange(batch), sizes)
-        forest = Forest(
-            *(torch.from_numpy(x).to(DEVICE) for x in (masks, first, sizes, tree))
-        )
+        masks = ancestor_masks(parents, first, sizes)
+        forest = Forest.of(masks, first, sizes, DEVICE)
         hidden = torch.randn(rows, plan.shape.hidden, device=DEVICE).bfloat16()
         states = hidden[torch.from_numpy(edges.parents).to(DEVICE)]
         output = torch.randn(vocabulary, plan.shape.hidden, device=DEVICE).bfloat16()

@@ -133,18 +133,15 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
         keys, values = whole.split(HEAD, -1)
         cached.append((keys, values))
     empty = torch.empty(0, dtype=torch.int32, device=DEVICE)
-    here = DeviceStep.of(step, HEADS // KV_HEADS, DEVICE)
     meta = TreeFlashAttentionMetadata(
         0, 0, empty, 0, empty, tables, empty,
-        here=here, staged=step.staged, tree_blocks=tables,
+        here=DeviceStep.of(step, HEADS // KV_HEADS, DEVICE),
+        staged=step.staged, tree_blocks=tables,
     )  # fmt: skip
     kept = np.ones(tokens, np.bool_)
     kept[[tokens - 1, tokens - 3]] = False  # what has no child
     going_on = np.flatnonzero(kept)
-    forest = Forest(
-        here.trees.masks,
-        *(torch.from_numpy(x).to(DEVICE) for x in (step.first, step.sizes, step.tree)),
-    )
+    forest = Forest.of(step.masks, step.first, step.sizes, DEVICE)
     pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), tokens, forest)
     narrowed, left = meta.after_pruning(pruned), pruned.left
     assert pruned.rows.tolist() == going_on.tolist()

@@ -59,11 +59,8 @@ class Trees:
         for row in range(len(self.tree)):
             if row not in self.first:
                 self.depth[row] = self.depth[self.parent_row[row]] + 1
-        self.masks = ancestor_masks(self.parent, self.first, self.sizes)
-        self.forest = Forest(
-            torch.from_numpy(self.masks.view(np.int64)).to(DEVICE),
-            *(torch.from_numpy(x).to(DEVICE) for x in (self.first, self.sizes, self.tree)),
-        )
+        masks = ancestor_masks(self.parent, self.first, self.sizes)
+        self.forest = Forest.of(masks, self.first, self.sizes, DEVICE)
         self.rng = rng
 
     def best(self, log_prob: np.ndarray, taken: Ints, together: bool, dead: Ints) -> Ints:

@@ -13,10 +13,6 @@ from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.turn import Turn
 from vllm_propd.bench.turns import Turns, in_turns
 
-PASSES = 6
-"""Rounds through all points: a machine that is slow for minutes, as one that others share
-may be, is to fall on all of them."""
-
 WARM_UP = 0.4
 """Of the seconds that an arm needs, before its first turn: what it learns settles."""
 

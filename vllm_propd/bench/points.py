@@ -14,11 +14,11 @@ from random import Random
 import numpy as np
 
 from vllm_propd.bench.results import BATCH, TRACE, point_name
-from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.settings import PASSES, BenchSettings
 from vllm_propd.bench.tasks import TASKS, task_texts
 from vllm_propd.training.corpus import library_files, pieces, read_text
 
-FEWEST_PROMPTS = 6
+FEWEST_PROMPTS = PASSES
 """Of a point: one text says little about acceptance, and many leave few turns with each. As
 many as passes: of one sequence at a time, too, each pass has a turn of every arm."""
 

@@ -24,11 +24,11 @@ from vllm_propd.bench.engines import (
     close_engines,
     start_engines,
 )
-from vllm_propd.bench.measured import PASSES, Measured
+from vllm_propd.bench.measured import Measured
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
-from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.settings import PASSES, BenchSettings
 from vllm_propd.bench.trace import latencies, run_trace
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
 from vllm_propd.bench.turn import Recording

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
+
+from vllm_propd.core.tree import Ints
 
 TOKENS = 4096
 """Of a vocabulary that a program reads at once."""
@@ -129,6 +133,15 @@ class Forest:
     first: torch.Tensor
     sizes: torch.Tensor
     tree: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, masks: npt.NDArray[np.uint64], first: Ints, sizes: Ints, device: torch.device
+    ) -> Forest:
+        """Copies trees to the device, waiting for nothing; see ``DeviceTrees.of``."""
+        tree = np.repeat(np.arange(len(sizes)), sizes)
+        arrays = masks.view(np.int64), first, sizes, tree
+        return cls(*(torch.from_numpy(x).to(device, non_blocking=True) for x in arrays))
 
     def along_paths(self, values: torch.Tensor) -> torch.Tensor:
         """``[rows]`` float32 the sum of each row's ancestors' values and its own."""

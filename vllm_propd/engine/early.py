@@ -21,7 +21,6 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.pruning import (
-    Bools,
     Edges,
     edges_of,
     keep_best_paths,
@@ -118,7 +117,7 @@ class EarlyJudge:
                 group = np.zeros(len(depth), np.int64)
             said_here = log_prob.numpy()
             kept = keep_best_paths(said_here, edges, parent_row, depth, group, most)
-        kept[_dead(step)] = False
+        kept[step.is_dead] = False
         return sent(np.flatnonzero(kept), device)
 
     def _best_paths(
@@ -130,7 +129,7 @@ class EarlyJudge:
         forest: Forest,
     ) -> torch.Tensor:
         """The same choice on the device: the host says how many, and learns later which."""
-        dead, device = _dead(step), log_prob.device
+        dead, device = step.is_dead, log_prob.device
         own = torch.zeros(len(step.rows), device=device)
         own[sent(edges.child, device)] = log_prob
         alive = np.add.reduceat(~dead, step.first, dtype=np.int64)
@@ -171,12 +170,6 @@ class _TargetOutput:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         logits = self.processor(self.layer, states, *self.bias, skip_gather=True)
         return logits[:, : self.tokens]
-
-
-def _dead(step: TreeStep) -> Bools:
-    """``[rows]`` drafted nodes that nothing can accept."""
-    dead: Bools = (step.token < 0) & (step.depth > 0)
-    return dead
 
 
 def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

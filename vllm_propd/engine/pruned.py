@@ -43,10 +43,8 @@ class Pruned:
         self.step, self.kept, self.forest = step, kept, forest
         self.staged: list[StagedKV] = []
         self._fetched = fetched(kept)
-        self._others = np.ones(tokens, np.bool_)
-        self._others[step.rows] = False
         device = kept.device
-        others = sent(np.flatnonzero(self._others), device)
+        others = sent(np.delete(np.arange(tokens), step.rows), device)
         going_on = sent(step.rows, device)[kept]
         self.rows = torch.cat([others, going_on]).sort().values
         self.moved = torch.searchsorted(self.rows, torch.arange(tokens, device=device))
@@ -56,9 +54,7 @@ class Pruned:
         """The step that is left, as the host sees it."""
         kept = np.zeros(len(self.step.rows), np.bool_)
         kept[self._fetched()] = True
-        rows = self.step.rows[kept]
-        going_on = self._others.copy()
-        going_on[rows] = True
-        left = self.step.keep(kept, np.cumsum(going_on)[rows] - 1)
+        rows, gone = self.step.rows[kept], self.step.rows[~kept]
+        left = self.step.keep(kept, rows - np.searchsorted(gone, rows))
         left.staged = self.staged
         return left

@@ -12,7 +12,7 @@ from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.sequence import IntermediateTensors
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.tree import TokenTree, ancestor_masks
+from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.early import EarlyJudge
 from vllm_propd.engine.halves import ModelHalves, residual_stream
 from vllm_propd.engine.pruned import Pruned
@@ -110,10 +110,7 @@ class PrunedForward:
         from vllm_propd.core.pruning_triton import Forest
 
         device = self.vllm_config.device_config.device
-        return Forest(
-            sent(step.masks.view(np.int64), device),
-            *(sent(values, device) for values in (step.first, step.sizes, step.tree)),
-        )
+        return Forest.of(step.masks, step.first, step.sizes, device)
 
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model."""
@@ -163,8 +160,7 @@ def one_tree(rows: int) -> TreeStep:
     root = np.zeros(1, np.int64)
     return TreeStep(
         trees=[tree], request=root, first=root, sizes=root + rows, rows=np.arange(rows),
-        parent=parent, depth=depth, token=token,
-        masks=ancestor_masks(parent, root, root + rows), root_position=root,
+        parent=parent, depth=depth, token=token, root_position=root,
     )  # fmt: skip
 
 

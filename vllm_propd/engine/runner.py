@@ -149,7 +149,7 @@ class ProPDRunner(GPUModelRunner):
             return prepared
         self._logits_indices = prepared[0]
         self._root_row = step.root_rows(len(num_scheduled_tokens))
-        dead = step.rows[~step.is_root & (step.token < 0)]
+        dead = step.rows[step.is_dead]
         self.input_ids.gpu[sent(dead, self.device)] = 0
         if step.chained:
             return prepared

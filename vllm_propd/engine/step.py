@@ -41,7 +41,6 @@ class TreeStep:
         rows: ``[rows]`` each tree row's index in the batch.
         parent, depth, token: ``[rows]`` parent node in its tree, depth, token (-1 for
             roots and for nodes that cannot be accepted).
-        masks: ``[rows, words]`` ancestor bit matrix.
         root_position: ``[trees]`` position of each root in its sequence.
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
             ``root + i`` at the i-th row of a tree, for the commit.
@@ -61,7 +60,6 @@ class TreeStep:
     parent: Ints
     depth: Ints
     token: Ints
-    masks: np.ndarray
     root_position: Ints
     slots: list[torch.Tensor] = field(default_factory=list)
     staged: list[StagedKV] = field(default_factory=list)
@@ -69,6 +67,11 @@ class TreeStep:
     whole: TreeStep | None = None
     kept: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     split: bool = False
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """``[rows, words]`` ancestor bit matrix; steps of chains need none."""
+        return ancestor_masks(self.parent, self.first, self.sizes)
 
     @cached_property
     def chained(self) -> bool:
@@ -82,6 +85,11 @@ class TreeStep:
     def is_root(self) -> np.ndarray:
         """``[rows]`` bool."""
         return self.depth == 0
+
+    @property
+    def is_dead(self) -> np.ndarray:
+        """``[rows]`` bool drafted nodes that nothing can accept."""
+        return ~self.is_root & (self.token < 0)
 
     @property
     def tree(self) -> Ints:
@@ -158,7 +166,6 @@ class TreeStep:
             parent=parent,
             depth=self.depth[index],
             token=self.token[index],
-            masks=ancestor_masks(parent, first, sizes),
             root_position=self.root_position,
             slots=[slots[sent(place, slots.device)] for slots in self.slots],
             whole=self,
@@ -234,6 +241,5 @@ def build_step(
         parent=parent,
         depth=depth,
         token=token,
-        masks=ancestor_masks(parent, first, sizes),
         root_position=num_computed[request].astype(np.int64),
     )
