@@ -40,11 +40,15 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/vllm-propd demo
 
+# A core for each, of at most four; but one after the other where there is a GPU.
+SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist loadgroup)
+
 # Kernels for GPUs run in Triton's interpreter where there is none.
 test: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)
 test: $(READY)
-	$(BIN)/pytest tests/kernels
-	env -u TRITON_INTERPRET $(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/kernels
+	env -u TRITON_INTERPRET $(BIN)/pytest $(SIDE_BY_SIDE) -m "not alone"
+	env -u TRITON_INTERPRET $(BIN)/pytest -m alone
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -56,15 +60,20 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # The demo's model made large: exact text, real acceptance, 0.7 billion parameters of cost.
-INFLATED := build/inflated
+# Without AVX-512 vLLM has no kernels for bfloat16: there float32 is measured, of half the
+# layers, which are as many bytes, and of shorter texts.
+BF16 := $(shell grep -qm1 avx512 /proc/cpuinfo && echo yes)
+LAYERS := $(if $(BF16),16,8)
+INFLATED := build/inflated-$(LAYERS)
 $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
-	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers 16
+	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers $(LAYERS)
 
+TEXTS := --prompt-tokens 32 $(if $(BF16),--max-tokens 128,--max-tokens 40)
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
 # In float32 all arms have to give plain vLLM's text.
 bench: $(INFLATED)/config.json
-	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" --max-tokens 128 --prompt-tokens 32 \
-		--seconds 16 --out build/bench
+	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" $(TEXTS) \
+		--seconds $(if $(BF16),16,12) --out build/bench
 	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
 		--dtype float32 --out build/bench/float32
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
@@ -74,7 +83,7 @@ bench: $(INFLATED)/config.json
 FIXED := $(foreach nodes,4 8 16 32 64,propd:sizing=fixed,num_speculative_tokens=$(nodes))
 bench-sizes: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "plain chain propd" --batch-sizes 2,8,32,64 \
-		--max-tokens 128 --prompt-tokens 32 --seconds 24 --out build/sizes
+		$(TEXTS) --seconds 24 --out build/sizes
 	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) propd-no-prune propd" \
 		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
 

@@ -28,7 +28,7 @@ from vllm import LLM, SamplingParams
 
 from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
-from vllm_propd.bench.run import tokenizer_of
+from vllm_propd.bench.run import fast_dtype, tokenizer_of
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
@@ -162,7 +162,7 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
     with Progress(console=console) as bar:
         task = bar.add_task("starting", total=total)
         llm = LLM(
-            str(model), dtype="bfloat16", max_num_seqs=CROWD, enforce_eager=True,
+            str(model), dtype=fast_dtype(), max_num_seqs=CROWD, enforce_eager=True,
             kv_cache_memory_bytes=2 << 30, max_num_batched_tokens=4096,
             max_model_len=PROMPT_TOKENS + NEW_TOKENS, enable_prefix_caching=False,
             use_tqdm_on_load=False, speculative_config={"method": "propd"},

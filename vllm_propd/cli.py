@@ -31,7 +31,13 @@ PromptText = Annotated[
 ]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Of each prompt.")]
 PromptSeed = Annotated[int, typer.Option(help="Of the choice of prompts.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16 or float32.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="bfloat16, float32, or auto: bfloat16, but float32 on CPUs without AVX-512, "
+        "where vLLM has no kernels for bfloat16."
+    ),
+]
 
 
 @app.command()
@@ -195,7 +201,7 @@ def bench(
         float, typer.Option(min=0, help="That each arm runs at each point; at least.")
     ] = 0.0,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
     seed: PromptSeed = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bench"),
@@ -214,7 +220,7 @@ def bench(
             rounds=rounds,
             seconds=seconds,
             temperature=temperature,
-            dtype=dtype,
+            dtype=_dtype(dtype),
             enforce_eager=enforce_eager,
             seed=seed,
             workload=workload,
@@ -253,7 +259,7 @@ def tune(
     rounds: Annotated[
         int, typer.Option(min=1, help="Turns of each setting, after a warm-up.")
     ] = 3,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: PromptSeed = 0,
     out: Annotated[Path, typer.Option(help="Preset to write.")] = Path("tuned.yaml"),
 ) -> None:
@@ -268,7 +274,7 @@ def tune(
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
             rounds=rounds,
-            dtype=dtype,
+            dtype=_dtype(dtype),
             seed=seed,
         )
         search = Search(
@@ -300,7 +306,7 @@ def simulate(
     num_prompts: Annotated[int, typer.Option(min=1, help="Recorded.")] = 16,
     max_tokens: Annotated[int, typer.Option(min=8, help="New tokens of each.")] = 64,
     prompt_tokens: PromptTokens = 128,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype = "auto",
     seed: PromptSeed = 0,
 ) -> None:
     """Predicts settings from one recording: acceptance, pruning, step times."""
@@ -314,7 +320,7 @@ def simulate(
             batch_sizes=_integers(batch_sizes),
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
-            dtype=dtype,
+            dtype=_dtype(dtype),
             seed=seed,
         )
         folder = heads or model / "propd"
@@ -344,6 +350,13 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",") if part}))
     except ValueError as error:
         raise ValueError(f"'{text}': whole numbers with commas between them") from error
+
+
+def _dtype(text: str) -> str:
+    """Of option ``--dtype``."""
+    from vllm_propd.bench.run import fast_dtype
+
+    return fast_dtype() if text == "auto" else text
 
 
 def _allow_stopwatches() -> None:

@@ -40,7 +40,7 @@ def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
         return BUSY, mixed_prompts(200), LOGGED
     if name == "full_trees":
         # Half of this budget holds 16 whole trees; chunks of prompts run beside them.
-        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(200, 7), LOGGED
+        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(64, 7), LOGGED
     if name == "max_model_len":
         # Drafts are cut where root + drafts would pass the model's length.
         lengths = list(range(130, 160, 2)) + [100] * 5
@@ -61,7 +61,10 @@ def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
 NAMES = ("busy", "full_trees", "max_model_len", "block_boundaries", "preemption", "stops")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+BY_WORKLOAD = [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES]
+
+
+@pytest.fixture(scope="module", params=BY_WORKLOAD)
 def plain(request: pytest.FixtureRequest) -> tuple[str, list[CompletionOutput]]:
     """Plain vLLM's answer to each workload."""
     options, prompts, params = workload(request.param)

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from vllm_propd.cli import app
 from vllm_propd.watch import parse
 
+pytestmark = pytest.mark.alone
+
 START_SECONDS = 180
 LOG: dict[str, Path] = {}
 """Log files of servers, by address."""

@@ -22,6 +22,8 @@ from prices import Line
 from safetensors.torch import load_file
 from vllm import LLM
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_core_each() -> Iterator[None]:

@@ -187,6 +187,7 @@ def test_windows_and_softcaps(
     check(batch, 8, 32, block_size, dtype, window, softcap, kv_heads=1)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("size", [64, 65, 200, 256])
 def test_trees_of_several_mask_words_and_tiles_on_all_threads(size: int) -> None:
     numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)

@@ -22,7 +22,7 @@ class BenchSettings:
             prompts is.
         seconds: so long each arm runs at each point; at least.
         temperature: 0: greedy.
-        dtype: of weights and activations.
+        dtype: of weights and activations, as vLLM names it.
         enforce_eager: without torch.compile.
         seed: of the prompts, of sampled requests, and of the trace.
         workload: also by prompt length, by task, and a trace of requests.
