@@ -71,11 +71,12 @@ $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.jso
 TEXTS := --prompt-tokens 32 $(if $(BF16),--max-tokens 128,--max-tokens 40)
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
 # In float32 all arms have to give plain vLLM's text.
+EQUAL := $(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 \
+	--batch-sizes 1,8 --dtype float32 --out build/bench/float32
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" $(TEXTS) \
-		--seconds $(if $(BF16),16,12) --out build/bench
-	$(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 --batch-sizes 1,8 \
-		--dtype float32 --out build/bench/float32
+		--seconds $(if $(BF16),16,28) --out build/bench
+	$(if $(BF16),$(EQUAL))
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
 
 # Against trees of every fixed size, best first: predicted from a recording, since the

@@ -1,14 +1,16 @@
 """Takes a benchmark into the README: its table, its figures, and what they are made of.
 
     make bench && mv build/bench build/again && make bench
-    python scripts/readme_bench.py build/bench --again build/again
+    python scripts/readme_bench.py avx2 build/bench --again build/again
 
-``demo/bench.json`` keeps the first result, without the lists of single steps, and how far
-others are from it. A test checks that the README's table is what this script makes of it.
+``demo/bench-avx2.json`` keeps the first result, without the lists of single steps, and how
+far others are from it. The README has a table for each kind of machine that was measured,
+and a test checks that they are what this script makes of these files.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from statistics import median
@@ -22,8 +24,9 @@ from vllm_propd.bench.results import Results, Row
 
 ROOT = Path(__file__).parents[1]
 README, DEMO = ROOT / "README.md", ROOT / "demo"
-KEPT = DEMO / "bench.json"
-START, END = "<!-- bench: scripts/readme_bench.py -->\n", "<!-- end of bench -->\n"
+START, END = "<!-- bench", "<!-- end of bench -->\n"
+PLACE = re.compile(rf"({START} (\w+): [^\n]*\n).*?({END})", re.DOTALL)
+"""Of a table in the README, and the machine's name in it."""
 
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],
@@ -102,12 +105,19 @@ def table(shown: Shown) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kept(name: str) -> Path:
+    """Where the result of a kind of machine is."""
+    return DEMO / f"bench-{name}.json"
+
+
 def rewritten(readme: str) -> str:
-    """The README's text with the table of what is kept."""
-    shown = Shown.model_validate_json(KEPT.read_text())
-    before, _, rest = readme.partition(START)
-    _, _, after = rest.partition(END)
-    return before + START + table(shown) + END + after
+    """The README's text with the tables of what is kept."""
+
+    def filled(place: re.Match[str]) -> str:
+        start, name, end = place.groups()
+        return start + table(Shown.model_validate_json(kept(name).read_text())) + end
+
+    return PLACE.sub(filled, readme)
 
 
 def read(folder: Path) -> Results:
@@ -116,21 +126,24 @@ def read(folder: Path) -> Results:
 
 
 def main(
+    name: Annotated[str, typer.Argument(help="Of this kind of machine, in the README.")],
     out: Annotated[Path, typer.Argument(help="Where `make bench` has written.")],
     again: Annotated[
         list[Path] | None, typer.Option(help="Where it has once more; repeatable.")
     ] = None,
 ) -> None:
-    """Write demo/bench.json, its pictures, and the README's table."""
-    runs, equality = list(map(read, (out, *(again or ())))), read(out / "float32")
+    """Write demo/bench-NAME.json, its pictures, and the README's table."""
+    runs = list(map(read, (out, *(again or ()))))
+    is_float32 = runs[0].dtype == "float32"  # and has shown itself that texts are the same
+    equality = runs[0] if is_float32 else read(out / "float32")
     shown = Shown(
         speed=short(runs[0]),
         equality=short(equality),
         runs=len(runs),
         differences=differences(runs) if again else [],
     )
-    KEPT.write_text(shown.model_dump_json(indent=1) + "\n")
-    plots.speed(shown.speed, DEMO / "bench.png")
+    kept(name).write_text(shown.model_dump_json(indent=1) + "\n")
+    plots.speed(shown.speed, kept(name).with_suffix(".png"))
     shutil.copy(out / "sizing.png", DEMO)
     README.write_text(rewritten(README.read_text()))
 

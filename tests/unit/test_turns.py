@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_propd.bench.turn import Turn
-from vllm_propd.bench.turns import Turns, in_turns, turns_in
+from vllm_propd.bench.turns import OFTEN, Turns, fast_steps, in_turns, turns_in
 
 SECONDS = 2.0
 """Of every turn; they follow one another without a gap."""
@@ -113,6 +113,20 @@ def test_luck_does_not_shape_the_ratio() -> None:
     for accepted in (1, 2, 6):
         turns.add("b", steps_of(0, (5, 1.0, accepted)))
     assert turns.ratio("b") == pytest.approx(3.0)
+
+
+def test_steps_of_rare_sizes_are_no_slower_ones() -> None:
+    """Disturbed as any others: of two the faster one is at the lower third."""
+    often = [0.9 + 0.1 * i for i in range(3 * OFTEN)]
+    found = fast_steps({4: often, 9: [3.0] * 2, 7: [4.0]})
+    third, half = often[len(often) // 3] / 0.9, often[len(often) // 2] / 0.9
+    assert found[4] == pytest.approx(0.9)
+    assert found[9] == pytest.approx(3.0 / third, rel=0.06)
+    assert found[7] == pytest.approx(4.0 / half, rel=0.06)
+
+
+def test_steps_of_rare_sizes_alone_count_as_they_are() -> None:
+    assert fast_steps({4: [2.0, 3.0], 5: [4.0]}) == {4: 2.0, 5: 4.0}
 
 
 def test_turns_without_steps_are_compared_whole() -> None:

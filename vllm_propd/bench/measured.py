@@ -16,7 +16,7 @@ from vllm_propd.bench.turns import Turns, in_turns
 WARM_UP = 0.4
 """Of the seconds that an arm needs, before its first turn: what it learns settles."""
 
-SHORT = 32
+SHORT = 16
 """New tokens of a request in the warm-up of an arm that learns nothing."""
 
 

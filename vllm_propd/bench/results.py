@@ -45,8 +45,9 @@ class Row(BaseModel):
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
         description="Tokens/s over plain vLLM's, both undisturbed (other work on the "
-        f"machine only slows): each step as long as quantile {FAST} in `steps`; the mean "
-        "over groups of prompts. Of a trace: of both arms' fastest turns."
+        f"machine only slows): each step as long as quantile {FAST} in `steps`, "
+        "of rare sizes less (`turns.fast_steps`); the mean over groups "
+        "of prompts. Of a trace: of both arms' fastest turns."
     )
     rounds: int = Field(description="Turns that count.")
     turns: list[tuple[float, int, float]] = Field(
@@ -189,11 +190,13 @@ class Results(BaseModel):
         """One line that says what the figures are of."""
         kind = "an inflated small model, not a published one" if self.inflated else ""
         size = f"{self.parameters / 1e9:.2f}B parameters" + (f" ({kind})" if kind else "")
+        machine = f"{self.machine.cores} cores of {self.machine.processor}"
+        if self.machine.instructions:
+            machine += f" ({self.machine.instructions})"
         return (
             f"{size}, {self.dtype}, {self.max_tokens} new tokens after "
             f"{self.prompt_tokens}, temperature {self.temperature:g}; "
-            f"{self.machine.cores} cores of {self.machine.processor}; "
-            f"{self.rounds} or more rounds, of whose fast steps ratios are"
+            f"{machine}; {self.rounds} or more rounds, of whose fast steps ratios are"
         )
 
 

@@ -23,6 +23,9 @@ NEIGHBOURS = 8
 FAST = 0.02
 """Of like steps, how many are faster than the one that counts."""
 
+OFTEN = 10
+"""Like steps that tell how far an arm's steps are from its fast ones."""
+
 SHOWN = (0.0, FAST, 0.05, 0.1, 0.25, 0.5)
 """What results tell of the times of like steps, so that others than FAST can be tried."""
 
@@ -106,15 +109,15 @@ class Turns(Generic[AnyTurn]):
 
         Whatever else a machine does only slows, and slows plain vLLM, which waits for
         memory, by other factors than arms that compute. So a step counts as long as a fast
-        one (``FAST``) of the same arm and as many drafts. How often there were so many,
-        and how many tokens came of them, is of all turns.
+        one (``FAST``) of the same arm and as many drafts (``fast_steps``). How often there
+        were so many, and how many tokens came of them, is of all turns.
         """
         mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
         return mean(mine[group] / plain[group] for group in mine)
 
     def _undisturbed(self, arm: str) -> dict[int, float]:
         """By group of prompts, tokens/s of an arm whose steps are all fast."""
-        fast = {drafted: at(laps, FAST) for drafted, laps in self.steps(arm).items()}
+        fast = fast_steps(self.steps(arm))
         tokens: Counter[int] = Counter()
         seconds: defaultdict[int, float] = defaultdict(float)
         for turn in self.of(arm):
@@ -129,6 +132,30 @@ class Turns(Generic[AnyTurn]):
             for drafted, seconds in turn.laps():
                 found[drafted].append(seconds)
         return dict(sorted(found.items()))
+
+
+def fast_steps(steps: dict[int, list[float]]) -> dict[int, float]:
+    """Seconds of an undisturbed step, by draft tokens.
+
+    Of sizes that are often met, that is a fast step. Of n of a rare size the fastest is to
+    be expected at quantile 1 / (n + 1): as much as the arm's steps of often met sizes are
+    above their fast ones there, it is taken to be, too. Else arms of many sizes would be
+    slower than arms of one for no other reason.
+
+    Args:
+        steps: seconds of an arm's steps, by draft tokens.
+    """
+    fast = {drafted: at(laps, FAST) for drafted, laps in steps.items()}
+    above = [
+        seconds / fast[drafted]
+        for drafted, laps in steps.items()
+        if len(laps) >= OFTEN
+        for seconds in laps
+    ]
+    if above:
+        for drafted, laps in steps.items():
+            fast[drafted] /= max(1.0, at(above, 1.0 / (len(laps) + 1)))
+    return fast
 
 
 def at(laps: list[float], share: float) -> float:
