@@ -16,6 +16,8 @@ from vllm_propd.bench.results import Results
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
 
+pytestmark = pytest.mark.alone
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inflate_model.py"
 
 

@@ -113,6 +113,7 @@ def test_aborted_request_leaves_the_others_alone(rule: str, ties: Ties) -> None:
     ties.check([expected[i] for i in kept], [finished[str(i)] for i in kept])
 
 
+@pytest.mark.alone
 def test_compiled_engine(ties: Ties) -> None:
     """VLLM's default on the CPU compiles the model; tree attention stays outside."""
     prompts = mixed_prompts(16, seed=6)

@@ -83,6 +83,7 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     assert (found.kept < 0.9 * found.drafted) == (pruning == "auto")
 
 
+@pytest.mark.alone
 def test_the_command_predicts_every_arm() -> None:
     pruned = "propd:sizing=fixed,num_speculative_tokens=16,pruning=top_k,top_k=5"
     arms = f"chain {pruned} propd:num_speculative_tokens=16"
