@@ -41,7 +41,7 @@ demo: $(READY)
 	$(BIN)/vllm-propd demo
 
 # A core for each, of at most four; but one after the other where there is a GPU.
-SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(shell n=$$(nproc); echo $$((n < 4 ? n : 4))) --dist loadgroup)
+SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(shell n=$$(nproc); echo $$((n < 4 ? n : 4))))
 
 # Kernels for GPUs run in Triton's interpreter where there is none.
 test: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)

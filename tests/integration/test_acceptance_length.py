@@ -17,8 +17,6 @@ from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.heads.medusa import MedusaHeads
 
-pytestmark = pytest.mark.xdist_group("acceptance length")
-
 PROMPTS = prompts_of([64 + 16 * i for i in range(16)], seed=31)
 NEW_TOKENS = 128
 

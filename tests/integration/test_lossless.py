@@ -61,10 +61,7 @@ def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
 NAMES = ("busy", "full_trees", "max_model_len", "block_boundaries", "preemption", "stops")
 
 
-BY_WORKLOAD = [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES]
-
-
-@pytest.fixture(scope="module", params=BY_WORKLOAD)
+@pytest.fixture(scope="module", params=NAMES)
 def plain(request: pytest.FixtureRequest) -> tuple[str, list[CompletionOutput]]:
     """Plain vLLM's answer to each workload."""
     options, prompts, params = workload(request.param)

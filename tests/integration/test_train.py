@@ -28,7 +28,7 @@ from vllm_propd.training.settings import TrainSettings
 from vllm_propd.training.target import load_trainee
 from vllm_propd.training.workers import train_on_ray
 
-pytestmark = pytest.mark.xdist_group("train")
+pytestmark = pytest.mark.alone
 
 FILES = library_files("train")[100:180]
 STEPS = 60
@@ -102,7 +102,6 @@ def test_trained_folder_is_complete_and_serves(trained: Path, ties: Ties) -> Non
             ties.check(expected, run(llm, prompts, greedy(48, logprobs=2)))
 
 
-@pytest.mark.alone
 def test_two_ray_workers_have_the_losses_of_one(data: Path, tmp_path: Path) -> None:
     settings = TrainSettings(steps=20, length=64, precision="float32")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
