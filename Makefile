@@ -62,21 +62,27 @@ format: $(READY)
 # The demo's model made large: exact text, real acceptance, 0.7 billion parameters of cost.
 # Without AVX-512 vLLM has no kernels for bfloat16: there float32 is measured, of half the
 # layers, which are as many bytes, and of shorter texts.
-BF16 := $(shell grep -qm1 avx512 /proc/cpuinfo && echo yes)
-LAYERS := $(if $(BF16),16,8)
+ifneq ($(shell grep -m1 avx512 /proc/cpuinfo),)
+LAYERS := 16
+TEXTS := --prompt-tokens 32 --max-tokens 128
+SECONDS := 16
+# In float32 all arms have to give plain vLLM's text.
+EQUAL = $(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 \
+	--batch-sizes 1,8 --dtype float32 --out build/bench/float32
+else
+LAYERS := 8
+TEXTS := --prompt-tokens 32 --max-tokens 40
+SECONDS := 28
+endif
 INFLATED := build/inflated-$(LAYERS)
 $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers $(LAYERS)
 
-TEXTS := --prompt-tokens 32 $(if $(BF16),--max-tokens 128,--max-tokens 40)
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
-# In float32 all arms have to give plain vLLM's text.
-EQUAL := $(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 \
-	--batch-sizes 1,8 --dtype float32 --out build/bench/float32
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" $(TEXTS) \
-		--seconds $(if $(BF16),16,28) --out build/bench
-	$(if $(BF16),$(EQUAL))
+		--seconds $(SECONDS) --out build/bench
+	$(EQUAL)
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
 
 # Against trees of every fixed size, best first: predicted from a recording, since the
