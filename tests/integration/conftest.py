@@ -31,10 +31,16 @@ from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports num
 # isort: split
 
 from vllm import LLM, SamplingParams, envs
+from vllm.config import LoggingConfig
+from vllm.logger import configure_logging
 from vllm.outputs import CompletionOutput
 
 from vllm_propd.engine.doors import find_config
 from vllm_propd.training.corpus import held_out_snippets
+
+# Once, here: the first engine does it otherwise, and where a command's test makes that one,
+# vLLM logs into that command's output for ever.
+configure_logging(LoggingConfig())
 
 MODEL = Path(__file__).parents[2] / "demo" / "model"
 
