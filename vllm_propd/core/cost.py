@@ -139,7 +139,8 @@ def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[n
     for i in range(size):  # without pivots: the sums are positive definite
         for j in range(i + 1, size):
             share = known[j, i] / known[i, i]
-            known[j] -= share * known[i]
+            for k in range(i, size):
+                known[j, k] -= share * known[i, k]
             wanted[j] -= share * wanted[i]
     for i in range(size - 1, -1, -1):
         for j in range(i + 1, size):

@@ -85,8 +85,10 @@ def _match(text, end, last):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _look_up(texts, rows, lengths, token, match, before):  # type: ignore[no-untyped-def]
+def _look_up(texts, rows, lengths):  # type: ignore[no-untyped-def]
     """The latest of the longest matches; a text that repeats itself goes on doing so."""
+    token = np.full((len(rows), REACH), -1, np.int64)
+    match, before = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     for i in range(len(rows)):
         text, last = texts[rows[i]], lengths[i] - 1
         longest, place, end = 0, 0, lengths[i] - 2
@@ -109,13 +111,22 @@ def _look_up(texts, rows, lengths, token, match, before):  # type: ignore[no-unt
             for ahead in range(REACH):
                 at = place + ahead
                 token[i, ahead] = text[at] if at <= last else token[i, at - last - 1]
+    return token, match, before
+
+
+@njit(cache=True, nogil=True)
+def _worth_of(right, total):  # type: ignore[no-untyped-def]
+    """Log probability."""
+    return np.float32(np.log(min(right / total, SUREST)))
 
 
 @njit(cache=True, nogil=True)
 def _grade(  # type: ignore[no-untyped-def]
-    texts, rows, lengths, index, starts, token, match, before, said, total, right
+    texts, rows, lengths, index, starts, token, match, before, said, total, right, worth
 ):
-    """By curves and length: how many continuations there were, and how many came true."""
+    """By curves and length: how many continuations there were, and how many came true; and
+    what one is worth then, where that is new.
+    """
     found = np.zeros((2, 3, 3, LONGEST))
     for i in range(len(rows)):
         j = index[i]
@@ -132,15 +143,18 @@ def _grade(  # type: ignore[no-untyped-def]
                 found[1, before[j], said[j, ahead], place] += true
             if not true:
                 break
-    fades = np.exp(-found[0] / MEMORY)
-    total[:] = fades * total + found[0]
-    right[:] = fades * right + found[1]
+    for at in np.ndindex(total.shape):
+        if not found[0][at]:
+            continue
+        fades = np.exp(-found[0][at] / MEMORY)
+        total[at] = fades * total[at] + found[0][at]
+        right[at] = fades * right[at] + found[1][at]
+        worth[at] = _worth_of(right[at], total[at])
 
 
 @njit(cache=True, nogil=True)
-def _worth(token, match, before, first, said, total, right):  # type: ignore[no-untyped-def]
+def _worth(token, match, before, first, said, curves):  # type: ignore[no-untyped-def]
     """What ``Lookups.worth`` returns; ``said`` is written where a head speaks."""
-    curves = np.log(np.minimum(right / total, SUREST)).astype(np.float32)
     worth = np.full(token.shape, np.float32(-np.inf))
     for i in range(len(match)):
         for ahead in range(min(first.shape[1], REACH)):
@@ -150,6 +164,10 @@ def _worth(token, match, before, first, said, total, right):  # type: ignore[no-
                 place = min(match[i] + ahead, LONGEST) - 1
                 worth[i, ahead] = curves[before[i], said[i, ahead], place]
     return worth
+
+
+UNASKED = np.empty((0, 0), np.int64)
+"""First choices of no head."""
 
 
 @dataclass
@@ -170,6 +188,7 @@ class Lookups:
         # By what was before, what the heads say, and length.
         self._total = np.full((3, 3, LONGEST), TRUST)
         self._right = TRUST * np.tile(length / (length + 1.0), (3, 3, 1))
+        self._worth = np.log(self._right / self._total).astype(np.float32)
         self._waiting: _Waiting | None = None
 
     def find(self, ids: list[str], texts: Text, rows: Ints, lengths: Ints) -> Continuations:
@@ -182,12 +201,10 @@ class Lookups:
             lengths: ``[sequences]`` int64 tokens of it.
         """
         self._grade(ids, texts, rows, lengths)
-        token = np.full((len(rows), REACH), -1, np.int64)
-        match, before = np.zeros((2, len(rows)), np.int64)
-        _look_up(texts, rows, lengths, token, match, before)
-        found = Continuations(token, match, before)
+        found = Continuations(*_look_up(texts, rows, lengths))
         index = {request: i for i, request in enumerate(ids)}
-        self._waiting = _Waiting(index, lengths, found, np.zeros_like(token))
+        said = np.zeros(found.token.shape, np.int64)
+        self._waiting = _Waiting(index, lengths, found, said)
         return found
 
     def _grade(self, ids: list[str], texts: Text, rows: Ints, lengths: Ints) -> None:
@@ -197,7 +214,7 @@ class Lookups:
         found = waiting.found
         _grade(
             texts, rows, lengths, index, waiting.lengths, found.token, found.match,
-            found.before, waiting.said, self._total, self._right,
+            found.before, waiting.said, self._total, self._right, self._worth,
         )  # fmt: skip
 
     def worth(self, first: Ints | None = None) -> Floats:
@@ -213,12 +230,10 @@ class Lookups:
         """
         assert self._waiting is not None
         found = self._waiting.found
-        if first is None:
-            first = np.empty((len(found.match), 0), np.int64)
+        heads = UNASKED if first is None else np.ascontiguousarray(first)
         worth: Floats = _worth(
-            found.token, found.match, found.before, np.ascontiguousarray(first),
-            self._waiting.said, self._total, self._right,
-        )  # fmt: skip
+            found.token, found.match, found.before, heads, self._waiting.said, self._worth
+        )
         return worth
 
 
@@ -236,9 +251,15 @@ def paths(found: Continuations, worth: Floats, sizes: Ints) -> list[TokenTree]:
         worth: see ``Lookups.worth``.
         sizes: ``[sequences]`` int64 the most nodes of each.
     """
-    score = np.cumsum(worth, 1, dtype=np.float32)
-    wanted = np.where(found.match > 0, np.minimum(sizes, REACH), 0)
-    return [
-        TokenTree(found.token[i, :n], PARENTS[:n], DEPTHS[:n], score[i, :n], LOOKED_UP[:n])
-        for i, n in enumerate(wanted.tolist())
-    ]
+    score = worth.cumsum(1, np.float32)
+    trees = []
+    for i, (match, size) in enumerate(
+        zip(found.match.tolist(), sizes.tolist(), strict=True)
+    ):
+        n = min(size, REACH) if match else 0
+        trees.append(
+            TokenTree(
+                found.token[i, :n], PARENTS[:n], DEPTHS[:n], score[i, :n], LOOKED_UP[:n]
+            )
+        )
+    return trees

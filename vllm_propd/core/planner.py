@@ -60,8 +60,13 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 
 
 @njit(cache=True, nogil=True)
-def _cuts(probability, order, totals, taken, most):  # type: ignore[no-untyped-def]
-    """Numbers of nodes to choose from, ascending, and the tokens expected of so many."""
+def _cuts(probability, totals, taken, most):  # type: ignore[no-untyped-def]
+    """The nodes from best to worst; numbers of them to choose from, ascending, and the
+    tokens expected of so many.
+    """
+    order = np.arange(len(probability))
+    if (probability[1:] > probability[:-1]).any():
+        order = np.argsort(-probability, kind="mergesort")  # stable: parents come first
     low, high = np.searchsorted(totals, taken + 1), np.searchsorted(totals, taken + most)
     nodes = np.zeros(1 + max(high - low, 0) + (most > 0), np.int64)
     for i in range(low, high):
@@ -73,15 +78,17 @@ def _cuts(probability, order, totals, taken, most):  # type: ignore[no-untyped-d
         for node in order[before:count]:
             sum_ += probability[node]
         gained[cut], before = sum_, count
-    return nodes, gained
+    return order, nodes, gained
 
 
 @njit(cache=True, nogil=True)
-def _rates(gained, whole, split, share, sequences):  # type: ignore[no-untyped-def]
-    """Tokens per second of all plans.
+def _rates(gained, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
+    """Tokens per second of all plans; adds the time of drafting to theirs, in place.
 
     ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan.
     """
+    whole[1:] += drafting
+    split += drafting
     cuts, choices = split.shape
     rates = np.full((cuts, 1 + choices), -np.inf)
     for cut in range(cuts):
@@ -90,6 +97,20 @@ def _rates(gained, whole, split, share, sequences):  # type: ignore[no-untyped-d
             left = gained[kept] + share * (gained[cut] - gained[kept])
             rates[cut, 1 + kept] = (sequences + left) / split[cut, kept]
     return rates
+
+
+@njit(cache=True, nogil=True)
+def _nearest(nodes, wanted):  # type: ignore[no-untyped-def]
+    return np.abs(nodes - wanted).argmin()
+
+
+@njit(cache=True, nogil=True)
+def _sizes(tree, chosen, sequences):  # type: ignore[no-untyped-def]
+    """``[sequences]`` how many of the chosen nodes are each one's."""
+    sizes = np.zeros(sequences, np.int64)
+    for node in chosen:
+        sizes[tree[node]] += 1
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -169,16 +190,13 @@ class Planner:
 
         Nodes per sequence are what stays: the batch may grow and shrink between.
         """
-        order = np.argsort(-batch.probability, kind="stable")
         taken = batch.sequences + batch.others
-        most = min(len(order), max(0, batch.budget - taken))
-        nodes, gained = _cuts(batch.probability, order, self.totals, taken, most)
+        most = min(len(batch.probability), max(0, batch.budget - taken))
+        order, nodes, gained = _cuts(batch.probability, self.totals, taken, most)
         whole, split = self._priced(nodes, taken, batch.context)
-        drafting = self.draft.estimate(np.array([batch.sequences]))
-        whole[1:] += drafting
-        split += drafting
+        drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
         share = self.survival.share if self.survival else 0.0
-        rate = _rates(gained, whole, split, share, batch.sequences)
+        rate = _rates(gained, whole, split, drafting, share, batch.sequences)
         cut, kept = self._chosen(rate, nodes, batch.sequences)
         keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
@@ -186,7 +204,7 @@ class Planner:
             self._last = each * nodes[cut], None if keep is None else each * keep
         seconds = float(split[cut, kept - 1] if kept else whole[cut])
         return Plan(
-            np.bincount(batch.tree[order[: nodes[cut]]], minlength=batch.sequences),
+            _sizes(batch.tree, order[: nodes[cut]], batch.sequences),
             keep,
             tokens=float(rate[cut, kept]) * seconds,
             seconds=seconds,
@@ -218,8 +236,8 @@ class Planner:
         if self._last is None:
             return None
         size, keep = self._last
-        cut = int(np.abs(nodes - size * sequences).argmin())
+        cut = int(_nearest(nodes, float(size * sequences)))
         if keep is None:
             return cut, 0
-        kept = int(np.abs(nodes - keep * sequences).argmin())
+        kept = int(_nearest(nodes, float(keep * sequences)))
         return (cut, 1 + kept) if 0 < kept < cut else None

@@ -174,20 +174,35 @@ class FixedSizing:
 @njit(cache=True, nogil=True)
 def _spread(score, sizes):  # type: ignore[no-untyped-def]
     probability, owner = np.empty(len(score)), np.empty(len(score), np.int64)
-    node = 0
+    node, share = 0, 0.0
     for tree, size in enumerate(sizes):
+        expected = 0.0
         for _ in range(size):
             probability[node], owner[node] = np.exp(np.float64(score[node])), tree
+            expected += probability[node]
             node += 1
-    return probability, owner
+        share += min(expected, 1.0) / len(sizes)
+    return probability, owner, share
 
 
-def _nodes_of(trees: Sequence[TokenTree]) -> tuple[npt.NDArray[np.float64], Ints]:
-    """``[nodes]`` probability of each, and whose tree's it is."""
+@dataclass(frozen=True)
+class _Nodes:
+    """Some trees' nodes.
+
+    Attributes:
+        probability: ``[nodes]`` float64 that each is accepted.
+        tree: ``[nodes]`` int64 whose it is.
+        share: of trees of which some node is likely to be accepted, 0..1.
+    """
+
+    probability: npt.NDArray[np.float64]
+    tree: Ints
+    share: float
+
+
+def _nodes_of(trees: Sequence[TokenTree]) -> _Nodes:
     score = np.concatenate([tree.score for tree in trees])
-    found: tuple[npt.NDArray[np.float64], Ints]
-    found = _spread(score, np.array([len(tree) for tree in trees]))
-    return found
+    return _Nodes(*_spread(score, np.array([len(tree) for tree in trees])))
 
 
 class DynamicSizing:
@@ -233,6 +248,7 @@ class DynamicSizing:
         self._estimated = self._measured = 0.0
         self._began = 0.0
         self._ended: float | None = None
+        self._read: tuple[Sequence[TokenTree], _Nodes] | None = None
 
     def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
         """A step has begun.
@@ -305,11 +321,7 @@ class DynamicSizing:
         Args:
             looked_up: trees without their candidates; empty where nothing was looked up.
         """
-        share = 0.0
-        if looked_up:
-            probability, owner = _nodes_of(looked_up)
-            likely = np.minimum(np.bincount(owner, probability, len(looked_up)), 1.0)
-            share = float(likely.sum()) / len(looked_up)
+        share = self._nodes(looked_up).share if looked_up else 0.0
         return self._pauses.asks(self._load.sequences, share)
 
     def most(self, sequences: int) -> int:
@@ -332,8 +344,8 @@ class DynamicSizing:
         """
         self._drafted = len(trees or looked_up)
         self._draft_began, self._asked = began, bool(trees)
-        plan = self._planned(self.planner, trees) if trees else None
         without = self._planned(self.planner_without, looked_up) if looked_up else None
+        plan = self._planned(self.planner, trees) if trees else None
         better = plan is not None and (
             without is None or plan.rate > without.rate * (1.0 + self.planner.doubt)
         )
@@ -344,12 +356,20 @@ class DynamicSizing:
     def _planned(self, planner: Planner, trees: Sequence[TokenTree]) -> Plan:
         load = self._load
         others = min(load.waiting, self.token_budget // 2)
+        nodes = self._nodes(trees)
         return planner.plan(
             Batch(
-                *_nodes_of(trees),
+                nodes.probability,
+                nodes.tree,
                 len(trees),
                 others=others,
                 context=load.context,
                 budget=self.token_budget // 2 + others,
             )
         )
+
+    def _nodes(self, trees: Sequence[TokenTree]) -> _Nodes:
+        """Theirs; ``asks_heads`` and ``plan`` are given the same looked-up trees."""
+        if self._read is None or self._read[0] is not trees:
+            self._read = trees, _nodes_of(trees)
+        return self._read[1]

@@ -328,18 +328,15 @@ class ProPDRunner(GPUModelRunner):
         trees: list[TokenTree] = []
         found = self.drafter.look_up(texts)
         looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
-        if self.sizing.asks_heads(looked_up):
+        first = [tree.prefix(most) for tree in looked_up]
+        if self.sizing.asks_heads(first):
             self._asked.update(texts.ids)
             rows = sent(self._final_row[drafting], self.device)
             trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
         if not trees and not looked_up:
             return [[] for _ in drafting]
         self.sizing.learn(dict(zip(texts.ids, texts.outputs, strict=True)))
-        plan = self.sizing.plan(
-            [tree.prefix(most) for tree in trees],
-            began,
-            [tree.prefix(most) for tree in looked_up],
-        )
+        plan = self.sizing.plan([tree.prefix(most) for tree in trees], began, first)
         self._keep, self._by_heads = self._first_ranks(plan.keep, plan.heads)
         chosen = trees if self._by_heads else looked_up
         self._trees.update(zip(texts.ids, chosen, strict=True))
