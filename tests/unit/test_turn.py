@@ -58,10 +58,12 @@ def test_a_step_has_its_own_laps() -> None:
         runner._prepare_inputs()
         runner.propose_draft_token_ids()
     runner.propose_draft_token_ids()
-    (first, second), _ = take(worker)
+    ((first_ended, first), (second_ended, second)), _ = take(worker)
     assert first.keys() == second.keys() == {"forward", "split", "draft"}
     assert 0.0 <= first["split"] < first["forward"]
     assert second["draft"] > 1.9e-3
+    assert second["draft"] < second_ended - first_ended < 1.0
+    assert second_ended < time.perf_counter()
     assert take(worker)[0] == []
 
 

@@ -172,13 +172,11 @@ class ArmEngine:
         texts: dict[str, list[int]] = {name: [] for name in names}
         for name, prompt in zip(names, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        put_out = prefills = 0
+        put_out = 0
         while engine.has_unfinished_requests() and put_out < wanted:
             step_started = time.perf_counter()
             if prefilled := all(texts.values()):
                 turn.began = min(turn.began, step_started)
-            else:
-                prefills += 1
             drafted = drafts.drafted
             outputs = engine.step()
             if outputs and prefilled:
@@ -196,9 +194,9 @@ class ArmEngine:
         while engine.has_unfinished_requests():
             engine.step()
         if self.engine.timed:
-            laps, work = llm.collective_rpc(stopwatch.take)[0]
-            # The worker may be a step ahead.
-            turn.parts = laps[prefills : prefills + len(turn.step_seconds)]
+            steps, work = llm.collective_rpc(stopwatch.take)[0]
+            laps = [parts for ended, parts in steps if ended > turn.began]
+            turn.parts = laps[: len(turn.step_seconds)]  # the worker may be a step ahead
             turn.work = Work(**work)
         if recording:
             turn.records = llm.collective_rpc("take_sizing_records")[0]

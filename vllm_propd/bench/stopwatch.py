@@ -73,7 +73,7 @@ def install(worker: Any) -> None:
     Again after ``use_settings``, which makes some of what is timed anew.
     """
     runner = worker.model_runner
-    worker.laps, worker.work = [], Work()
+    worker.laps, worker.ended, worker.work = [], [], Work()
     worker.inside = 0.0
 
     def timed(part: str, method: Any) -> Any:
@@ -83,16 +83,19 @@ def install(worker: Any) -> None:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if part == FIRST:
                 worker.laps.append({})
+                worker.ended.append(0.0)
             before, worker.inside = worker.inside, 0.0
             start = time.perf_counter()
             try:
                 return method(*args, **kwargs)
             finally:
-                spent = time.perf_counter() - start
+                now = time.perf_counter()
+                spent = now - start
                 own = SPLIT if worker.inside else part
                 if worker.laps:  # else it is of no step: settings are changed
                     laps = worker.laps[-1]
                     laps[own] = laps.get(own, 0.0) + spent - worker.inside
+                    worker.ended[-1] = now
                 worker.inside = before + spent
 
         wrapper.untimed = method  # type: ignore[attr-defined]
@@ -124,14 +127,16 @@ def _count_rows(worker: Any, pruned_forward: Any) -> None:
     pruned_forward.run = counted
 
 
-def take(worker: Any) -> tuple[list[Laps], dict[str, int]]:
-    """Runs in the worker: the steps since the last time, and work.
+def take(worker: Any) -> tuple[list[tuple[float, Laps]], dict[str, int]]:
+    """Runs in the worker: the steps since the last time, with when each ended by a clock
+    that all processes share (``time.perf_counter``), and work.
 
     In plain types, which travel between processes.
     """
-    laps, work = worker.laps, asdict(worker.work)
-    worker.laps, worker.work = [], Work()
-    return laps, work
+    steps = list(zip(worker.ended, worker.laps, strict=True))
+    work = asdict(worker.work)
+    worker.laps, worker.ended, worker.work = [], [], Work()
+    return steps, work
 
 
 def peak_rss(worker: Any) -> float:
