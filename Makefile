@@ -1,7 +1,7 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
 # make test   all tests          make lint   ruff and mypy
-# make bench  speed by arm on an inflated model; tree sizes as the load changes
-# make bench-sizes     more batch sizes; sizes in real time against every fixed one
+# make bench  speed by arm on an inflated model
+# make bench-sizes     more batch sizes; trees as the load changes; against fixed sizes
 # make bench-host      attention kernel; host time per step
 # make bench-threads   plain vLLM by number of threads
 # make bench-pruning   what early pruning saves, by layer, rule and amount
@@ -65,14 +65,12 @@ format: $(READY)
 ifneq ($(shell grep -m1 avx512 /proc/cpuinfo),)
 LAYERS := 16
 TEXTS := --prompt-tokens 32 --max-tokens 128
-SECONDS := 16
 # In float32 all arms have to give plain vLLM's text.
 EQUAL = $(BIN)/vllm-propd bench demo/model --arms "$(ARMS)" --max-tokens 64 \
 	--batch-sizes 1,8 --dtype float32 --out build/bench/float32
 else
 LAYERS := 8
 TEXTS := --prompt-tokens 32 --max-tokens 40
-SECONDS := 28
 endif
 INFLATED := build/inflated-$(LAYERS)
 $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
@@ -81,16 +79,16 @@ $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.jso
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" $(TEXTS) \
-		--seconds $(SECONDS) --out build/bench
+		--seconds 24 --out build/bench
 	$(EQUAL)
-	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/bench
 
-# Against trees of every fixed size, best first: predicted from a recording, since the
-# largest would take hours.
+# Sizes in real time: as the load changes; and against trees of every fixed size, predicted
+# from a recording, since the largest would take hours.
 FIXED := $(foreach nodes,4 8 16 32 64,propd:sizing=fixed,num_speculative_tokens=$(nodes))
 bench-sizes: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "plain chain propd" --batch-sizes 2,8,32,64 \
 		$(TEXTS) --seconds 24 --out build/sizes
+	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/sizes
 	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) propd-no-prune propd" \
 		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
 

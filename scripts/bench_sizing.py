@@ -1,6 +1,6 @@
 """Dynamic sizing when things change: a crowd comes and goes; another process takes cores.
 
-    make bench    (or: python scripts/bench_sizing.py MODEL OUT)
+    make bench-sizes    (or: python scripts/bench_sizing.py MODEL OUT)
 
 One engine on the inflated model. Prints whether sizes and estimates follow, and draws them
 into OUT/sizing.png.
@@ -32,19 +32,42 @@ from vllm_propd.bench.run import fast_dtype, tokenizer_of
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
-PHASES = {
-    "alone": 1,
-    "crowd": CROWD,
-    "crowd once more": CROWD,
-    "alone again": 1,
-    "alone once more": 1,
-}
-"""Requests of each phase, in order."""
-JUMPS = {"crowd": "crowd once more", "alone again": "alone once more"}
-"""Phases that begin with a jump of the load, and those after: the same texts without."""
-MET_BEFORE = (1, CROWD)
-"""Loads that the engine has met, on other texts: else a first crowd's sizes would tell of
+JUMPS = 3
+"""How often the load jumps there and back, each time on other texts. What is looked up in
+few texts is a matter of chance: means over all of them are compared."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some steps of as many requests, which are new at its begin.
+
+    Attributes:
+        name: of all phases of a kind.
+        requests: together.
+        texts: which prompts they have.
+    """
+
+    name: str
+    requests: int
+    texts: int
+
+
+ALONE, CROWDED = "1 request after 32", "32 requests after 1"
+STEADY = {ALONE: "1 request after 1", CROWDED: "32 requests after 32"}
+"""Phases that begin with a jump of the load; and the same texts without one."""
+WARM_UP = [Phase("", 1, JUMPS), Phase("", CROWD, JUMPS)]
+"""Both loads are met before, on other texts: else the first crowd's sizes would tell of
 what candidates have yet to prove."""
+PHASES = [
+    *(
+        phase
+        for texts in range(JUMPS)
+        for phase in (Phase(ALONE, 1, texts), Phase(CROWDED, CROWD, texts))
+    ),
+    *(Phase(STEADY[CROWDED], CROWD, texts) for texts in range(JUMPS)),
+    Phase("", 1, JUMPS),
+    *(Phase(STEADY[ALONE], 1, texts) for texts in range(JUMPS)),
+]
 BUSY_REQUESTS, WINDOW, QUIET_STEPS, BUSY_STEPS = 4, 50, 100, 150
 """While another process works; steps are shown by windows."""
 STARTS_WITHIN_S = 120.0
@@ -68,19 +91,25 @@ class Load:
     requests: int = 0
     count: int = 0
 
-    def start(self, count: int, place: int = 0) -> None:
+    def start(self, count: int, place: int) -> None:
         """Ends all requests, and begins anew, with the prompt of this place."""
         self.llm.llm_engine.abort_request(self.running)
         self.running, self.place = [], place
         self.join(count)
 
     def join(self, count: int) -> None:
-        """As many requests from now on, as they are or more."""
+        """As many requests from now on, as they are or more.
+
+        Those that join together end one after the other, as in a server that has run for
+        long: texts of one age would all repeat themselves, or begin anew, at once.
+        """
         self.count = count
-        params = SamplingParams(
-            temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False
-        )
-        while len(self.running) < count:
+        joining = count - len(self.running)
+        for i in range(joining):
+            new_tokens = NEW_TOKENS * (joining - i) // joining
+            params = SamplingParams(
+                temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False
+            )
             name, prompt = str(self.requests), self.prompts[self.place % len(self.prompts)]
             self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
             self.running.append(name)
@@ -155,10 +184,11 @@ def burn(begun: Event) -> None:
         matrix /= matrix.norm()
 
 
-def measure(model: Path, console: Console) -> dict[str, Records]:
-    """All phases, one after the other."""
-    prompts = cut_prompts(tokenizer_of(model), [], 2 * CROWD, PROMPT_TOKENS, seed=0)
-    total = (len(MET_BEFORE) + len(PHASES)) * STEPS + QUIET_STEPS + BUSY_STEPS
+def measure(model: Path, console: Console) -> tuple[list[Records], Records, Records]:
+    """Of all phases, one after the other; before another process works, and beside it."""
+    wanted = 2 * CROWD * (JUMPS + 1)
+    prompts = cut_prompts(tokenizer_of(model), [], wanted, PROMPT_TOKENS, seed=0)
+    total = (len(WARM_UP) + len(PHASES)) * STEPS + QUIET_STEPS + BUSY_STEPS
     with Progress(console=console) as bar:
         task = bar.add_task("starting", total=total)
         llm = LLM(
@@ -167,19 +197,14 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
             max_model_len=PROMPT_TOKENS + NEW_TOKENS, enable_prefix_caching=False,
             use_tqdm_on_load=False, speculative_config={"method": "propd"},
         )  # fmt: skip
-        load = Load(llm, prompts)
-        bar.update(task, description="warm up")
-        for requests in MET_BEFORE:
-            load.start(requests, place=CROWD)
-            load.steps(STEPS, bar, task)
-        found: dict[str, Records] = {}
-        for name, requests in PHASES.items():
-            bar.update(task, description=name)
-            load.start(requests)
-            found[name] = load.steps(STEPS, bar, task)
+        load, found = Load(llm, prompts), []
+        for phase in WARM_UP + PHASES:
+            bar.update(task, description=phase.name or "warm up")
+            load.start(phase.requests, place=2 * CROWD * phase.texts)
+            found.append(load.steps(STEPS, bar, task))
         load.join(BUSY_REQUESTS)
         bar.update(task, description="before another process")
-        found["quiet"] = load.steps(QUIET_STEPS, bar, task)
+        quiet = load.steps(QUIET_STEPS, bar, task)
         context = multiprocessing.get_context("spawn")
         begun = context.Event()
         other = context.Process(target=burn, args=(begun,), daemon=True)
@@ -187,37 +212,43 @@ def measure(model: Path, console: Console) -> dict[str, Records]:
         try:
             load.steps_until(begun)
             bar.update(task, description="beside another process")
-            found["disturbed"] = load.steps(BUSY_STEPS, bar, task)
+            disturbed = load.steps(BUSY_STEPS, bar, task)
         finally:
             other.terminate()
         llm.llm_engine.engine_core.shutdown()
-    return found
+    return found[len(WARM_UP) :], quiet, disturbed
 
 
-def show(found: dict[str, Records], console: Console) -> None:
-    """Prints what was followed."""
+def show_jumps(found: list[Records], console: Console) -> None:
+    """Prints whether sizes and estimates followed the load."""
     table = Table(
-        "phase", "requests", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS}", "step, ms",
+        "load", f"nodes, steps {FOLLOWED_WITHIN}-{STEPS}", "mean", "step, ms",
         "estimate off by (signed)",
         title="sizes after a jump of the load, and without one on the same texts",
-        caption="nodes of a sequence, means; medians of times",
+        caption="nodes of a sequence, by text; medians of times",
     )  # fmt: skip
-    for name in PHASES:
-        records = found[name]
+    means = {}
+    for name in (CROWDED, STEADY[CROWDED], ALONE, STEADY[ALONE]):
+        phases = [r for phase, r in zip(PHASES, found, strict=True) if phase.name == name]
+        each = [soon(records) for records in phases]
+        means[name], together = mean(each), [one for records in phases for one in records]
         table.add_row(
-            name, str(max(r["sequences"] for r in records)), f"{soon(records):.2f}",
-            step_ms(records), off(records),
+            name, ", ".join(f"{one:.2f}" for one in each), f"{means[name]:.2f}",
+            step_ms(together), off(together),
         )  # fmt: skip
-    together = [record for name in PHASES for record in found[name]]
-    table.add_row("all", "", "", "", off(together))
+    table.add_row("all", "", "", "", off([one for records in found for one in records]))
     console.print(table)
-    for jump, steady in JUMPS.items():
-        apart = soon(found[jump]) / soon(found[steady]) - 1
-        console.print(f"{jump}: {apart:+.0%} beside {steady}")
+    for jump, steady in STEADY.items():
+        apart = means[jump] / means[steady] - 1
+        console.print(f"{jump}: trees {apart:+.0%} beside those of {steady}")
+
+
+def show_slow_down(quiet: Records, disturbed: Records, console: Console) -> None:
+    """Prints whether estimates followed the machine."""
     table = Table(
         "steps", "step, ms", "estimate off by (signed)", title="a second process works"
     )
-    rows, disturbed = {"before": found["quiet"][-WINDOW:]}, found["disturbed"]
+    rows = {"before": quiet[-WINDOW:]}
     for start in range(0, BUSY_STEPS, WINDOW):
         rows[f"{start} to {start + WINDOW} after"] = disturbed[start : start + WINDOW]
     for name, records in rows.items():
@@ -225,26 +256,24 @@ def show(found: dict[str, Records], console: Console) -> None:
     console.print(table)
 
 
-def plot(found: dict[str, Records], target: Path) -> None:
-    """Sizes over the jump, and estimated beside measured times over the slow-down."""
+def plot(found: list[Records], quiet: Records, disturbed: Records, target: Path) -> None:
+    """Sizes over the jumps, and estimated beside measured times over the slow-down."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([size for name in PHASES for size in sizes(found[name])], linewidth=0.8)
-    for index, name in enumerate(PHASES):
+    left.plot([size for records in found for size in sizes(records)], linewidth=0.8)
+    for index, (phase, records) in enumerate(zip(PHASES, found, strict=True)):
         start = STEPS * index
-        left.axvline(start, color="grey", linestyle=":")
-        left.hlines(
-            soon(found[name]), start + FOLLOWED_WITHIN, start + STEPS, color="black"
-        )
-        left.text(start + 2, left.get_ylim()[1], name.replace(" ", "\n"), va="top")
-    left.set(title="nodes per sequence", xlabel="step")
-    records = found["quiet"] + found["disturbed"]
+        left.axvline(start, color="grey", linestyle=":", linewidth=0.8)
+        left.hlines(soon(records), start + FOLLOWED_WITHIN, start + STEPS, color="black")
+        left.text(start + 2, left.get_ylim()[1], str(phase.requests), va="top")
+    left.set(title="nodes per sequence; requests (above)", xlabel="step")
+    records = quiet + disturbed
     for key, style in (("measured_s", "."), ("estimated_s", "-")):
         label = key.removesuffix("_s")
         right.plot([1e3 * r[key] for r in records], style, label=label, markersize=3)
-    right.axvline(len(found["quiet"]), color="grey", linestyle=":")
+    right.axvline(len(quiet), color="grey", linestyle=":")
     right.set(title="a step's time, ms; another process starts", xlabel="step", ylim=0)
     right.legend()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -254,9 +283,10 @@ def plot(found: dict[str, Records], target: Path) -> None:
 def main() -> None:
     model, out = map(Path, sys.argv[1:])
     console = wide_console()
-    found = measure(model, console)
-    show(found, console)
-    plot(found, out / "sizing.png")
+    found, quiet, disturbed = measure(model, console)
+    show_jumps(found, console)
+    show_slow_down(quiet, disturbed, console)
+    plot(found, quiet, disturbed, out / "sizing.png")
     console.print(f"{out / 'sizing.png'}")
 
 

@@ -1,7 +1,7 @@
 """Takes a benchmark into the README: its table, its figures, and what they are made of.
 
-    make bench && mv build/bench build/again && make bench
-    python scripts/readme_bench.py avx2 build/bench --again build/again
+    make bench && mv build/bench build/again && make bench && make bench-sizes
+    python scripts/readme_bench.py avx2 build/bench --again build/again --sizes build/sizes
 
 ``demo/bench-avx2.json`` keeps the first result, without the lists of single steps, and how
 far others are from it. The README has a table for each kind of machine that was measured,
@@ -131,6 +131,9 @@ def main(
     again: Annotated[
         list[Path] | None, typer.Option(help="Where it has once more; repeatable.")
     ] = None,
+    sizes: Annotated[
+        Path | None, typer.Option(help="Where `make bench-sizes` has drawn sizing.png.")
+    ] = None,
 ) -> None:
     """Write demo/bench-NAME.json, its pictures, and the README's table."""
     runs = list(map(read, (out, *(again or ()))))
@@ -144,7 +147,8 @@ def main(
     )
     kept(name).write_text(shown.model_dump_json(indent=1) + "\n")
     plots.speed(shown.speed, kept(name).with_suffix(".png"))
-    shutil.copy(out / "sizing.png", DEMO)
+    if sizes is not None:
+        shutil.copy(sizes / "sizing.png", DEMO)
     README.write_text(rewritten(README.read_text()))
 
 
