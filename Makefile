@@ -40,8 +40,10 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/vllm-propd demo
 
-# A core for each, of at most four; but one after the other where there is a GPU.
-SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(shell n=$$(nproc); echo $$((n < 4 ? n : 4))))
+# A core for each, of at most four; but one after the other where there is a GPU. Neighbours
+# stay together while they can: they share engines.
+CORES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(CORES) --dist worksteal)
 
 # Kernels for GPUs run in Triton's interpreter where there is none.
 test: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)

@@ -25,10 +25,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from vllm import LLM, SamplingParams
+from vllm.platforms import current_platform
 
 from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
-from vllm_propd.bench.run import fast_dtype, tokenizer_of
+from vllm_propd.bench.run import tokenizer_of
+from vllm_propd.fast_dtype import fast_dtype
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
@@ -191,8 +193,9 @@ def measure(model: Path, console: Console) -> tuple[list[Records], Records, Reco
     total = (len(WARM_UP) + len(PHASES)) * STEPS + QUIET_STEPS + BUSY_STEPS
     with Progress(console=console) as bar:
         task = bar.add_task("starting", total=total)
+        dtype = fast_dtype(current_platform.device_type)
         llm = LLM(
-            str(model), dtype=fast_dtype(), max_num_seqs=CROWD, enforce_eager=True,
+            str(model), dtype=dtype, max_num_seqs=CROWD, enforce_eager=True,
             kv_cache_memory_bytes=2 << 30, max_num_batched_tokens=4096,
             max_model_len=PROMPT_TOKENS + NEW_TOKENS, enable_prefix_caching=False,
             use_tqdm_on_load=False, speculative_config={"method": "propd"},

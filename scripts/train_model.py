@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.training.corpus import library_files, read_text
 from vllm_propd.training.run import Inputs, train_heads
 from vllm_propd.training.settings import TrainSettings
@@ -93,6 +94,7 @@ def train_target(
     peak, batch, length, warmup = 3e-3, 16, 512, 50
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
     compiled = torch.compile(model, dynamic=False)
+    mixed = fast_dtype("cpu") == "bfloat16"
     started, step, smooth = time.monotonic(), 0, 0.0
     with Progress() as bar:
         task = bar.add_task("target", total=1.0)
@@ -106,7 +108,7 @@ def train_target(
             ids = torch.from_numpy(
                 np.stack([tokens[s : s + cols] for s in starts]).astype(np.int64)
             )
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
                 loss = compiled(input_ids=ids, labels=ids).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

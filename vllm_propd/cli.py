@@ -354,9 +354,11 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def _dtype(text: str) -> str:
     """Of option ``--dtype``."""
-    from vllm_propd.bench.run import fast_dtype
+    from vllm.platforms import current_platform
 
-    return fast_dtype() if text == "auto" else text
+    from vllm_propd.fast_dtype import fast_dtype
+
+    return fast_dtype(current_platform.device_type) if text == "auto" else text
 
 
 def _allow_stopwatches() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 from safetensors import safe_open
-from torch.backends.cpu import get_cpu_capability
 from vllm import SamplingParams
 from vllm.platforms import current_platform
 
@@ -34,6 +33,7 @@ from vllm_propd.bench.trace import latencies, run_trace
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
 from vllm_propd.bench.turn import Recording
 from vllm_propd.bench.turns import SHOWN, AnyTurn, Turns, at
+from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
@@ -192,17 +192,10 @@ def _results(model: Path, settings: BenchSettings) -> Results:
     )
 
 
-def fast_dtype() -> str:
-    """What plain vLLM is fastest with here: bfloat16; but float32 on CPUs without AVX-512,
-    where it multiplies bfloat16 matrices a row at a time.
-    """
-    slow = current_platform.is_cpu() and get_cpu_capability() == "AVX2"
-    return "float32" if slow else "bfloat16"
-
-
 def _too_slow(results: Results) -> str | None:
     """What to tell who would wait for hours."""
-    if results.dtype != "bfloat16" or fast_dtype() == "bfloat16":
+    fast = fast_dtype(current_platform.device_type)
+    if results.dtype != "bfloat16" or fast == "bfloat16":
         return None
     return (
         "This CPU has no AVX-512: vLLM multiplies bfloat16 matrices a row at a time "

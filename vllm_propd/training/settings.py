@@ -37,8 +37,10 @@ class TrainSettings(BaseModel):
         "kl", description="The target's distribution, or its most probable token."
     )
     learning_rate: float = Field(3e-3, gt=0, description="Peak, of a cosine schedule.")
-    precision: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="Of the products (autocast); weights stay float32."
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Of the products (autocast); weights stay float32. auto: bfloat16, but "
+        "float32 on CPUs without AVX-512, where that is faster.",
     )
     save_every: float = Field(60.0, gt=0, description="Seconds between checkpoints.")
     seed: int = Field(0, ge=0, description="Seed of the batches.")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.early import EarlyHead, norm_eps
 from vllm_propd.heads.medusa import MedusaHeads
 from vllm_propd.training.losses import distillation, labels_of, medusa_loss
@@ -47,9 +48,11 @@ class Trainee(nn.Module):
         # In a list, so that the target's weights are no weights of this module.
         self._target = [target.eval().requires_grad_(False)]
         self._labels = settings.labels
-        self._mixed = settings.precision == "bfloat16"
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self.output = target.get_output_embeddings()
+        auto = settings.precision == "auto"
+        precision = fast_dtype(self.device.type) if auto else settings.precision
+        self._mixed = precision == "bfloat16"
         hidden, vocabulary = config.hidden_size, len(self.output.weight)
         self.medusa = MedusaHeads(settings.num_heads, settings.num_layers, hidden, True)
         self.own_output: nn.Parameter | None = None
