@@ -67,7 +67,7 @@ PHASES = [
         for phase in (Phase(ALONE, 1, texts), Phase(CROWDED, CROWD, texts))
     ),
     *(Phase(STEADY[CROWDED], CROWD, texts) for texts in range(JUMPS)),
-    Phase("", 1, JUMPS),
+    Phase("", 1, JUMPS),  # begins with a jump, too, and the next one must not
     *(Phase(STEADY[ALONE], 1, texts) for texts in range(JUMPS)),
 ]
 BUSY_REQUESTS, WINDOW, QUIET_STEPS, BUSY_STEPS = 4, 50, 100, 150
