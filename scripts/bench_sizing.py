@@ -37,6 +37,8 @@ CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 JUMPS = 3
 """How often the load jumps there and back, each time on other texts. What is looked up in
 few texts is a matter of chance: means over all of them are compared."""
+TEXTS = 2 * CROWD
+"""Prompts that a phase may need: a crowd's, and those of who comes after."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def burn(begun: Event) -> None:
 
 def measure(model: Path, console: Console) -> tuple[list[Records], Records, Records]:
     """Of all phases, one after the other; before another process works, and beside it."""
-    wanted = 2 * CROWD * (JUMPS + 1)
+    wanted = TEXTS * (JUMPS + 1)
     prompts = cut_prompts(tokenizer_of(model), [], wanted, PROMPT_TOKENS, seed=0)
     total = (len(WARM_UP) + len(PHASES)) * STEPS + QUIET_STEPS + BUSY_STEPS
     with Progress(console=console) as bar:
@@ -203,7 +205,7 @@ def measure(model: Path, console: Console) -> tuple[list[Records], Records, Reco
         load, found = Load(llm, prompts), []
         for phase in WARM_UP + PHASES:
             bar.update(task, description=phase.name or "warm up")
-            load.start(phase.requests, place=2 * CROWD * phase.texts)
+            load.start(phase.requests, place=TEXTS * phase.texts)
             found.append(load.steps(STEPS, bar, task))
         load.join(BUSY_REQUESTS)
         bar.update(task, description="before another process")

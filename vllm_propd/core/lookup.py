@@ -122,7 +122,7 @@ def _worth_of(right, total):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _grade(  # type: ignore[no-untyped-def]
-    texts, rows, lengths, index, starts, token, match, before, said, total, right, worth
+    texts, rows, lengths, index, starts, token, match, before, said, total, right, curves
 ):
     """By curves and length: how many continuations there were, and how many came true; and
     what one is worth then, where that is new.
@@ -149,7 +149,7 @@ def _grade(  # type: ignore[no-untyped-def]
         fades = np.exp(-found[0][at] / MEMORY)
         total[at] = fades * total[at] + found[0][at]
         right[at] = fades * right[at] + found[1][at]
-        worth[at] = _worth_of(right[at], total[at])
+        curves[at] = _worth_of(right[at], total[at])
 
 
 @njit(cache=True, nogil=True)
@@ -188,7 +188,8 @@ class Lookups:
         # By what was before, what the heads say, and length.
         self._total = np.full((3, 3, LONGEST), TRUST)
         self._right = TRUST * np.tile(length / (length + 1.0), (3, 3, 1))
-        self._worth = np.log(self._right / self._total).astype(np.float32)
+        worth = np.log(np.minimum(self._right / self._total, SUREST))
+        self._curves = worth.astype(np.float32)
         self._waiting: _Waiting | None = None
 
     def find(self, ids: list[str], texts: Text, rows: Ints, lengths: Ints) -> Continuations:
@@ -214,7 +215,7 @@ class Lookups:
         found = waiting.found
         _grade(
             texts, rows, lengths, index, waiting.lengths, found.token, found.match,
-            found.before, waiting.said, self._total, self._right, self._worth,
+            found.before, waiting.said, self._total, self._right, self._curves,
         )  # fmt: skip
 
     def worth(self, first: Ints | None = None) -> Floats:
@@ -232,7 +233,7 @@ class Lookups:
         found = self._waiting.found
         heads = UNASKED if first is None else np.ascontiguousarray(first)
         worth: Floats = _worth(
-            found.token, found.match, found.before, heads, self._waiting.said, self._worth
+            found.token, found.match, found.before, heads, self._waiting.said, self._curves
         )
         return worth
 

@@ -83,19 +83,18 @@ def _cuts(probability, totals, taken, most):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _rates(gained, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
-    """Tokens per second of all plans; adds the time of drafting to theirs, in place.
+    """Tokens per second of all plans; the one without nodes, the first, does not draft.
 
     ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan.
     """
-    whole[1:] += drafting
-    split += drafting
     cuts, choices = split.shape
     rates = np.full((cuts, 1 + choices), -np.inf)
     for cut in range(cuts):
-        rates[cut, 0] = (sequences + gained[cut]) / whole[cut]
+        seconds = whole[cut] + (drafting if cut else 0.0)
+        rates[cut, 0] = (sequences + gained[cut]) / seconds
         for kept in range(1, min(cut, choices)):
             left = gained[kept] + share * (gained[cut] - gained[kept])
-            rates[cut, 1 + kept] = (sequences + left) / split[cut, kept]
+            rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + drafting)
     return rates
 
 
@@ -203,6 +202,7 @@ class Planner:
             each = 1.0 / batch.sequences
             self._last = each * nodes[cut], None if keep is None else each * keep
         seconds = float(split[cut, kept - 1] if kept else whole[cut])
+        seconds += drafting if cut else 0.0
         return Plan(
             _sizes(batch.tree, order[: nodes[cut]], batch.sequences),
             keep,
