@@ -142,7 +142,7 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
     kept[[tokens - 1, tokens - 3]] = False  # what has no child
     going_on = np.flatnonzero(kept)
     forest = Forest.of(step.masks, step.first, step.sizes, DEVICE)
-    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), tokens, forest)
+    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), forest)
     narrowed, left = meta.after_pruning(pruned), pruned.left
     assert pruned.rows.tolist() == going_on.tolist()
     assert left.rows.tolist() == list(range(len(going_on)))

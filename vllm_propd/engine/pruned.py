@@ -24,7 +24,6 @@ class Pruned:
     Args:
         step: the trees as they were.
         kept: ``[kept]`` int64 which of their rows go on, ascending; on the device.
-        tokens: rows of the batch.
         forest: the trees as they were, on a GPU.
 
     Attributes:
@@ -33,21 +32,15 @@ class Pruned:
         staged: what the upper half's attention leaves for the commit.
     """
 
-    def __init__(
-        self,
-        step: TreeStep,
-        kept: torch.Tensor,
-        tokens: int,
-        forest: Forest | None = None,
-    ):
+    def __init__(self, step: TreeStep, kept: torch.Tensor, forest: Forest | None = None):
         self.step, self.kept, self.forest = step, kept, forest
         self.staged: list[StagedKV] = []
         self._fetched = fetched(kept)
         device = kept.device
-        others = sent(np.delete(np.arange(tokens), step.rows), device)
+        others = sent(np.delete(np.arange(step.tokens), step.rows), device)
         going_on = sent(step.rows, device)[kept]
         self.rows = torch.cat([others, going_on]).sort().values
-        self.moved = torch.searchsorted(self.rows, torch.arange(tokens, device=device))
+        self.moved = torch.searchsorted(self.rows, torch.arange(step.tokens, device=device))
 
     @cached_property
     def left(self) -> TreeStep:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
-from vllm.forward_context import get_forward_context, set_forward_context
+from torch.nn.functional import pad
+from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.early import EarlyJudge
+from vllm_propd.engine.graphs import HalfGraphs, Inputs, model_call
 from vllm_propd.engine.halves import ModelHalves, residual_stream
 from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.split import TreeMetadata
@@ -28,26 +30,33 @@ WARM_UP_ROWS = 8
 PARENTS = 0.4
 """Of a tree's rows, that have children which the early head judges; about."""
 
+PER_ROW = ("input_ids", "positions", "inputs_embeds")
+"""The model's inputs that have a row for each of the batch's."""
+
+CHANGED = ("attn_metadata", "slot_mapping", "cudagraph_runtime_mode", "batch_descriptor")
+"""Of vLLM's forward context, for the halves."""
+
 
 class PrunedForward:
     """Runs a step with trees in two halves.
 
     Args:
         config: early layer and rule.
-        vllm_config: of the engine.
-        model: vLLM's.
+        runner: vLLM's model runner, its model loaded.
 
     Attributes:
         on_device: nodes are chosen where the logits are; what a host chooses, a GPU has to
             wait for.
     """
 
-    def __init__(self, config: ProPDConfig, vllm_config: VllmConfig, model: Any):
+    def __init__(self, config: ProPDConfig, runner: Any):
         assert config.early_layer is not None
-        self.halves = ModelHalves(model, config.early_layer, vllm_config)
-        self.judge = EarlyJudge(config, vllm_config, model)
-        self.vllm_config = vllm_config
-        self.on_device = vllm_config.device_config.device.type != "cpu"
+        self.runner, self.vllm_config = runner, runner.vllm_config
+        model = runner.get_model()
+        self.halves = ModelHalves(model, config.early_layer, self.vllm_config)
+        self.judge = EarlyJudge(config, self.vllm_config, model)
+        self.graphs = HalfGraphs(runner)
+        self.on_device = runner.device.type != "cpu"
 
     def run(
         self,
@@ -70,38 +79,59 @@ class PrunedForward:
             the step that is left.
         """
         context = get_forward_context()
-        before = context.attn_metadata, context.slot_mapping, context.cudagraph_runtime_mode
-        context.cudagraph_runtime_mode = CUDAGraphMode.NONE  # halves have none of their own
+        before = {name: getattr(context, name) for name in CHANGED}
+        inputs: Inputs = {
+            "input_ids": input_ids,
+            "positions": positions,
+            "inputs_embeds": inputs_embeds,
+        }
         try:
-            between = self.halves.run_lower(
-                input_ids=input_ids,
-                positions=positions,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+            self.graphs.enter_lower(context)
+            between = self.halves.run_lower(**inputs, **kwargs)
             stream = residual_stream(between, sent(step.rows, positions.device))
             forest = self._forest(step)
             kept = self.judge.keep(step, stream, most, forest)
-            pruned = Pruned(step, kept, len(positions), forest)
+            pruned = Pruned(step, kept, forest)
             rows = pruned.rows
-            context.attn_metadata = _each(before[0], lambda meta: _narrowed(meta, pruned))
-            context.slot_mapping = _each(before[1], lambda slots: slots[rows])
-            upper = self.halves.run_upper(
-                IntermediateTensors({k: v[rows] for k, v in between.tensors.items()}),
-                input_ids=None if input_ids is None else input_ids[rows],
-                positions=positions[rows],
-                inputs_embeds=None if inputs_embeds is None else inputs_embeds[rows],
-                **kwargs,
+            padded = self.graphs.enter_upper(context, len(rows))
+            context.attn_metadata = _each(
+                before["attn_metadata"], lambda meta: _narrowed(meta, pruned)
             )
+            context.slot_mapping = _each(
+                before["slot_mapping"],
+                lambda slots: pad(slots[rows], (0, padded - len(rows)), value=-1),
+            )
+            upper = self._run_upper(between, inputs, rows, padded, **kwargs)
         finally:
-            (
-                context.attn_metadata,
-                context.slot_mapping,
-                context.cudagraph_runtime_mode,
-            ) = before
+            for name, value in before.items():
+                setattr(context, name, value)
         out = upper.new_empty(len(positions), upper.shape[-1])
-        out[rows] = upper
+        out[rows] = upper[: len(rows)]
         return out, pruned.left
+
+    def _run_upper(
+        self,
+        between: IntermediateTensors,
+        inputs: Inputs,
+        rows: torch.Tensor,
+        padded: int,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The upper half on some rows; ``[padded, hidden]``."""
+        stream = self.graphs.gather(between.tensors, rows, padded)
+        others = self.graphs.gather(inputs, rows, padded)
+        return self.halves.run_upper(IntermediateTensors(stream), **others, **kwargs)
+
+    def unpruned(self, intermediate_tensors: None, **inputs: Any) -> torch.Tensor:
+        """Both halves on all rows, in the model's place: so vLLM captures their graphs."""
+        context = get_forward_context()
+        if context.cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE:
+            self.graphs.captured.add(context.batch_descriptor)
+        own, others = _per_row(inputs)
+        between = self.halves.run_lower(**own, **others)
+        positions = inputs["positions"]
+        rows = torch.arange(len(positions), device=positions.device)
+        return self._run_upper(between, own, rows, len(rows), **others)
 
     def _forest(self, step: TreeStep) -> Forest | None:
         """The step's trees on the device, if nodes are chosen there."""
@@ -109,8 +139,7 @@ class PrunedForward:
             return None
         from vllm_propd.core.pruning_triton import Forest
 
-        device = self.vllm_config.device_config.device
-        return Forest.of(step.masks, step.first, step.sizes, device)
+        return Forest.of(step.masks, step.first, step.sizes, self.runner.device)
 
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model."""
@@ -124,28 +153,37 @@ class PrunedForward:
         Returns:
             The lower half with the early head's judgement, and the upper half.
         """
-        device = self.vllm_config.device_config.device
-        ids = torch.zeros(rows, dtype=torch.int32, device=device)
-        inputs = {"input_ids": ids, "positions": ids.long(), "inputs_embeds": None}
+        call = model_call(self.runner, rows)
         step = one_tree(rows)
+        every = sent(step.rows, self.runner.device)
         forest = self._forest(step)
+        own, others = _per_row(call.inputs)
 
         def lower() -> IntermediateTensors:
-            with set_forward_context(None, self.vllm_config, num_tokens=rows):
-                between = self.halves.run_lower(**inputs)
+            with call.context(self.vllm_config) as context:
+                self.graphs.enter_lower(context)
+                between = self.halves.run_lower(**own, **others)
             if rows > 1:
-                stream = residual_stream(between, sent(step.rows, device))
+                stream = residual_stream(between, every)
                 self.judge.keep(step, stream, rows // 2, forest)
             return between
 
         between = lower()
 
         def upper() -> torch.Tensor:
-            with set_forward_context(None, self.vllm_config, num_tokens=rows):
-                return self.halves.run_upper(between, **inputs)
+            with call.context(self.vllm_config) as context:
+                padded = self.graphs.enter_upper(context, rows)
+                return self._run_upper(between, own, every, padded, **others)
 
         upper()
         return lower, upper
+
+
+def _per_row(inputs: dict[str, Any]) -> tuple[Inputs, dict[str, Any]]:
+    """The model's inputs, those that have rows and the others."""
+    own = {name: inputs.get(name) for name in PER_ROW}
+    others = {name: value for name, value in inputs.items() if name not in PER_ROW}
+    return own, others
 
 
 def one_tree(rows: int) -> TreeStep:
@@ -160,7 +198,7 @@ def one_tree(rows: int) -> TreeStep:
     root = np.zeros(1, np.int64)
     return TreeStep(
         trees=[tree], request=root, first=root, sizes=root + rows, rows=np.arange(rows),
-        parent=parent, depth=depth, token=token, root_position=root,
+        parent=parent, depth=depth, token=token, root_position=root, tokens=rows,
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ class ProPDRunner(GPUModelRunner):
     def _split(self, config: ProPDConfig) -> PrunedForward | None:
         if not config.prunes:
             return None
-        return PrunedForward(config, self.vllm_config, self.get_model())
+        return PrunedForward(config, self)
 
     def warm_up_halves(self) -> None:
         """Compiles what a step with trees runs, where vLLM compiles the model."""

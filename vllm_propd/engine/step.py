@@ -42,6 +42,7 @@ class TreeStep:
         parent, depth, token: ``[rows]`` parent node in its tree, depth, token (-1 for
             roots and for nodes that cannot be accepted).
         root_position: ``[trees]`` position of each root in its sequence.
+        tokens: rows of the batch, without padding; other requests' are among them.
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
             ``root + i`` at the i-th row of a tree, for the commit.
         staged: what the attention layers of this step left for the commit.
@@ -61,6 +62,7 @@ class TreeStep:
     depth: Ints
     token: Ints
     root_position: Ints
+    tokens: int
     slots: list[torch.Tensor] = field(default_factory=list)
     staged: list[StagedKV] = field(default_factory=list)
     early: tuple[Ints, np.ndarray] | None = None
@@ -167,6 +169,7 @@ class TreeStep:
             depth=self.depth[index],
             token=self.token[index],
             root_position=self.root_position,
+            tokens=self.tokens - len(self.rows) + len(index),
             slots=[slots[sent(place, slots.device)] for slots in self.slots],
             whole=self,
             kept=index,
@@ -242,4 +245,5 @@ def build_step(
         depth=depth,
         token=token,
         root_position=num_computed[request].astype(np.int64),
+        tokens=int(query_ends[-1]),
     )

@@ -100,12 +100,21 @@ SYMBOLS = (
         "the same inside flash_attn_varlen_func",
     ),
     Symbol(
-        "vllm.config:CUDAGraphMode",
-        "read",
-        "",
-        "runs both halves of a pruned step outside of CUDA graphs",
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.profile_run",
+        "overridden",
+        "self randomize_inputs",
+        "compiles both halves of a model that is to be pruned",
+        "what is captured later must have been compiled",
+        "nothing: this is the place for it",
+    ),
+    Symbol(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._warmup_and_capture",
+        "overridden",
+        "self desc cudagraph_runtime_mode profile_seq_lens allow_microbatching num_warmups "
+        "profiler",
+        "captures each size again, with both halves in the model's place",
         "vLLM captures graphs of the whole model",
-        "graphs captured for both halves",
+        "a forward pass between given layers in vLLM's model interface",
     ),
 )
 

@@ -74,8 +74,9 @@ SYMBOLS = (
         "the state that our hooks read and correct",
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
-        "cudagraph_batch_sizes discard_request_mask input_batch input_ids kv_cache_config "
-        "max_num_reqs max_num_tokens positions requests sampler speculative_config",
+        "cudagraph_batch_sizes cudagraph_dispatcher discard_request_mask input_batch "
+        "input_ids kv_cache_config max_num_reqs max_num_tokens positions requests sampler "
+        "speculative_config",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
@@ -135,8 +136,8 @@ SYMBOLS = (
         f"{_RUNNER}._dummy_run",
         "called",
         "self num_tokens",
-        "times forward passes of some sizes at start-up",
-        "a tree's size follows what a step costs",
+        "times steps of some sizes at start-up, and shows what vLLM gives its model",
+        "a tree's size follows what a step costs; halves are timed as the model is",
         "nothing",
     ),
     Symbol(
