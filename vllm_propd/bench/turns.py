@@ -26,7 +26,7 @@ FAST = 0.02
 OFTEN = 10
 """Like steps that tell how far an arm's steps are from its fast ones."""
 
-SHOWN = (0.0, FAST, 0.05, 0.1, 0.25, 0.5)
+SHOWN = (0.0, FAST, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 """What results tell of the times of like steps, so that others than FAST can be tried."""
 
 
