@@ -27,7 +27,7 @@ def speed(results: Results, target: Path | io.BytesIO) -> None:
         axes.set_xticks(results.batch_sizes, labels=map(str, results.batch_sizes))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    right.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(target, dpi=120, format="png")
 
 
