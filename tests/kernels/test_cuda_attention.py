@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_trees import random_tree
 
 from vllm_propd.core.pruning_triton import Forest
-from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.step import TreeStep, build_step
 
@@ -69,19 +69,11 @@ def attend(
     return found.transpose(0, 1), scores.logsumexp(-1)
 
 
-def random_tree(nodes: int, rng: np.random.Generator) -> TokenTree:
-    parent = np.array([rng.integers(0, node + 1) for node in range(nodes)], np.int64)
-    depth = np.zeros(nodes + 1, np.int64)
-    for node in range(nodes):
-        depth[node + 1] = depth[parent[node]] + 1
-    return TokenTree(np.arange(nodes), parent, depth[1:], np.zeros(nodes, np.float32))
-
-
 @pytest.fixture
 def step() -> TreeStep:
     """Trees behind contexts that end inside a block, at its end, and after two."""
     rng = np.random.default_rng(3)
-    trees = {str(i): random_tree(nodes, rng) for i, nodes in enumerate(NODES)}
+    trees = {str(i): random_tree(rng, nodes) for i, nodes in enumerate(NODES)}
     sizes = np.array(NODES) + 1
     found = build_step(
         {name: tree.token.tolist() for name, tree in trees.items()},

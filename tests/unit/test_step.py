@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_trees import random_tree
 
-from vllm_propd.core.tree import TokenTree, ancestor_masks
+from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.engine.step import TreeStep, build_step
 
 GROUPS = 2
@@ -18,15 +19,6 @@ seeds = st.integers(0, 2**32 - 1)
 shares = st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0])
 requests = st.lists(st.integers(0, 90), min_size=1, max_size=5).filter(any)
 """Drafted nodes of each request; none where it has no tree."""
-
-
-def random_tree(rng: np.random.Generator, nodes: int) -> TokenTree:
-    parent = np.array([rng.integers(0, node) for node in range(1, nodes + 1)], np.int64)
-    depth = np.zeros(nodes + 1, np.int64)
-    for node in range(1, nodes + 1):
-        depth[node] = depth[parent[node - 1]] + 1
-    token = rng.integers(0, 999, nodes)
-    return TokenTree(token, parent, depth[1:], np.zeros(nodes, np.float32))
 
 
 def random_step(nodes: list[int], seed: int) -> TreeStep:

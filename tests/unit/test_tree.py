@@ -6,25 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_trees import random_parents, random_tree
 
-from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks, dead_tree
+from vllm_propd.core.tree import Ints, ancestor_masks, dead_tree
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def random_parents(rng: np.random.Generator, rows: int) -> Ints:
-    """Parents of a tree of ``rows`` rows; the root's own is nonsense, to be ignored."""
-    return np.array([-1, *(rng.integers(0, node) for node in range(1, rows))], np.int64)
-
-
-def random_tree(nodes: int, seed: int) -> TokenTree:
-    rng = np.random.default_rng(seed)
-    parent = random_parents(rng, nodes + 1)
-    depth = np.zeros(nodes + 1, np.int64)
-    for node in range(1, nodes + 1):
-        depth[node] = depth[parent[node]] + 1
-    token, score = rng.integers(0, 99, nodes), np.sort(rng.normal(size=nodes))[::-1]
-    return TokenTree(token, parent[1:], depth[1:], score.astype(np.float32))
 
 
 def visible(parents: Ints, first: Ints, sizes: Ints) -> np.ndarray:
@@ -75,7 +61,7 @@ def test_masks_at_word_boundaries(size: int, shape: str) -> None:
 def test_prefix_keeps_the_first_nodes_without_a_copy(
     nodes: int, seed: int, data: st.DataObject
 ) -> None:
-    tree = random_tree(nodes, seed)
+    tree = random_tree(np.random.default_rng(seed), nodes)
     kept = data.draw(st.integers(0, nodes))
     small = tree.prefix(kept)
     assert len(tree) == nodes and len(small) == kept
@@ -89,7 +75,7 @@ def test_prefix_keeps_the_first_nodes_without_a_copy(
 
 @given(st.integers(0, 40), seeds)
 def test_path_leads_from_the_root_to_the_node(nodes: int, seed: int) -> None:
-    tree = random_tree(nodes, seed)
+    tree = random_tree(np.random.default_rng(seed), nodes)
     assert tree.path(0) == []
     for node in range(1, nodes + 1):
         path = tree.path(node)
