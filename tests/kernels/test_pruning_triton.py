@@ -63,14 +63,13 @@ class Trees:
         self.forest = Forest.of(masks, self.first, self.sizes, DEVICE)
         self.rng = rng
 
-    def best(self, log_prob: np.ndarray, taken: Ints, together: bool, dead: Ints) -> Ints:
+    def best(self, log_prob: np.ndarray, taken: Ints, together: bool) -> Ints:
         """The device's choice."""
-        is_dead = torch.zeros(len(self.tree), dtype=torch.bool, device=DEVICE)
-        is_dead[dead] = True
         kept = self.forest.best_paths(
-            torch.from_numpy(log_prob).to(DEVICE), is_dead,
-            torch.from_numpy(taken).to(DEVICE), together,
-        )  # fmt: skip
+            torch.from_numpy(log_prob).to(DEVICE),
+            torch.from_numpy(taken).to(DEVICE),
+            together,
+        )
         return kept.cpu().numpy()
 
 
@@ -101,7 +100,7 @@ def test_the_device_keeps_what_the_host_would(
         taken = np.concatenate(
             [f + np.arange(n) for f, n in zip(trees.first, left, strict=True)]
         )
-    found = trees.best(log_prob, taken, together, np.empty(0, np.int64))
+    found = trees.best(log_prob, taken, together)
     assert found.tolist() == np.flatnonzero(wanted).tolist()
 
 
@@ -112,19 +111,9 @@ def test_what_is_kept_is_closed_under_parents(seed: int) -> None:
     log_prob = -(10.0 ** trees.rng.uniform(-12, 2, len(trees.tree))).astype(np.float32)
     log_prob[trees.first] = 0
     for most in range(3, 77, 25):
-        kept = trees.best(log_prob, np.arange(2 + most), True, np.empty(0, np.int64))
+        kept = trees.best(log_prob, np.arange(2 + most), True)
         assert len(kept) == 2 + most
         assert np.isin(trees.parent_row[kept], kept).all()
-
-
-def test_what_nothing_can_accept_goes_first() -> None:
-    trees = Trees([12, 5], seed=1)
-    log_prob = np.full(len(trees.tree), -1.0, np.float32)
-    log_prob[trees.first] = 0
-    dead = np.arange(13, 17)
-    log_prob[14] = -np.inf
-    kept = trees.best(log_prob, np.arange(13), True, dead)
-    assert kept.tolist() == [*range(12), 12]
 
 
 @pytest.mark.parametrize("sizes", FORESTS, ids=str)
@@ -134,7 +123,7 @@ def test_masks_of_what_is_left(sizes: list[int]) -> None:
     log_prob[trees.first] = 0
     for most in (3, 70):
         taken = np.arange(min(len(trees.tree), len(sizes) + most))
-        kept = trees.best(log_prob, taken, True, np.empty(0, np.int64))
+        kept = trees.best(log_prob, taken, True)
         left = np.bincount(trees.tree[kept], minlength=len(sizes))
         first = np.cumsum(left) - left
         parent = np.searchsorted(kept, trees.parent_row[kept]) - np.repeat(first, left)

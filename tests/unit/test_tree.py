@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_trees import random_parents, random_tree
 
-from vllm_propd.core.tree import Ints, ancestor_masks, dead_tree
+from vllm_propd.core.tree import Ints, ancestor_masks
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -81,13 +81,3 @@ def test_path_leads_from_the_root_to_the_node(nodes: int, seed: int) -> None:
         path = tree.path(node)
         assert path[-1] == node and len(path) == tree.depth[node - 1]
         assert [0, *path[:-1]] == [tree.parent[at - 1] for at in path]
-
-
-@pytest.mark.parametrize("nodes", [0, 1, 70])
-def test_a_dead_tree_is_a_star_that_no_token_matches(nodes: int) -> None:
-    tree = dead_tree(nodes)
-    assert len(tree) == nodes
-    assert (tree.token == -1).all() and np.isneginf(tree.score).all()
-    assert (tree.parent == 0).all() and (tree.depth == 1).all()
-    arrays = (tree.token, tree.parent, tree.depth, tree.score)
-    assert [a.dtype for a in arrays] == [np.int64] * 3 + [np.float32]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_propd.core.growth import grow
-from vllm_propd.core.tree import TokenTree, dead_tree
+from vllm_propd.core.tree import TokenTree
 from vllm_propd.core.walk import accepted_path, tokens_per_step
 
 relaxed = settings(deadline=None)
@@ -103,11 +103,6 @@ def test_steps_jump_over_what_they_accept() -> None:
     assert tokens_per_step(paths, 4) == 2
     assert tokens_per_step(paths, 2) == pytest.approx((3 + 1 + 1 + 1) / 4)
     assert tokens_per_step(paths, 0) == 1
-
-
-def test_nothing_is_accepted_of_trees_that_no_token_matches() -> None:
-    for tree in (dead_tree(5), dead_tree(0)):
-        assert accepted_path(tree, np.array([0, 1, 2])) == []
 
 
 @pytest.mark.parametrize("paths", [[], [[]], [[], []]])

@@ -153,18 +153,13 @@ class Forest:
         return out
 
     def best_paths(
-        self,
-        log_prob: torch.Tensor,
-        dead: torch.Tensor,
-        taken: torch.Tensor,
-        together: bool,
+        self, log_prob: torch.Tensor, taken: torch.Tensor, together: bool
     ) -> torch.Tensor:
         """The rows that ``core.pruning.keep_best_paths`` keeps, waiting for nothing.
 
         Args:
             log_prob: ``[rows]`` float32 what each node adds to its path's, never above 0;
                 roots 0.
-            dead: ``[rows]`` bool nodes that nothing can accept: they come last.
             taken: ``[kept]`` int64 which places go on, where rows stand from the best to
                 the worst; a root is better than any node. All the trees', or tree by tree.
             together: all the trees' nodes compete.
@@ -173,7 +168,7 @@ class Forest:
             ``[kept]`` int64, ascending.
         """
         path = self.along_paths(log_prob).clamp(min=torch.finfo(torch.float32).min)
-        path = torch.where(dead, -torch.inf, path).index_fill_(0, self.first, torch.inf)
+        path = path.index_fill_(0, self.first, torch.inf)
         order = path.sort(descending=True, stable=True).indices
         if not together:
             order = order[self.tree[order].sort(stable=True).indices]

@@ -59,16 +59,6 @@ class TokenTree:
         return nodes[::-1]
 
 
-def dead_tree(nodes: int) -> TokenTree:
-    """A tree of ``nodes`` nodes that no token matches: it fills rows, and is rejected."""
-    return TokenTree(
-        token=np.full(nodes, -1, np.int64),
-        parent=np.zeros(nodes, np.int64),
-        depth=np.ones(nodes, np.int64),
-        score=np.full(nodes, -np.inf, np.float32),
-    )
-
-
 @njit(cache=True, nogil=True)
 def _fill_masks(parents, first, sizes, masks):  # type: ignore[no-untyped-def]
     for tree in range(first.shape[0]):

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from huggingface_hub import snapshot_download
-from vllm.config import SpeculativeConfig
+from vllm.config import SpeculativeConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
@@ -87,6 +87,7 @@ def _teach_engine_args(original: Any) -> Any:
         config = _enable(self, keys)
         vllm_config = original(self, *args, **kwargs)
         config = check_engine(vllm_config, config)
+        _pad_no_request(vllm_config)
         additional = {METHOD: config.model_dump_json(exclude_unset=True)}
         vllm_config.additional_config = {**vllm_config.additional_config, **additional}
         logger.info("ProPD: %s", config.model_dump_json())
@@ -190,6 +191,20 @@ def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
         "num_speculative_tokens": config.num_speculative_tokens,
     }
     return config
+
+
+def _pad_no_request(vllm_config: VllmConfig) -> None:
+    """Lets a request join a batch with the one token that it has left to compute.
+
+    vLLM pads it to a row for each speculative token, for CUDA graphs of whole uniform
+    batches: here as many as the largest tree has nodes, which small token budgets do not
+    hold (it would wait for ever) and prefill thresholds cut (the engine would die). It does
+    not where the number of drafts depends on the batch's size: ours, once more, for all.
+    Set when vLLM has checked its config: it refuses real schedules with data parallelism.
+    """
+    config, nodes = vllm_config.speculative_config, vllm_config.num_speculative_tokens
+    batches = (1, vllm_config.scheduler_config.max_num_seqs, nodes)
+    config.num_speculative_tokens_per_batch_size = [batches]
 
 
 def _use_flash_attention(args: EngineArgs) -> None:

@@ -84,8 +84,7 @@ class EarlyJudge:
             forest: the trees on the device: ``path_probability`` waits for nothing there.
 
         Returns:
-            ``[kept]`` int64 of tree rows, ascending, on the device; roots are always kept,
-            rows without meaning never.
+            ``[kept]`` int64 of tree rows, ascending, on the device; roots are always kept.
         """
         parent_row, depth, device = step.parent_row, step.depth, stream.device
         edges = edges_of(parent_row, depth)
@@ -117,7 +116,6 @@ class EarlyJudge:
                 group = np.zeros(len(depth), np.int64)
             said_here = log_prob.numpy()
             kept = keep_best_paths(said_here, edges, parent_row, depth, group, most)
-        kept[step.is_dead] = False
         return sent(np.flatnonzero(kept), device)
 
     def _best_paths(
@@ -129,18 +127,17 @@ class EarlyJudge:
         forest: Forest,
     ) -> torch.Tensor:
         """The same choice on the device: the host says how many, and learns later which."""
-        dead, device = step.is_dead, log_prob.device
+        device = log_prob.device
         own = torch.zeros(len(step.rows), device=device)
         own[sent(edges.child, device)] = log_prob
-        alive = np.add.reduceat(~dead, step.first, dtype=np.int64)
         if most is None:
-            sizes = np.minimum(alive, 1 + self.config.keep_nodes)
+            sizes = np.minimum(step.sizes, 1 + self.config.keep_nodes)
             within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             taken = np.repeat(step.first, sizes) + within
         else:
-            taken = np.arange(min(alive.sum(), len(step.first) + most))
+            taken = np.arange(min(len(step.rows), len(step.first) + most))
         kept: torch.Tensor = forest.best_paths(
-            own, sent(dead, device), sent(taken, device), together=most is not None
+            own, sent(taken, device), together=most is not None
         )
         return kept
 

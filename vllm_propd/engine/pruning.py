@@ -144,7 +144,7 @@ class PrunedForward:
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model."""
         if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
-            self.dummy_run(WARM_UP_ROWS)
+            self.dummy_run(min(WARM_UP_ROWS, self.runner.max_num_tokens))
 
     @torch.inference_mode()
     def dummy_run(self, rows: int) -> tuple[Callable[[], Any], Callable[[], torch.Tensor]]:

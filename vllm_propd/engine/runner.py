@@ -25,6 +25,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
+from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.sizing import FixedSizing, Sizing, StepRecord
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
@@ -35,7 +36,7 @@ from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.record import EXTRA_NODES, Recorder
-from vllm_propd.engine.sampling import Verified, verify
+from vllm_propd.engine.sampling import Verified, verify, without_drafts
 from vllm_propd.engine.split import TreeBuilder
 from vllm_propd.engine.step import TreeStep, build_step
 from vllm_propd.engine.texts import load_of, texts_of
@@ -89,7 +90,14 @@ class ProPDRunner(GPUModelRunner):
 
     def start_sizing(self) -> None:
         """Times steps, where the trees' sizes are to follow what they cost."""
-        if self.propd.sizing == "dynamic":
+        has_room = nodes_per_sequence(1, self.max_num_tokens, sequences=1) > 0
+        if not has_room:
+            logger.warning_once(
+                "ProPD: steps of max_num_batched_tokens=%d have no room for drafts, which "
+                "take at most half of one: decoding as plain vLLM does. Set it to 4 or more",
+                self.max_num_tokens,
+            )
+        if self.propd.sizing == "dynamic" and has_room:
             self.sizing = dynamic_sizing(self)
         else:
             self.sizing = FixedSizing(
@@ -149,8 +157,6 @@ class ProPDRunner(GPUModelRunner):
             return prepared
         self._logits_indices = prepared[0]
         self._root_row = step.root_rows(len(num_scheduled_tokens))
-        dead = step.rows[step.is_dead]
-        self.input_ids.gpu[sent(dead, self.device)] = 0
         if step.chained:
             return prepared
         rows = sent(step.rows, self.device)
@@ -248,7 +254,7 @@ class ProPDRunner(GPUModelRunner):
     def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
         step, self._step = self._step, None
         self._kept = 0 if step is None else len(step.rows) - len(step.sizes)
-        metadata = self.input_batch.sampling_metadata
+        metadata = without_drafts(self.input_batch.sampling_metadata)
         self._final_row = self._root_row
         if step is None:
             return self.sampler(logits=logits, sampling_metadata=metadata)

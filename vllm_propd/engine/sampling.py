@@ -72,6 +72,18 @@ def _history(outputs: list[list[int]]) -> Iterator[None]:
             del output[length:]
 
 
+def without_drafts(metadata: SamplingMetadata) -> SamplingMetadata:
+    """The batch's metadata as plain vLLM has it: one row for each request, no drafts.
+
+    vLLM's thinking budgets count the scheduled drafts as a chain that is put out, and look
+    for a request's row behind those of the drafts before it; the walk has neither.
+    """
+    budgets = metadata.thinking_budget_state_holder
+    if budgets is not None:
+        budgets.in_spec_mode = False
+    return replace(metadata, spec_token_ids=[])
+
+
 def verify(
     logits: torch.Tensor,
     step: TreeStep,
@@ -89,7 +101,7 @@ def verify(
         step: this step's trees.
         root_row: ``[requests]`` int64 logits row of each request's root.
         sampler: vLLM's.
-        metadata: vLLM's, of the batch.
+        metadata: of the batch; see ``without_drafts``.
         outputs: each request's list of output tokens; what logits processors look at.
         config: the acceptance rule.
     """

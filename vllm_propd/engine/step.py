@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vllm_propd.core.survival import PrunedStep
-from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks, dead_tree
+from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks
 from vllm_propd.engine.transfer import sent
 
 
@@ -40,7 +40,7 @@ class TreeStep:
         sizes: ``[trees]`` rows of each tree, the root counted.
         rows: ``[rows]`` each tree row's index in the batch.
         parent, depth, token: ``[rows]`` parent node in its tree, depth, token (-1 for
-            roots and for nodes that cannot be accepted).
+            roots).
         root_position: ``[trees]`` position of each root in its sequence.
         tokens: rows of the batch, without padding; other requests' are among them.
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
@@ -87,11 +87,6 @@ class TreeStep:
     def is_root(self) -> np.ndarray:
         """``[rows]`` bool."""
         return self.depth == 0
-
-    @property
-    def is_dead(self) -> np.ndarray:
-        """``[rows]`` bool drafted nodes that nothing can accept."""
-        return ~self.is_root & (self.token < 0)
 
     @property
     def tree(self) -> Ints:
@@ -189,9 +184,6 @@ def _scheduled_tree(
     tokens = np.asarray(drafts, np.int64)
     if proposed is not None and np.array_equal(proposed.token[:nodes], tokens):
         return proposed.prefix(nodes)
-    if (tokens == -1).all():
-        # vLLM pads a request that joins a decode batch: rows without meaning.
-        return dead_tree(nodes)
     raise RuntimeError(
         f"request {request_id}: the scheduled drafts are not those this worker proposed "
         "(tensor-parallel ranks have diverged)"
