@@ -13,7 +13,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("tokens", "sequences", "compiled"),
-    [(1, 1, False), (3, 2, False), (5, 4, False), (9, 4, False), (1, 1, True), (4, 4, True)],
+    [
+        (1, 1, False),
+        (3, 2, False),
+        (5, 4, False),
+        (9, 4, False),
+        (1, 1, True),
+        (4, 4, True),
+    ],
 )
 def test_it_starts_and_decodes(
     tokens: int, sequences: int, compiled: bool, ties: Ties

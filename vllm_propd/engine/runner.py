@@ -31,6 +31,7 @@ from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing
 from vllm_propd.engine.delivery import enclose
+from vllm_propd.engine.halves import UnsplittableError
 from vllm_propd.engine.logits_processors import all_logits_processors
 from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
@@ -76,12 +77,19 @@ class ProPDRunner(GPUModelRunner):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Also splits the model, where trees are pruned early."""
         super().load_model(*args, **kwargs)
-        self._pruned_forward = self._split(self.propd)
+        self.propd, self._pruned_forward = self._split(self.propd)
 
-    def _split(self, config: ProPDConfig) -> PrunedForward | None:
+    def _split(self, config: ProPDConfig) -> tuple[ProPDConfig, PrunedForward | None]:
+        """The model in two, where the config prunes; what cannot be, is not by ``auto``."""
         if not config.prunes:
-            return None
-        return PrunedForward(config, self)
+            return config, None
+        try:
+            return config, PrunedForward(config, self)
+        except UnsplittableError as error:
+            if config.pruning != "auto":
+                raise
+            logger.warning_once("ProPD: early pruning is off: %s", error)
+            return config.without_pruning(), None
 
     def warm_up_halves(self) -> None:
         """Compiles what a step with trees runs, where vLLM compiles the model."""
@@ -93,8 +101,8 @@ class ProPDRunner(GPUModelRunner):
         has_room = nodes_per_sequence(1, self.max_num_tokens, sequences=1) > 0
         if not has_room:
             logger.warning_once(
-                "ProPD: steps of max_num_batched_tokens=%d have no room for drafts, which "
-                "take at most half of one: decoding as plain vLLM does. Set it to 4 or more",
+                "ProPD: steps of max_num_batched_tokens=%d tokens have no room for drafts, "
+                "which take at most half: decoding as plain vLLM does. Set it to 4 or more",
                 self.max_num_tokens,
             )
         if self.propd.sizing == "dynamic" and has_room:
@@ -118,12 +126,12 @@ class ProPDRunner(GPUModelRunner):
         """
         assert config.num_speculative_tokens <= self.num_spec_tokens
         self._others[self.propd] = self.drafter, self.sizing, self._pruned_forward
-        self.propd = config
         if config in self._others:
+            self.propd = config
             self.drafter, self.sizing, self._pruned_forward = self._others.pop(config)
             return
         self.drafter = self.drafter.with_settings(config)
-        self._pruned_forward = self._split(config)
+        self.propd, self._pruned_forward = self._split(config)
         self.warm_up_halves()
         self.start_sizing()
 
