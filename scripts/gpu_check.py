@@ -255,11 +255,10 @@ def pruning_rows(plan: Plan) -> list[Row]:
         output = torch.randn(vocabulary, plan.shape.hidden, device=DEVICE).bfloat16()
         logits = states @ output.T
         asked = (logits, logits[place, token], place)
-        dead = torch.zeros(rows, dtype=torch.bool, device=DEVICE)
         log_prob = torch.zeros(rows, device=DEVICE)
         log_prob[torch.from_numpy(edges.child).to(DEVICE)] = -relative_mass(*asked).log()
         half = torch.arange(batch + batch * plan.nodes // 2, device=DEVICE)
-        choose = partial(forest.best_paths, log_prob, dead, half, True)
+        choose = partial(forest.best_paths, log_prob, half, True)
         kept = choose()
 
         def narrow(forest: Forest = forest, kept: torch.Tensor = kept) -> torch.Tensor:

@@ -200,6 +200,19 @@ def bench(
     seconds: Annotated[
         float, typer.Option(min=0, help="That each arm runs at each point; at least.")
     ] = 0.0,
+    chunks: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of the same prompts for all arms, by whole wall clock; at least; 0: none",
+        ),
+    ] = 6,
+    most_chunks: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Where the medians are not known to 2% (quartiles) before."
+        ),
+    ] = 12,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     dtype: Dtype = "auto",
     enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
@@ -219,6 +232,8 @@ def bench(
             prompt_tokens=prompt_tokens,
             rounds=rounds,
             seconds=seconds,
+            chunks=chunks,
+            most_chunks=max(chunks, most_chunks),
             temperature=temperature,
             dtype=_dtype(dtype),
             enforce_eager=enforce_eager,

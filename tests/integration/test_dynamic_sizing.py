@@ -43,7 +43,7 @@ def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
     with engine(**options) as llm:
         expected = run(llm, prompts, greedy(logprobs=2))
     with engine(48, propd={**DYNAMIC, **pruning}, **options) as llm:
-        sizing_of(llm).planner.plan = AnySizes(prunes=rule == "auto").plan
+        AnySizes(prunes=rule == "auto").take_over(sizing_of(llm))
         llm.collective_rpc("start_sizing_records")
         ours = run(llm, prompts, greedy(logprobs=2))
         records = llm.collective_rpc("take_sizing_records")[0]
@@ -72,9 +72,9 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
 
         sizing.plan = counted
         found = {}
-        sizing.planner.draft = Line(1e-4)
         for slope in (0.0, 1.0):
             sizing.planner.step = Line(0.01, slope, below=1.0)
+            sizing.planner.draft = Line(1e-4 + slope)
             drafts.clear()
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts, greedy(96, ignore_eos=True))

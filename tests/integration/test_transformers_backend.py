@@ -7,6 +7,7 @@ import pytest
 from conftest import SETTINGS, Ties, engine, greedy, metric, prompts_of, run, use
 from vllm import LLM
 
+
 def counted(llm: LLM) -> np.ndarray:
     """Nodes verified so far, and those that pruning left."""
     return np.array([metric(llm, f"propd_{kind}_nodes") for kind in ("tree", "kept")])

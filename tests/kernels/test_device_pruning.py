@@ -33,7 +33,7 @@ def test_text_is_plain_vllms(rule: str) -> None:
     with engine(16, propd=RULES[rule], **options) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         if rule == "planned":
-            runner.sizing.planner.plan = AnySizes(prunes=True).plan
+            AnySizes(prunes=True).take_over(runner.sizing)
         host = runner._pruned_forward.judge.keep
         chosen = []
 

@@ -77,10 +77,10 @@ class Machine:
     def step(self, sizing: DynamicSizing | FixedSizing, sequences: int) -> None:
         if len(self.trees) != sequences:  # requests come and go: without trees
             self.trees, self.sizes = [], []
-        nodes, drafted = sum(self.sizes), bool(self.trees)
+        nodes = sum(self.sizes)
         load = Load(sequences, sequences + nodes, 0, 100 * sequences)
         self.spend(HOST_S)
-        sizing.step_begins(self.now, load, drafted, nodes > 0)
+        sizing.step_begins(self.now, load)
         self.spend(float(staircase(np.array([load.tokens]))[0]) / self.speed)
         sizing.step_verified(None)
         emitted = sequences + sum(
@@ -92,8 +92,9 @@ class Machine:
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)
-            self.sizes = sizing.plan(trees, before).sizes.tolist()
-            self.trees = trees
+            plan = sizing.plan(trees, before)
+            sizing.wait(plan.wait)
+            self.sizes, self.trees = plan.sizes.tolist(), trees
         self.records.append(sizing.step_ends(nodes, emitted))
         self.spend(self.extra * bool(self.trees))
         self.tokens_out += emitted
@@ -203,7 +204,7 @@ def test_a_prompt_that_is_done_is_not_in_the_next_step(waiting: int, few: bool) 
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 16, 50)
     steady = mean_nodes(machine.records[-20:])
-    sizing.step_begins(machine.now, Load(16, 1016, 1000, 1600, waiting), False, False)
+    sizing.step_begins(machine.now, Load(16, 1016, 1000, 1600, waiting))
     sizing.step_verified(None)
     nodes = sizing.plan(machine.draft(16, 48), machine.now - DRAFT_S).sizes.mean()
     assert (nodes <= steady + 1.0) == few
@@ -221,7 +222,7 @@ def test_looked_up_nodes_pay_without_the_heads(looked_up: float, by_heads: bool)
     machine = Machine()
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 4, 50)
-    sizing.step_begins(machine.now, Load(4, 4, 0, 400), False, False)
+    sizing.step_begins(machine.now, Load(4, 4, 0, 400))
     sizing.step_verified(None)
     without = [path_of(looked_up, 16)] * 4
     surer = [path_of(max(looked_up, 0.8), 16)] * 4
@@ -236,7 +237,7 @@ def test_what_drafting_costs_without_the_heads_is_learned_apart() -> None:
     sizing = machine.sizing()
     before = sizing.draft.seconds_of(4)
     for _ in range(100):
-        sizing.step_begins(machine.now, Load(4, 4, 0, 400), False, False)
+        sizing.step_begins(machine.now, Load(4, 4, 0, 400))
         sizing.step_verified(None)
         began = machine.now
         machine.spend(5e-4)
@@ -252,5 +253,5 @@ def test_fixed_sizes_are_fixed() -> None:
     trees = Machine().draft(3, 5)
     plan = sizing.plan(trees, 0.1)
     assert (plan.sizes.tolist(), plan.keep, plan.heads) == ([5, 5, 5], None, True)
-    sizing.step_begins(0.0, Load(3, 20, 2, 100), True, True)
+    sizing.step_begins(0.0, Load(3, 20, 2, 100))
     assert sizing.step_ends(7, 6) == StepRecord(3, 20, 15, 7, 6)

@@ -170,6 +170,7 @@ class ArmEngine:
             params = params.clone()
             params.max_tokens = FASTEST * params.max_tokens
         texts: dict[str, list[int]] = {name: [] for name in names}
+        first_asked = time.perf_counter()
         for name, prompt in zip(names, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
         put_out = 0
@@ -189,7 +190,8 @@ class ArmEngine:
                     turn.steps += prefilled
                     turn.tokens += prefilled * (len(ids) - len(before))
                     texts[output.request_id] = list(ids)
-        turn.seconds = time.perf_counter() - turn.began
+        ended = time.perf_counter()
+        turn.seconds, turn.whole_s = ended - turn.began, ended - first_asked
         engine.abort_request(names)
         while engine.has_unfinished_requests():
             engine.step()

@@ -8,6 +8,7 @@ from rich.progress import Progress
 from vllm import SamplingParams
 
 from vllm_propd.bench.engines import ArmEngine, at_most
+from vllm_propd.bench.paired import Chunks, Timed
 from vllm_propd.bench.points import Point
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.turn import Turn
@@ -18,6 +19,14 @@ WARM_UP = 0.4
 
 SHORT = 16
 """New tokens of a request in the warm-up of an arm that learns nothing."""
+
+
+def timed(turn: Turn) -> Timed:
+    """A turn as a part of a chunk."""
+    heads_s, in_vain_s = (
+        sum(record[name] for record in turn.records) for name in ("heads_s", "in_vain_s")
+    )
+    return Timed(sum(map(len, turn.texts)), turn.whole_s, heads_s, in_vain_s)
 
 
 class Measured:
@@ -32,6 +41,7 @@ class Measured:
     def __init__(self, point: Point, engines: list[ArmEngine], bar: Progress):
         self.point, self.engines, self._bar = point, engines, bar
         self.turns: Turns[Turn] = Turns()
+        self.chunks = Chunks()
         self._task = bar.add_task(point.name, total=len(engines))
 
     def measure(
@@ -57,6 +67,30 @@ class Measured:
             group = len(self.turns.of(name)) % groups
             self.turns.add(name, self._turn(engine, params, group))
             self._bar.update(self._task, completed=sum(map(had, self.engines)))
+
+    def pair(self, params: SamplingParams, settings: BenchSettings) -> None:
+        """Takes chunks, until the arms' medians are known or there are as many as may be.
+
+        Args:
+            params: of every request; texts end where they do.
+            settings: how many, and how well known.
+        """
+        arms, groups = [engine.arm.name for engine in self.engines], self.point.groups
+        params = params.clone()
+        params.ignore_eos = False
+        task = self._bar.add_task(f"{self.point.name}: chunks", total=settings.most_chunks)
+        for done in range(settings.most_chunks):
+            enough = self.chunks.are_enough(arms, settings.precision)
+            if done >= settings.chunks and enough:
+                break
+            chunk: dict[str, Timed] = {}
+            for engine in self.engines[:: -1 if done % 2 else 1]:
+                self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
+                turn = engine.run(groups[done % len(groups)], params)
+                chunk[engine.arm.name] = timed(turn)
+            self.chunks.add(chunk)
+            self._bar.update(task, completed=done + 1)
+        self._bar.update(task, completed=settings.most_chunks)
 
     def _warm_up(self, params: SamplingParams, least: float) -> None:
         short = at_most(params, SHORT)

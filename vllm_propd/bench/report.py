@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_propd.bench import plots
-from vllm_propd.bench.results import TRACE, Results
+from vllm_propd.bench.results import TRACE, Results, Row
 
 COLUMNS = (
     "arm",
@@ -22,6 +22,9 @@ COLUMNS = (
     "tokens/s",
     "min-max",
     "against plain",
+    "quartiles",
+    "in vain",
+    "fast steps",
     "tokens per step",
     "drafted",
     "kept",
@@ -66,6 +69,7 @@ def cells(results: Results) -> list[list[str]]:
             str(row.batch_size),
             f"{row.tokens_per_s:.1f}",
             f"{row.tokens_per_s_min:.1f}-{row.tokens_per_s_max:.1f}",
+            *wall_cells(row),
             f"{row.ratio_to_plain:.2f}x",
             f"{row.tokens_per_step:.2f}",
             f"{row.drafted_per_step:.1f}",
@@ -75,6 +79,15 @@ def cells(results: Results) -> list[list[str]]:
         ]
         for row in results.rows
     ]
+
+
+def wall_cells(row: Row) -> tuple[str, str, str]:
+    """The median ratio of a row's chunks, its quartiles, and time in vain, as text."""
+    if row.wall_ratio_median is None or row.wall_ratio_median_quartiles is None:
+        return "", "", ""
+    low, high = row.wall_ratio_median_quartiles
+    in_vain = row.in_vain_share or 0.0
+    return f"{row.wall_ratio_median:.3f}x", f"{low:.3f}-{high:.3f}", f"{in_vain:.2%}"
 
 
 def latency_cells(results: Results) -> list[list[str]]:

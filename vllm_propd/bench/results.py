@@ -49,6 +49,33 @@ class Row(BaseModel):
         "of rare sizes less (`turns.fast_steps`); the mean over groups "
         "of prompts. Of a trace: of both arms' fastest turns."
     )
+    wall_ratio: float | None = Field(
+        default=None,
+        description="Tokens/s over plain vLLM's by whole wall clock, prompts included and "
+        "texts to their natural ends: all tokens of the chunks over all their seconds "
+        "(`bench/paired.py`). None where there were no chunks.",
+    )
+    wall_ratio_median: float | None = Field(
+        default=None, description="The same of each chunk; their median."
+    )
+    wall_ratio_quartiles: tuple[float, float] | None = Field(
+        default=None, description="Likewise, their quartiles."
+    )
+    wall_ratio_median_quartiles: tuple[float, float] | None = Field(
+        default=None,
+        description="Between which the median of as many other chunks is half of the "
+        "times (bootstrap).",
+    )
+    heads_share: float | None = Field(
+        default=None, description="Of the chunks' time, spent on asking the heads."
+    )
+    in_vain_share: float | None = Field(
+        default=None,
+        description="Likewise, where each sequence put out no more than one token.",
+    )
+    chunks: list[tuple[int, float]] = Field(
+        default=[], description="Tokens and seconds of each chunk."
+    )
     rounds: int = Field(description="Turns that count.")
     turns: list[tuple[float, int, float]] = Field(
         default=[],

@@ -25,6 +25,7 @@ from vllm_propd.bench.engines import (
     start_engines,
 )
 from vllm_propd.bench.measured import Measured
+from vllm_propd.bench.paired import Chunks
 from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
@@ -96,6 +97,12 @@ def run_bench(
                 for one in measured:
                     results.rows += _rows(arms, one.point, one.turns, peaks, settings)
                 _save(results, out)  # hours of measuring may end early
+            for one in measured if settings.chunks else ():
+                one.pair(params, settings)
+                for row in results.rows:
+                    if row.point == one.point.name:
+                        _add_chunks(row, one.chunks)
+                _save(results, out)
             _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
             close_engines(engines)
@@ -112,6 +119,19 @@ def run_bench(
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
+
+
+def _add_chunks(row: Row, chunks: Chunks) -> None:
+    """Completes a row with what whole wall clocks say."""
+    arm = row.arm
+    row.wall_ratio = chunks.ratio_of_sums(arm)
+    row.wall_ratio_median = chunks.median(arm)
+    row.wall_ratio_quartiles = chunks.quartiles(arm)
+    row.wall_ratio_median_quartiles = chunks.quartiles_of_median(arm)
+    row.heads_share = chunks.share(arm, "heads_s")
+    row.in_vain_share = chunks.share(arm, "in_vain_s")
+    parts = [chunk[arm] for chunk in chunks.done]
+    row.chunks = [(part.tokens, round(part.seconds, 4)) for part in parts]
 
 
 def _save(results: Results, out: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_propd.bench.paired import FEWEST
+
 PASSES = 6
 """Rounds through all points: a machine that is slow for minutes, as one that others share
 may be, is to fall on all of them."""
@@ -21,6 +23,9 @@ class BenchSettings:
         rounds: turns of each arm, after a warm-up; at least, as one with each group of
             prompts is.
         seconds: so long each arm runs at each point; at least.
+        chunks: of the same prompts for all arms, at least (``bench.paired``); 0: none.
+        most_chunks: where their medians are not known to ``precision`` before.
+        precision: how far apart the quartiles of each median may be, relatively.
         temperature: 0: greedy.
         dtype: of weights and activations, as vLLM names it.
         enforce_eager: without torch.compile.
@@ -38,6 +43,9 @@ class BenchSettings:
     prompt_tokens: int = 128
     rounds: int = 3
     seconds: float = 0.0
+    chunks: int = FEWEST
+    most_chunks: int = 2 * FEWEST
+    precision: float = 0.02
     temperature: float = 0.0
     dtype: str = "bfloat16"
     enforce_eager: bool = True

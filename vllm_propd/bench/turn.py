@@ -55,6 +55,7 @@ class Turn:
         began: when, by ``time.perf_counter``.
         seconds: wall time to the last token; from when every sequence had its first, of a
             trace from its start.
+        whole_s: wall time from the first request to the last token.
         group: which of the point's prompts it was about (``Point.groups``).
         tokens: put out in this time, over all sequences.
         prefilled: of these, first tokens of sequences.
@@ -72,6 +73,7 @@ class Turn:
 
     began: float = inf
     seconds: float = 0.0
+    whole_s: float = 0.0
     group: int = 0
     tokens: int = 0
     prefilled: int = 0
@@ -89,7 +91,9 @@ class Turn:
     def __iadd__(self, other: Turn) -> Self:
         """Adds a turn that ran after this one."""
         self.began = min(self.began, other.began)
-        for name in ("seconds", "tokens", "prefilled", "steps", "drafted", "drafts"):
+        for name in (
+            "seconds", "whole_s", "tokens", "prefilled", "steps", "drafted", "drafts"
+        ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.texts = self.texts + other.texts
         self.step_seconds = self.step_seconds + other.step_seconds

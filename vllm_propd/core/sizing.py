@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from numba import njit
 from vllm_propd.core.cost import BARE, CHAINS, TREES, StepCost
 from vllm_propd.core.gaps import Gaps
 from vllm_propd.core.growth import nodes_per_sequence
-from vllm_propd.core.pauses import Pauses
+from vllm_propd.core.head_backoff import Account, HeadBackoff
 from vllm_propd.core.planner import MOST_TOKENS, Batch, Plan, Planner, round_totals
 from vllm_propd.core.survival import Grader, PrunedStep, Survival
 from vllm_propd.core.tree import Ints, TokenTree
@@ -68,6 +68,9 @@ class StepRecord:
         expected_tokens: that the plan expected of the step; 0 where there was no plan.
         emitted: tokens put out.
         estimated_s, measured_s: the step's time; 0 where sizes are fixed.
+        heads_s: time of asking the heads after the step before, with growing and planning;
+            likewise.
+        in_vain_s: of it, if no sequence has put out more than one token.
     """
 
     sequences: int
@@ -78,6 +81,8 @@ class StepRecord:
     expected_tokens: float = 0.0
     estimated_s: float = 0.0
     measured_s: float = 0.0
+    heads_s: float = 0.0
+    in_vain_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,17 +94,19 @@ class Choice:
         keep: how many of all these early pruning shall keep; None: what is configured.
         heads: they are of the trees that hold the heads' candidates, too; else of the
             looked-up ones.
+        wait: steps of this load in which the heads are not to be asked.
     """
 
     sizes: Ints
     keep: int | None
     heads: bool
+    wait: int = 0
 
 
 class Sizing(Protocol):
     """What a step asks, in this order; see ``DynamicSizing``."""
 
-    def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
+    def step_begins(self, began: float, load: Load) -> None:
         """A step has begun."""
 
     def step_verified(self, pruned: PrunedStep | None) -> None:
@@ -113,6 +120,9 @@ class Sizing(Protocol):
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
+
+    def wait(self, steps: int) -> None:
+        """The heads have been asked, and are not to be in so many steps of this load."""
 
     def plan(
         self,
@@ -138,7 +148,7 @@ class FixedSizing:
         self.nodes, self.token_budget = nodes, token_budget
         self._load = Load(0, 0, 0, 0)
 
-    def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
+    def step_begins(self, began: float, load: Load) -> None:
         """See ``DynamicSizing``."""
         self._load = load
 
@@ -156,6 +166,9 @@ class FixedSizing:
     def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
         """Always."""
         return True
+
+    def wait(self, steps: int) -> None:
+        """Never."""
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -239,7 +252,12 @@ class DynamicSizing:
         self.looking_up = StepCost(np.array([1, 64]), np.array(LOOKING_UP_S))
         self.planner_without = Planner(step, self.looking_up, kind=CHAINS, totals=totals)
         self._clock = clock
-        self._pauses = Pauses()
+        self._backoff = HeadBackoff()
+        # Whose price the coming step, and this one, are to earn back.
+        self._stakes: Account | None = None
+        self._staked: Account | None = None
+        self._left: int | None = None
+        self._heads_s = 0.0
         self._gaps = Gaps()
         self._drafted, self._draft_began, self._asked = 0, 0.0, False
         self._load = Load(0, 0, 0, 0)
@@ -250,18 +268,14 @@ class DynamicSizing:
         self._ended: float | None = None
         self._read: tuple[Sequence[TokenTree], _Nodes] | None = None
 
-    def step_begins(self, began: float, load: Load, drafted: bool, scheduled: bool) -> None:
+    def step_begins(self, began: float, load: Load) -> None:
         """A step has begun.
 
         Args:
             began: when, by the clock.
             load: what it holds.
-            drafted: the heads had drafted for some of its sequences.
-            scheduled: some nodes of these trees are in the step.
         """
         self._began = began
-        if drafted:
-            self._pauses.observe(scheduled)
         if self._ended is not None:
             self._gaps.add(self._drafted > 0, began - self._ended)
         self._load, self._drafted = load, 0
@@ -275,7 +289,7 @@ class DynamicSizing:
         """
         load = self._load
         self._measured = self._clock() - self._began + self._gaps.plain
-        left = None if pruned is None else load.tokens - pruned.dropped
+        self._left = left = None if pruned is None else load.tokens - pruned.dropped
         self._estimated = self.step.observe(
             load.tokens, load.context, self._measured, left, load.kind
         )
@@ -283,6 +297,7 @@ class DynamicSizing:
             self.grader.add(pruned)
         # What the coming plan is for is another step than what this one was planned as.
         self._expected, self._plan = self._plan, None
+        self._staked, self._stakes = self._stakes, None
 
     def step_ends(self, kept: int, emitted: int) -> StepRecord:
         """The step, its drafting included, is over.
@@ -291,17 +306,22 @@ class DynamicSizing:
             kept: nodes that went through all layers.
             emitted: tokens put out.
         """
+        load, plan, expected = self._load, self._expected, 0.0
+        heads_s, self._heads_s = self._heads_s, 0.0
+        in_vain_s = heads_s if emitted <= load.sequences else 0.0
+        if self._staked is not None and load.nodes:
+            self._staked.balance += self._saved_s(emitted)
         self._ended = self._clock()
         if self._drafted:  # with all that comes of it: the plan, and the engine's part
             seconds = self._ended - self._draft_began + self._gaps.extra
             price = self.draft if self._asked else self.looking_up
             price.observe(self._drafted, 0.0, seconds)
-        load, plan, expected = self._load, self._expected, 0.0
+            self._heads_s = seconds if self._asked else 0.0
         if plan is not None:  # who has joined since gives one token
             expected = plan.tokens + max(0, load.sequences - len(plan.sizes))
         return StepRecord(
             load.sequences, load.tokens, load.nodes, kept, emitted,
-            expected, self._estimated, self._measured,
+            expected, self._estimated, self._measured, heads_s, in_vain_s,
         )  # fmt: skip
 
     def learn(self, texts: dict[str, list[int]]) -> None:
@@ -314,7 +334,7 @@ class DynamicSizing:
             self.grader.grade(texts)
 
     def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
-        """Whether the heads are to draft after this step: not while they do not pay.
+        """Whether the heads are to draft after this step: seldom, where they do not pay.
 
         All tensor-parallel ranks ask, and find the same.
 
@@ -322,7 +342,49 @@ class DynamicSizing:
             looked_up: trees without their candidates; empty where nothing was looked up.
         """
         share = self._nodes(looked_up).share if looked_up else 0.0
-        return self._pauses.asks(self._load.sequences, share)
+        asks = self._backoff.asks(self._load.sequences, share)
+        self._backoff.now.earn(self._plain_s())
+        return asks
+
+    def wait(self, steps: int) -> None:
+        """The heads have been asked, and are not to be in so many steps of this load."""
+        self._backoff.wait(steps)
+
+    def _plain_s(self) -> float:
+        """Seconds that this step would take without its nodes."""
+        load = self._load
+        tokens = np.array([load.tokens - load.nodes])
+        return self.planner.step.estimate(tokens, load.context).item()
+
+    def _saved_s(self, emitted: int) -> float:
+        """Seconds that plain steps would take longer for the tokens of this one.
+
+        As all steps are estimated: the noise of single ones would outweigh it.
+        """
+        load = self._load
+        lefts = None if self._left is None else np.array([self._left])
+        tokens, kinds = np.array([load.tokens]), np.array([load.kind])
+        taken = self.planner.step.estimate(tokens, load.context, lefts, kinds).item()
+        return emitted / max(load.sequences, 1) * self._plain_s() - taken
+
+    def _asked_for(self, plan: Plan | None, sequences: int) -> int:
+        """Takes the price of asking the heads from this load's account.
+
+        Args:
+            plan: with nodes of theirs; None: it was in vain.
+            sequences: drafted for.
+
+        Returns:
+            How many steps to wait, if what the plan expects comes true.
+        """
+        account, plain_s = self._backoff.now, self._plain_s()
+        price = self.planner.draft.estimate(np.array([sequences])).item()
+        account.ask(price)
+        expected = 0.0
+        if plan is not None:
+            self._stakes = account
+            expected = plan.tokens / sequences * plain_s - (plan.seconds - price)
+        return replace(account, balance=account.balance + expected).steps_to_wait(plain_s)
 
     def most(self, sequences: int) -> int:
         """Nodes to draft for each sequence; 0: do not draft."""
@@ -351,7 +413,9 @@ class DynamicSizing:
         )
         self._plan = chosen = plan if better else without
         assert chosen is not None
-        return Choice(chosen.sizes, chosen.keep, better)
+        pays = better and bool(chosen.sizes.any())
+        wait = self._asked_for(chosen if pays else None, len(trees)) if trees else 0
+        return Choice(chosen.sizes, chosen.keep, better, wait)
 
     def _planned(self, planner: Planner, trees: Sequence[TokenTree]) -> Plan:
         load = self._load

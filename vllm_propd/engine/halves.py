@@ -153,7 +153,7 @@ def _bounded_stack(model: nn.Module) -> _BoundedStack | None:
 
 def _listed_stack(model: Any) -> _ListedStack | None:
     """The decoder's only list of modules; None where there are others, or none."""
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     if not hasattr(model, "pp_group") or not hasattr(inner, "get_decoder"):
         return None
     decoder = inner.get_decoder()

@@ -33,6 +33,8 @@ COUNTERS = {
     "expected_tokens": "Number of tokens that plans expected; without a plan, put out.",
     "measured_step_seconds": "Time of steps without drafting (dynamic sizing), in seconds.",
     "estimated_step_seconds": "The same as estimated before each step, in seconds.",
+    "heads_seconds": "Time of asking the heads (dynamic sizing), in seconds.",
+    "heads_in_vain_seconds": "Of it, where no sequence put out more than one token.",
 }
 GAUGES = {"tree_size": "Nodes per sequence in the last step."}
 PREFIX = "vllm:propd_"
@@ -67,6 +69,8 @@ class StepMetrics:
             "expected_tokens": record.expected_tokens or record.emitted,
             "measured_step_seconds": record.measured_s,
             "estimated_step_seconds": record.estimated_s,
+            "heads_seconds": record.heads_s,
+            "heads_in_vain_seconds": record.in_vain_s,
         }
         now = time.time()
         for name, value in new.items():

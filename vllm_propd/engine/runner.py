@@ -62,8 +62,6 @@ class ProPDRunner(GPUModelRunner):
         self._pruned_forward: PrunedForward | None = None
         self._final_row: Ints | None = None
         self._root_row = np.empty(0, np.int64)
-        self._asked: set[str] = set()
-        self._by_heads = False
         self._kept = 0
         self._keep: int | None = None
         self.sizing: Sizing
@@ -157,9 +155,7 @@ class ProPDRunner(GPUModelRunner):
         )
         if step is not None:
             step.split = self._prunes()
-        asked = not self._asked.isdisjoint(batch.req_ids)
-        load = load_of(self, num_scheduled_tokens, step)
-        self.sizing.step_begins(began, load, asked, self._by_heads and load.nodes > 0)
+        self.sizing.step_begins(began, load_of(self, num_scheduled_tokens, step))
         if step is None:
             self._root_row = np.arange(len(num_scheduled_tokens))
             return prepared
@@ -315,7 +311,6 @@ class ProPDRunner(GPUModelRunner):
         assert isinstance(sampled_token_ids, list) and self._final_row is not None
         drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
-        self._asked.clear()
         self._keep = None
         most = self.sizing.most(len(drafts))
         if drafting and most:
@@ -344,30 +339,35 @@ class ProPDRunner(GPUModelRunner):
         looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
         first = [tree.prefix(most) for tree in looked_up]
         if self.sizing.asks_heads(first):
-            self._asked.update(texts.ids)
             rows = sent(self._final_row[drafting], self.device)
             trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
         if not trees and not looked_up:
             return [[] for _ in drafting]
         self.sizing.learn(dict(zip(texts.ids, texts.outputs, strict=True)))
         plan = self.sizing.plan([tree.prefix(most) for tree in trees], began, first)
-        self._keep, self._by_heads = self._first_ranks(plan.keep, plan.heads)
-        chosen = trees if self._by_heads else looked_up
+        self._keep, by_heads, wait = self._first_ranks(plan.keep, plan.heads, plan.wait)
+        if trees:
+            self.sizing.wait(wait)
+        chosen = trees if by_heads else looked_up
         self._trees.update(zip(texts.ids, chosen, strict=True))
         return [
             tree.token[:nodes].tolist()
             for tree, nodes in zip(chosen, plan.sizes.tolist(), strict=True)
         ]
 
-    def _first_ranks(self, keep: int | None, heads: bool) -> tuple[int | None, bool]:
+    def _first_ranks(
+        self, keep: int | None, heads: bool, wait: int
+    ) -> tuple[int | None, bool, int]:
         """What the first rank, whose plan counts, wants to keep, and of which trees.
 
-        Sizes travel in the scheduled lists; these have no place there.
+        And how long the heads are to wait. Sizes travel in the scheduled lists; these have
+        no place there.
         """
-        group, config = get_tp_group(), self.propd
-        if group.world_size == 1 or not (config.plans_pruning or config.looks_up):
-            return keep, heads
-        found: tuple[int | None, bool] = group.broadcast_object((keep, heads))
+        group = get_tp_group()
+        if group.world_size == 1 or self.propd.sizing == "fixed":
+            return keep, heads, wait
+        found: tuple[int | None, bool, int]
+        found = group.broadcast_object((keep, heads, wait))
         return found
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:

@@ -1,0 +1,88 @@
+"""Asking the heads: always where it pays, and for a bounded share of the time elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_propd.core.head_backoff import CREDIT, IN_VAIN, LONGEST, HeadBackoff
+
+
+def asked(
+    backoff: HeadBackoff,
+    steps: int,
+    price: float,
+    sequences: int = 8,
+    share: float = 0.0,
+    saved: float = 0.0,
+) -> list[int]:
+    """The steps, of a second each, after which the heads were asked.
+
+    Args:
+        price: seconds of asking.
+        saved: seconds that each ask saves; 0: in vain.
+    """
+    found = []
+    for step in range(steps):
+        asks = backoff.asks(sequences, share)
+        account = backoff.now
+        account.earn(1.0)
+        if asks:
+            found.append(step)
+            account.ask(price)
+            backoff.wait(0 if saved else account.steps_to_wait(1.0))
+            account.balance += saved
+    return found
+
+
+@pytest.mark.parametrize("price", [1e-4, 0.005, 0.2, 3.0, 20.0])
+def test_asking_in_vain_takes_a_bounded_share_of_the_time(price: float) -> None:
+    steps = 8000
+    found = asked(HeadBackoff(), steps, price)
+    assert found[0] == 0
+    assert (len(found) - 1) * price <= IN_VAIN * steps
+    # Nor is it given up: what does not pay may do so later.
+    assert len(found) >= min(steps, 0.8 * IN_VAIN * steps / price)
+
+
+def test_nobody_waits_for_ever() -> None:
+    assert len(asked(HeadBackoff(), LONGEST + 2, price=1e6)) == 2
+
+
+def test_there_is_no_wait_while_it_pays() -> None:
+    assert len(asked(HeadBackoff(), 50, price=0.3, saved=0.4)) == 50
+
+
+@pytest.mark.parametrize("good", [1, 400])
+def test_what_has_paid_may_fail_a_few_times(good: int) -> None:
+    backoff = HeadBackoff()
+    asked(backoff, good, price=0.3, saved=0.4)
+    failed = asked(backoff, 20, price=0.3)
+    in_a_row = next(at for at, step in enumerate([*failed, 99]) if step != at)
+    assert in_a_row <= CREDIT + 1
+    assert in_a_row == 1 if good == 1 else in_a_row > CREDIT / 2
+
+
+def test_each_load_has_its_own_wait() -> None:
+    for load in (1, 32):
+        backoff = HeadBackoff()
+        asked(backoff, 70, price=1.0)
+        assert not backoff.asks(8)
+        assert not backoff.asks(9)  # nearly the same load
+        assert backoff.asks(load)
+
+
+def test_heads_may_pay_where_texts_suggest_nothing() -> None:
+    backoff = HeadBackoff()
+    asked(backoff, 70, price=1.0, share=1.0)
+    assert not backoff.asks(8, 0.9)
+    assert backoff.asks(8, 0.5)
+    assert backoff.asks(8, 0.1)
+
+
+def test_a_load_that_comes_again_goes_on_with_its_wait() -> None:
+    backoff = HeadBackoff()
+    asked(backoff, 40, price=1.0)
+    asked(backoff, 20, price=1.0, sequences=2)
+    assert asked(backoff, 100, price=1.0) == [60]
+    asked(backoff, 5, price=1.0, sequences=1, saved=2.0)
+    assert not backoff.asks(8)  # what pays at another load does not end it

@@ -1,0 +1,103 @@
+"""Arms in pairs: chunks of the same few prompts, whole wall clock, within seconds.
+
+A machine that others share is faster and slower by the minute. So every arm generates a
+chunk's prompts right after another, in an order that turns round each time, from the first
+request to the last token, to where texts end by themselves. A chunk has a ratio to plain
+vLLM for each arm; their median bears a chunk that something else fell into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+RESAMPLED = 4000
+"""Times that chunks are drawn again, with replacement: what their median could be."""
+
+FEWEST = 6
+"""Chunks that say how far their median is to be trusted."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One arm's part of a chunk.
+
+    Attributes:
+        tokens: put out, over all sequences.
+        seconds: from the first request to the last token.
+        heads_s: of them, spent on asking the heads.
+        in_vain_s: of these, where no more than one token for each sequence came of it.
+    """
+
+    tokens: int
+    seconds: float
+    heads_s: float = 0.0
+    in_vain_s: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+class Chunks:
+    """All chunks of a point.
+
+    Args:
+        plain: the arm that all are compared with.
+    """
+
+    def __init__(self, plain: str = "plain"):
+        self._plain = plain
+        self.done: list[dict[str, Timed]] = []
+
+    def add(self, chunk: dict[str, Timed]) -> None:
+        """The next chunk is over, for every arm."""
+        self.done.append(chunk)
+
+    def ratios(self, arm: str) -> list[float]:
+        """Tokens/s over plain vLLM's, of each chunk."""
+        return [chunk[arm].rate / chunk[self._plain].rate for chunk in self.done]
+
+    def ratio_of_sums(self, arm: str) -> float:
+        """All tokens over all seconds, over plain vLLM's."""
+
+        def rate(name: str) -> float:
+            parts = [chunk[name] for chunk in self.done]
+            return sum(p.tokens for p in parts) / sum(p.seconds for p in parts)
+
+        return rate(arm) / rate(self._plain)
+
+    def share(self, arm: str, of: str) -> float:
+        """Of all its seconds, the share that a field of ``Timed`` has: 0 to 1."""
+        parts = [chunk[arm] for chunk in self.done]
+        return sum(getattr(p, of) for p in parts) / sum(p.seconds for p in parts)
+
+    def median(self, arm: str) -> float:
+        """Of the chunks' ratios."""
+        return median(self.ratios(arm))
+
+    def quartiles(self, arm: str) -> tuple[float, float]:
+        """Of the chunks' ratios."""
+        return _quartiles(np.array(self.ratios(arm)))
+
+    def quartiles_of_median(self, arm: str) -> tuple[float, float]:
+        """Between which the median of as many other chunks is half of the times."""
+        ratios = np.array(self.ratios(arm))
+        drawn = np.random.default_rng(0).choice(ratios, (RESAMPLED, len(ratios)))
+        return _quartiles(np.median(drawn, axis=1))
+
+    def are_enough(self, arms: Sequence[str], precision: float) -> bool:
+        """Whether each arm's median is known: its quartiles are no farther apart."""
+        if len(self.done) < FEWEST:
+            return False
+        quartiles = [self.quartiles_of_median(arm) for arm in arms if arm != self._plain]
+        return all(high - low <= precision * (low + high) / 2 for low, high in quartiles)
+
+
+def _quartiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.25, 0.75)).tolist()
+    return low, high

@@ -1,0 +1,88 @@
+"""When the heads are asked: while that pays, and else so seldom that it costs nothing.
+
+Each load has an account, in seconds. A share of the time of its steps is paid in; what
+asking the heads takes is taken out; what verifying their nodes has saved, against as many
+tokens from plain steps, is paid back. Where the account is empty, the heads wait until it
+is not. So asking in vain takes at most that share of the time, whatever heads cost, and one
+ask more for each load.
+
+Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
+ask in the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+IN_VAIN = 0.005
+"""Of the time, that asking may take where it does not pay: half of the percent that all of
+speculation may cost where it gives nothing; the other half is the host's."""
+
+CREDIT = 8.0
+"""Asks that an account may hold: what has paid for long may fail so many times."""
+
+LONGEST = 4096
+"""Steps of a wait: prices of heads and steps change with the machine."""
+
+LOADS_PER_OCTAVE, SHARES = 2, 3
+"""Batch sizes whose logarithms round alike are one load: so many of each doubling; and so
+many shares of sequences are told apart."""
+
+
+@dataclass
+class Account:
+    """One load's.
+
+    Attributes:
+        balance: seconds; below 0 what is still to be earned.
+        wait: steps until the heads are asked again.
+    """
+
+    balance: float = 0.0
+    wait: int = 0
+
+    def earn(self, seconds: float) -> None:
+        """A step of so many seconds goes by."""
+        self.balance += IN_VAIN * seconds
+
+    def ask(self, price: float) -> None:
+        """The heads have been asked, which takes ``price`` seconds."""
+        self.balance = min(self.balance, CREDIT * price) - price
+
+    def steps_to_wait(self, seconds: float) -> int:
+        """How many steps of so many seconds fill it again."""
+        if self.balance >= 0.0:
+            return 0
+        return min(ceil(-self.balance / (IN_VAIN * seconds)), LONGEST)
+
+
+class HeadBackoff:
+    """The accounts.
+
+    Each load has its own: one sequence may pay where sixteen do not; and so has each share
+    of sequences whose texts suggest something without the heads.
+    """
+
+    def __init__(self) -> None:
+        self._of_load: dict[tuple[int, int], Account] = {}
+        self.now = Account()
+
+    def asks(self, sequences: int, share: float = 0.0) -> bool:
+        """Whether the heads are to draft now; in each step once.
+
+        Args:
+            sequences: in the step.
+            share: of them need no heads, 0..1.
+        """
+        load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
+        level = min(int(SHARES * share), SHARES - 1)
+        self.now = account = self._of_load.setdefault((load, level), Account())
+        if account.wait:
+            account.wait -= 1
+            return False
+        return True
+
+    def wait(self, steps: int) -> None:
+        """The heads have been asked, and are not to be in so many steps of this load."""
+        self.now.wait = steps
