@@ -53,7 +53,8 @@ def register() -> None:
             SKIP_VERSION_CHECK,
         )
         return
-    from vllm_propd.engine import delivery, doors
+    from vllm_propd.engine import delivery, doors, sessions
 
     doors.open_doors()
     delivery.patch_executor()
+    sessions.patch_scheduler()

@@ -83,6 +83,6 @@ def test_a_load_that_comes_again_goes_on_with_its_wait() -> None:
     backoff = HeadBackoff()
     asked(backoff, 40, price=1.0)
     asked(backoff, 20, price=1.0, sequences=2)
-    assert asked(backoff, 100, price=1.0) == [60]
+    assert asked(backoff, 200, price=1.0) == [160]
     asked(backoff, 5, price=1.0, sequences=1, saved=2.0)
     assert not backoff.asks(8)  # what pays at another load does not end it

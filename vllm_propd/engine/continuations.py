@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.config import ModelConfig
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-CPU_CACHE_BYTES = 1 << 30
-"""KV cache of the engine on the CPU; prompts that do not fit wait."""
+from vllm_propd.fast_dtype import fast_dtype
+
+logger = init_logger("vllm.propd.continuations")
+
+MOST_SEQUENCES = 128
+"""Written together; more take longer for each step, and gain little."""
+
+CACHE_SHARE = 0.4
+"""Of the memory that is free, for the KV cache on a CPU; the target comes beside it."""
+
+BLOCK = 128
+"""Tokens of a block of the KV cache on a CPU."""
 
 
 def check_trainable(model: str) -> None:
@@ -42,11 +54,10 @@ def greedy_continuations(
         max_tokens: of each prompt's continuation; fewer where the text ends.
         description: of the progress bar.
     """
-    longest = max(len(p) + new for p, new in zip(prompts, max_tokens, strict=True))
-    options: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": 128}
-    if current_platform.is_cpu():  # by default it would claim nearly all memory
-        options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
-    llm = LLM(model, enforce_eager=True, **options)
+    lengths = [len(p) + new for p, new in zip(prompts, max_tokens, strict=True)]
+    llm = LLM(
+        model, enforce_eager=True, max_model_len=max(lengths), **_options(model, lengths)
+    )
     try:
         params = [
             SamplingParams(temperature=0.0, max_tokens=new, detokenize=False)
@@ -60,6 +71,45 @@ def greedy_continuations(
         return [list(output.outputs[0].token_ids) for output in outputs]
     finally:
         llm.llm_engine.engine_core.shutdown()
+
+
+def _options(model: str, lengths: list[int]) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` for sequences of these lengths.
+
+    On a CPU the type that is fast there (vLLM would take bfloat16 for float32), and a KV
+    cache in which as many sequences fit as are written together: else they evict each
+    other, and are computed again and again.
+    """
+    if not current_platform.is_cpu():
+        return {"max_num_seqs": MOST_SEQUENCES}
+    dtype = fast_dtype("cpu")
+    blocks = sorted((-(-length // BLOCK) for length in lengths), reverse=True)
+    block_bytes = BLOCK * _bytes_per_token(ModelConfig(model, dtype=dtype))
+    room = int(CACHE_SHARE * psutil.virtual_memory().available) // block_bytes
+    together, taken = 0, 0
+    for blocks_of_one in blocks[:MOST_SEQUENCES]:
+        if together and taken + blocks_of_one > room:
+            break
+        together, taken = together + 1, taken + blocks_of_one
+    logger.info(
+        "Writing in %s, %d sequences at a time, %.1f GiB of KV cache",
+        dtype,
+        together,
+        taken * block_bytes / (1 << 30),
+    )
+    return {
+        "dtype": dtype,
+        "max_num_seqs": together,
+        "kv_cache_memory_bytes": (taken + 1) * block_bytes,  # block 0 is vLLM's own
+        "enable_prefix_caching": False,
+    }
+
+
+def _bytes_per_token(config: ModelConfig) -> int:
+    """Of KV cache, over all layers."""
+    text = config.hf_text_config
+    each = 2 * config.get_total_num_kv_heads() * config.get_head_size()
+    return int(text.num_hidden_layers * each * config.dtype.itemsize)
 
 
 def _bar(description: str) -> Any:

@@ -21,9 +21,11 @@ import torch
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 from vllm import envs
+from vllm.config import SchedulerConfig
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
 
+from vllm_propd.config import ProPDConfig
 from vllm_propd.core.cost import StepCost
 from vllm_propd.core.sizing import DynamicSizing
 
@@ -91,8 +93,26 @@ class CostTable(BaseModel):
         return StepCost(np.array(self.sequences), np.array(self.draft_s))
 
 
-def dynamic_sizing(runner: Any) -> DynamicSizing:
-    """Sizing for this worker, from a table measured now, and the cache's if it has one."""
+def most_nodes(config: ProPDConfig, scheduler: SchedulerConfig) -> tuple[int, int]:
+    """Nodes that a tree can have in this engine's steps, and tokens that a step can.
+
+    The scheduler cuts lists of drafts where it would cut prompts: at the threshold of long
+    prefills, the root counted.
+    """
+    nodes, threshold = config.num_speculative_tokens, scheduler.long_prefill_token_threshold
+    if threshold > 0:
+        nodes = min(nodes, threshold - 1)
+    scheduled = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
+    return nodes, min(scheduled, scheduler.max_num_batched_tokens)
+
+
+def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
+    """Sizing for this worker, from a table measured now, and the cache's if it has one.
+
+    Args:
+        runner: the worker's model runner, loaded.
+        nodes, budget: see ``most_nodes``.
+    """
     path = _cache_file(runner)
     known = _cached(path)
     began = time.monotonic()
@@ -106,8 +126,8 @@ def dynamic_sizing(runner: Any) -> DynamicSizing:
     return DynamicSizing(
         table.step_cost(),
         table.draft_cost(),
-        runner.propd.num_speculative_tokens,
-        runner.max_num_tokens,
+        nodes,
+        budget,
         pruning=runner.propd.plans_pruning,
         captured=runner.cudagraph_batch_sizes,
     )

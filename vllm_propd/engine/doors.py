@@ -30,7 +30,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.metrics.loggers import LoggingStatLogger
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
-from vllm_propd.engine.metrics import log_line, read_totals, show_metrics
+from vllm_propd.engine.metrics import cut_depths, log_line, read_totals, show_metrics
 from vllm_propd.engine.patch_once import patch_once
 from vllm_propd.engine.support import check_engine, choose_early_layer
 
@@ -226,8 +226,11 @@ def _log_too(original: Any) -> Any:
     before: WeakKeyDictionary[LoggingStatLogger, dict[str, float]] = WeakKeyDictionary()
 
     def log(self: LoggingStatLogger) -> None:
+        ours = is_propd(self.vllm_config.speculative_config)
+        if ours:
+            cut_depths(self.spec_decoding_logging)
         original(self)
-        if is_propd(self.vllm_config.speculative_config):
+        if ours:
             now = read_totals(self.vllm_config)
             if (line := log_line(now, before.get(self, {}))) is not None:
                 logger.info(line)

@@ -133,6 +133,22 @@ def read_totals(vllm_config: Any) -> dict[str, float]:
     return totals
 
 
+def cut_depths(logging: Any) -> None:
+    """Leaves out of vLLM's log the depths at which nothing has been accepted.
+
+    vLLM tells of a position for each speculative token: of as many as trees have nodes,
+    which are never so deep.
+
+    Args:
+        logging: vLLM's ``SpecDecodingLogging``.
+    """
+    counts = logging.accepted_tokens_per_pos_lists
+    deepest = max(
+        (depth for one in counts for depth, n in enumerate(one, 1) if n), default=1
+    )
+    logging.accepted_tokens_per_pos_lists = [one[:deepest] for one in counts]
+
+
 def log_line(now: dict[str, float], before: dict[str, float]) -> str | None:
     """What happened between two readings, for vLLM's periodic log; None: nothing."""
     new = {name: total - before.get(name, 0.0) for name, total in now.items()}

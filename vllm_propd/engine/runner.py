@@ -29,7 +29,7 @@ from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.sizing import FixedSizing, Sizing, StepRecord
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
-from vllm_propd.engine.costs import dynamic_sizing
+from vllm_propd.engine.costs import dynamic_sizing, most_nodes
 from vllm_propd.engine.delivery import enclose
 from vllm_propd.engine.halves import UnsplittableError
 from vllm_propd.engine.logits_processors import all_logits_processors
@@ -40,7 +40,7 @@ from vllm_propd.engine.record import EXTRA_NODES, Recorder
 from vllm_propd.engine.sampling import Verified, verify, without_drafts
 from vllm_propd.engine.split import TreeBuilder
 from vllm_propd.engine.step import TreeStep, build_step
-from vllm_propd.engine.texts import load_of, texts_of
+from vllm_propd.engine.texts import goes_on, load_of, texts_of
 from vllm_propd.engine.transfer import sent
 
 logger = init_logger("vllm.propd.runner")
@@ -96,19 +96,19 @@ class ProPDRunner(GPUModelRunner):
 
     def start_sizing(self) -> None:
         """Times steps, where the trees' sizes are to follow what they cost."""
-        has_room = nodes_per_sequence(1, self.max_num_tokens, sequences=1) > 0
+        nodes, budget = most_nodes(self.propd, self.scheduler_config)
+        has_room = nodes_per_sequence(nodes, budget, sequences=1) > 0
         if not has_room:
             logger.warning_once(
-                "ProPD: steps of max_num_batched_tokens=%d tokens have no room for drafts, "
-                "which take at most half: decoding as plain vLLM does. Set it to 4 or more",
-                self.max_num_tokens,
+                "ProPD: steps have no room for drafts, which take at most half of one: "
+                "decoding as plain vLLM does. Set max_num_batched_tokens (and "
+                "max_num_scheduled_tokens) to 4 or more, and "
+                "long_prefill_token_threshold to 0 or above 1"
             )
         if self.propd.sizing == "dynamic" and has_room:
-            self.sizing = dynamic_sizing(self)
+            self.sizing = dynamic_sizing(self, nodes, budget)
         else:
-            self.sizing = FixedSizing(
-                self.propd.num_speculative_tokens, self.max_num_tokens
-            )
+            self.sizing = FixedSizing(nodes, budget)
 
     def start_recording(self, recorder: Recorder | None) -> None:
         """Records from the next step on, or no longer."""
@@ -288,6 +288,13 @@ class ProPDRunner(GPUModelRunner):
             self._trees,
         )
 
+    def _get_nans_in_logits(self, logits: torch.Tensor | None) -> dict[str, int]:
+        """Counts those of each request's root: vLLM takes row i for request i's."""
+        if logits is not None:
+            logits = logits[sent(self._root_row, logits.device)]
+        found: dict[str, int] = super()._get_nans_in_logits(logits)
+        return found
+
     @cached_property
     def _group_of_layer(self) -> dict[str, int]:
         groups = self.kv_cache_config.kv_cache_groups
@@ -309,7 +316,9 @@ class ProPDRunner(GPUModelRunner):
     ) -> list[list[int]]:
         """The next trees, from the hidden states of the last accepted nodes."""
         assert isinstance(sampled_token_ids, list) and self._final_row is not None
-        drafting = [i for i, tokens in enumerate(sampled_token_ids) if tokens]
+        drafting = [
+            i for i, tokens in enumerate(sampled_token_ids) if tokens and goes_on(self, i)
+        ]
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         self._keep = None
         most = self.sizing.most(len(drafts))

@@ -156,17 +156,24 @@ def _tokens(sampled_token_ids: torch.Tensor) -> Ints:
 
 def _rows_alone(metadata: SamplingMetadata) -> bool:
     """Whether each row's token depends on its logits and on nothing else."""
+    return metadata.all_greedy and _unchanged(metadata) and not _tells(metadata)
+
+
+def _unchanged(metadata: SamplingMetadata) -> bool:
+    """Whether no request of the batch forbids tokens, or changes logits in another way."""
     budget = metadata.thinking_budget_state_holder
     return (
-        metadata.all_greedy
-        and metadata.no_penalties
-        and metadata.max_num_logprobs is None
-        and not metadata.logprob_token_ids
+        metadata.no_penalties
         and not metadata.bad_words_token_ids
         and metadata.allowed_token_ids_mask is None
         and (budget is None or not budget.has_tracked_requests())
         and all(map(_idle, metadata.logitsprocs.non_argmax_invariant))
     )
+
+
+def _tells(metadata: SamplingMetadata) -> bool:
+    """Whether some request wants logprobs."""
+    return metadata.max_num_logprobs is not None or bool(metadata.logprob_token_ids)
 
 
 def _idle(processor: LogitsProcessor) -> bool:
@@ -232,11 +239,12 @@ def _typical_path(
 ) -> Ints | None:
     """``[depths, requests]`` int64 tokens that typical acceptance takes; -1 elsewhere.
 
-    Greedy requests and batches that want logprobs keep the exact rule.
+    Greedy requests keep the exact rule; so do batches that want logprobs, or of which a
+    request forbids tokens: the model's own distribution knows nothing of that.
     """
     exact = config.acceptance == "exact" or metadata.all_greedy
     drafted = np.flatnonzero(~step.is_root)
-    if exact or metadata.max_num_logprobs is not None or not len(drafted):
+    if exact or _tells(metadata) or not _unchanged(metadata) or not len(drafted):
         return None
     assert metadata.temperature is not None
     rows = sent(logits_row, logits.device)

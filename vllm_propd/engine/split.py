@@ -7,7 +7,7 @@ stands in ``attention.py`` (CPU) and ``cuda_attention.py``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -109,6 +109,33 @@ def forward_split(
     meta.staged.append(StagedKV(layer, kv_cache, own_key, own_value))
     output[tree_rows] = attend(own_query, own_key, own_value)
     return output
+
+
+def refuse_other_builders(builders: Iterable[Any]) -> None:
+    """Refuses attention layers whose metadata another class builds than ours.
+
+    Some layers of vLLM's derive one of their own from a backend's (chunked local attention,
+    static sinks): it would rearrange what trees are split by.
+
+    Args:
+        builders: of all layers of a worker.
+
+    Raises:
+        ValueError: which they are.
+    """
+    own = __name__.partition(".")[0]
+    others = {
+        type(builder).__name__
+        for builder in builders
+        if not isinstance(builder, TreeBuilder)
+        or type(builder).__module__.partition(".")[0] != own
+    }
+    if others:
+        names = ", ".join(sorted(others))
+        raise ValueError(
+            f"ProPD's tree attention does not support layers with {names}: serve this "
+            "model without --speculative-config propd"
+        )
 
 
 def refuse_unsupported(impl: Any, **more: bool) -> None:

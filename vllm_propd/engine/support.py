@@ -44,6 +44,13 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
         f"--kv-cache-dtype {cache.cache_dtype}; use auto": (
             cache.cache_dtype.startswith("fp8")
         ),
+        "--structured-outputs-config.backend lm-format-enforcer, which refuses requests "
+        "where there is speculation; use auto, xgrammar or guidance": (
+            vllm_config.structured_outputs_config.backend == "lm-format-enforcer"
+        ),
+        "mixture-of-experts models with --data-parallel-size above 1": (
+            parallel.data_parallel_size > 1 and model.is_moe
+        ),
         "--decode-context-parallel-size above 1": (
             parallel.decode_context_parallel_size > 1
         ),

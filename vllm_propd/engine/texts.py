@@ -34,6 +34,26 @@ class Texts:
     chain: np.ndarray
 
 
+def goes_on(runner: Any, index: int) -> bool:
+    """Whether a request may put out more than one token beside those that it has.
+
+    With what ends by a stop string, which only the front end knows, it may seem to.
+
+    Args:
+        runner: the worker's model runner.
+        index: of the request, which has put out a token, in the batch.
+    """
+    request = runner.requests[runner.input_batch.req_ids[index]]
+    params, outputs = request.sampling_params, request.output_token_ids
+    length = min(
+        params.max_tokens or runner.max_model_len,
+        runner.max_model_len - request.num_prompt_tokens,
+    )
+    last = outputs[-1]
+    stopped = last == params.eos_token_id or last in (params.stop_token_ids or ())
+    return not stopped and length - len(outputs) > 1
+
+
 def texts_of(runner: Any, drafting: list[int]) -> Texts:
     """Those of some requests of the batch, once a step's tokens are in it.
 

@@ -26,6 +26,7 @@ from vllm_propd.core.estimates import Reliability
 from vllm_propd.engine.costs import measure
 from vllm_propd.engine.record import Recorder
 from vllm_propd.engine.runner import ProPDCPUModelRunner
+from vllm_propd.engine.split import refuse_other_builders
 from vllm_propd.engine.warmup import warm_up_cpu_attention, warm_up_kernels
 
 logger = init_logger("vllm.propd.worker")
@@ -66,6 +67,8 @@ class ProPDWorker(WorkerBase):
 
     def compile_or_warm_up_model(self) -> Any:
         """Compiles our kernels too, so that no request waits for them."""
+        groups = self.model_runner._attn_group_iterator()
+        refuse_other_builders(b for group in groups for b in group.metadata_builders)
         times = super().compile_or_warm_up_model()
         self.warm_up_attention()
         warm_up_kernels(self.model_config.dtype)

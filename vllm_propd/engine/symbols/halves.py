@@ -120,4 +120,22 @@ SYMBOLS = (
         "all ranks must keep the same nodes",
         "nothing",
     ),
+    Symbol(
+        "vllm.model_executor.models.utils:PPMissingLayer",
+        "called",
+        "",
+        "on the Transformers backend, stands in each half for the other's layers",
+        "that backend makes its stages so, and keeps no bounds",
+        "see get_pp_group",
+    ),
+    Symbol(
+        "vllm.model_executor.models.transformers.base:Base",
+        "read",
+        "vllm_config prefix",
+        "its pp_group is that of a half's stage; its model's decoder owns the layers",
+        "it asks the group that it was built with whether it is first or last "
+        "(tests/integration/test_transformers_backend.py)",
+        "see get_pp_group",
+        "pp_group model",
+    ),
 )

@@ -18,9 +18,9 @@ SYMBOLS = (
         "read",
         "temperature all_greedy generators max_num_logprobs output_token_ids logitsprocs "
         "no_penalties logprob_token_ids bad_words_token_ids allowed_token_ids_mask "
-        "thinking_budget_state_holder",
-        "is advanced along the walk: generators of finished requests taken out; tells "
-        "whether a row's token depends on its logits alone",
+        "thinking_budget_state_holder spec_token_ids",
+        "is advanced along the walk: without drafts, and generators of finished requests "
+        "taken out; tells whether a row's token depends on its logits alone",
         "a seeded request must draw once per emitted token; what depends on nothing else "
         "is drawn for all rows at once",
         "nothing",
@@ -74,5 +74,23 @@ SYMBOLS = (
         "returns the logprobs of all emitted tokens",
         "the order is parse_output's",
         "nothing",
+    ),
+    Symbol(
+        "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder",
+        "read",
+        "reasoning_config num_spec_tokens",
+        "is told that it is not in_spec_mode",
+        "it would count drafts as a chain that is put out, and look for a request's row "
+        "behind those of the drafts before it (tests/integration/test_thinking_budget.py)",
+        "thinking budgets that ask the sampler which rows it has",
+        "in_spec_mode",
+    ),
+    Symbol(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits",
+        "overridden",
+        "self logits",
+        "gets the rows of the requests' roots",
+        "it takes row i for request i's",
+        "counts by request in vLLM",
     ),
 )

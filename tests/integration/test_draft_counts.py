@@ -1,0 +1,180 @@
+"""What vLLM makes of the number of drafts, where others have 3 in a chain and we 48 nodes.
+
+Thinking budgets, padded joins and small steps have files of their own.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+import torch
+from conftest import ENGINE, MODEL, Ties, engine, greedy, metric, prompts_of, run
+from transformers import AutoTokenizer
+from vllm import LLM, SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import StreamingInput
+from vllm.model_executor.layers.attention.chunked_local_attention import (
+    create_chunked_local_attention_backend,
+)
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.spec_decode.metrics import SpecDecodingLogging, SpecDecodingStats
+
+from vllm_propd.engine.attention import (
+    TreeAttentionBackend,
+    TreeAttentionMetadataBuilder,
+)
+from vllm_propd.engine.metrics import cut_depths
+from vllm_propd.engine.split import refuse_other_builders
+
+
+def runner_of(llm: LLM) -> Any:
+    """The worker's; tests' engines run in this process."""
+    return llm.collective_rpc(lambda worker: worker.model_runner)[0]
+
+
+def records_of(llm: LLM, prompts: Any, params: Any) -> list[dict[str, Any]]:
+    llm.collective_rpc("start_sizing_records")
+    run(llm, prompts, params)
+    found: list[dict[str, Any]] = llm.collective_rpc("take_sizing_records")[0]
+    return found
+
+
+def test_trees_share_the_tokens_that_a_step_may_schedule(ties: Ties) -> None:
+    """Fewer than fit (max_num_batched_tokens): no request waits behind another's tree."""
+    prompts = prompts_of([20 + i for i in range(10)], seed=21)
+    with engine() as llm:
+        expected = run(llm, prompts, greedy(48, logprobs=2))
+    with engine(48, max_num_batched_tokens=512, max_num_scheduled_tokens=64) as llm:
+        llm.collective_rpc("start_sizing_records")
+        ties.check(expected, run(llm, prompts, greedy(48)))
+        records = llm.collective_rpc("take_sizing_records")[0]
+    drafted = [record for record in records if record["nodes"]]
+    assert max(record["sequences"] for record in drafted) == len(prompts)
+    assert max(record["tokens"] for record in drafted) <= 64
+
+
+def test_no_tree_is_cut_at_the_threshold_of_long_prefills() -> None:
+    prompts = prompts_of([20, 30, 25], seed=22)
+    with engine(48, long_prefill_token_threshold=9) as llm:
+        records = records_of(llm, prompts, greedy(32, ignore_eos=True))
+    assert max(record["nodes"] / max(record["sequences"], 1) for record in records) == 8
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_nothing_is_drafted_for_whom_it_could_not_help(max_tokens: int) -> None:
+    prompts = prompts_of([20, 33], seed=23)
+    with engine(24) as llm:
+        asked: list[int] = []
+        drafter = runner_of(llm).drafter
+        before = drafter.candidates
+        drafter.candidates = lambda states: asked.append(len(states)) or before(states)
+        run(llm, prompts, greedy(max_tokens))
+        assert not asked
+        run(llm, prompts, greedy(max_tokens + 2, ignore_eos=True))
+        assert asked and metric(llm, "spec_decode_num_drafts") > 0
+
+
+def test_forbidden_tokens_are_forbidden_with_typical_acceptance_too() -> None:
+    prompts = prompts_of([40 + i for i in range(6)], seed=24)
+    allowed = list(range(1, 400))
+    params = SamplingParams(
+        temperature=1.0, seed=3, max_tokens=48, allowed_token_ids=allowed
+    )
+    with engine(24, propd={"acceptance": "typical"}) as llm:
+        found = run(llm, prompts, params)
+    assert {token for one in found for token in one.token_ids} <= {*allowed}
+
+
+def test_nan_logits_are_told_of_the_request_that_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_COMPUTE_NANS_IN_LOGITS", "1")
+    found: list[dict[str, int]] = []
+    with engine(12) as llm:
+        runner = runner_of(llm)
+        verify, count = runner._verify, runner._get_nans_in_logits
+
+        def broken(logits: torch.Tensor) -> Any:
+            output = verify(logits)
+            if len(logits) > 3:  # with trees
+                logits[runner._root_row[1], 7] = torch.nan
+            return output
+
+        def counted(logits: torch.Tensor) -> dict[str, int]:
+            found.append(count(logits))
+            return found[-1]
+
+        runner._verify, runner._get_nans_in_logits = broken, counted
+        run(llm, prompts_of([20, 30, 40], seed=25), greedy(16, ignore_eos=True))
+    told = [list(one.values()) for one in found if any(one.values())]
+    assert len(told) > 3
+    # Of requests that have not ended, the second.
+    assert all(one == [0, 1, 0][: len(one)] for one in told)
+
+
+def test_the_log_tells_of_depths_not_of_nodes() -> None:
+    logging, lines = SpecDecodingLogging(), []
+    for accepted in (0, 3, 1):
+        stats = SpecDecodingStats.new(48)
+        stats.observe_draft(num_draft_tokens=48, num_accepted_tokens=accepted)
+        logging.observe(stats)
+    cut_depths(logging)
+    logging.log(log_fn=lambda text, *values: lines.append(text % values))
+    assert "Per-position acceptance rate: 0.667, 0.333, 0.333, Avg" in lines[0]
+    assert "Mean acceptance length: 2.33" in lines[0]
+
+
+def test_layers_whose_metadata_others_build_are_refused() -> None:
+    derived = create_chunked_local_attention_backend(TreeAttentionBackend, 128)
+    builder = derived.get_builder_cls()
+    assert issubclass(builder, TreeAttentionMetadataBuilder)
+    refuse_other_builders([object.__new__(TreeAttentionMetadataBuilder)])
+    with pytest.raises(ValueError, match=r"ChunkedLocal.*without --speculative-config"):
+        refuse_other_builders([object.__new__(builder)])
+
+
+async def session(config: Any, turns: list[list[int]], stop: list[int]) -> list[list[int]]:
+    """What each turn of a streaming-input session puts out."""
+    llm = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(**ENGINE, speculative_config=config, max_num_batched_tokens=2048)
+    )
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=40,
+        stop_token_ids=stop,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    found: list[list[int]] = [[]]
+    ended = asyncio.Event()
+
+    async def inputs() -> AsyncGenerator[StreamingInput, None]:
+        for ids in turns:
+            ended.clear()
+            prompt = {"prompt_token_ids": list(ids)}  # which vLLM makes longer
+            yield StreamingInput(prompt=prompt, sampling_params=params)
+            await ended.wait()
+
+    try:
+        async for output in llm.generate(inputs(), params, "session"):
+            found[-1] += output.outputs[0].token_ids
+            if found[-1] and (found[-1][-1] in stop or len(found[-1]) == 40):
+                found.append([])
+                ended.set()
+    finally:
+        llm.shutdown()
+    return found
+
+
+@pytest.mark.alone
+def test_a_sessions_turn_goes_on_from_where_the_last_one_stopped() -> None:
+    turns = [p["prompt_token_ids"] for p in prompts_of([60, 9, 2, 12, 1, 7], seed=26)]
+    # What the text repeats is drafted deep: turns stop inside accepted paths.
+    turns[0] = turns[0] * 3
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    stop = [i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])]
+    expected = asyncio.run(session(None, turns, stop))
+    assert sum(len(turn) > 2 and turn[-1] in stop for turn in expected) > 2
+    config = {"method": "propd", "sizing": "fixed", "num_speculative_tokens": 16}
+    assert asyncio.run(session(config, turns, stop)) == expected
