@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import MODEL
 from huggingface_hub import snapshot_download
+from transformers import MixtralConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -122,6 +123,11 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "--enable-lora",
     ),
     "worker": ({}, {"worker_cls": "some.Worker"}, "remove --worker-cls"),
+    "grammar": (
+        {},
+        {"structured_outputs_config": {"backend": "lm-format-enforcer"}},
+        "lm-format-enforcer, which refuses requests",
+    ),
 }
 
 
@@ -130,6 +136,28 @@ def test_bad_input_is_one_clear_error(case: str) -> None:
     keys, fields, message = BAD[case]
     args = from_python(speculative_config={"method": "propd", **keys}, **fields)
     with pytest.raises(ValueError, match=message):
+        args.create_engine_config()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"data_parallel_size": 2}, {"enable_expert_parallel": True}], ids=str
+)
+def test_experts_on_several_ranks_are_refused(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    MixtralConfig(hidden_size=256, num_hidden_layers=2, vocab_size=2048).save_pretrained(
+        tmp_path
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = ["MixtralForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    args = EngineArgs(
+        model=str(tmp_path),
+        skip_tokenizer_init=True,
+        speculative_config={"method": "propd", "model": HEADS},
+        **fields,
+    )
+    with pytest.raises(ValueError, match="mixture-of-experts models with"):
         args.create_engine_config()
 
 

@@ -58,10 +58,17 @@ def test_the_pipeline_group_is_where_the_halves_swap_it() -> None:
 
 def test_every_override_is_in_the_ledger() -> None:
     """A method of ours that hides one of vLLM's must be listed."""
-    from vllm_propd.engine import attention, cuda_attention, cuda_worker, runner, worker
+    from vllm_propd.engine import (
+        attention,
+        cpu_worker,
+        cuda_attention,
+        cuda_worker,
+        runner,
+        worker,
+    )
 
     listed = {s.path.rpartition(".")[2] for s in SYMBOLS if s.use == "overridden"}
-    for module in (attention, cuda_attention, cuda_worker, runner, worker):
+    for module in (attention, cpu_worker, cuda_attention, cuda_worker, runner, worker):
         for name, cls in inspect.getmembers(module, inspect.isclass):
             if cls.__module__ != module.__name__:
                 continue

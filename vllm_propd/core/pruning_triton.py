@@ -23,7 +23,10 @@ NODES = 64
 """Of a tree, likewise: one word of its masks."""
 
 
-@triton.jit
+# Rows of all of these begin anywhere, and none is worth a kernel of its own.
+@triton.jit(
+    do_not_specialize_on_alignment=["logits", "own", "place", "out"],
+)
 def _over_vocabulary(  # type: ignore[no-untyped-def]
     logits, stride, vocabulary, own, place, out, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -75,7 +78,9 @@ def relative_mass(
     return _each_edge(logits, own, place, count=False)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=["values", "out", "masks", "first", "sizes", "tree"],
+)
 def _over_path(  # type: ignore[no-untyped-def]
     values, out, masks, first, sizes, tree, WORDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -98,7 +103,16 @@ def _over_path(  # type: ignore[no-untyped-def]
     tl.store(out + row, tl.sum(found, 0))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "masks",
+        "out",
+        "kept",
+        "starts",
+        "first",
+        "tree",
+    ],
+)
 def _narrow(  # type: ignore[no-untyped-def]
     masks, out, kept, starts, first, tree, WORDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

@@ -12,6 +12,7 @@ KV head. Softmax runs online over blocks of nodes, in float32.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +26,49 @@ from vllm_propd.core.tree import Ints
 QUERY_ROWS, KEY_ROWS = 64, 64
 """Rows of a tile: what tensor cores take, and at most a whole tree of 64 nodes."""
 
+SHARED_BYTES = {
+    64: (24576, 57344, 90112),
+    128: (49152, 81920, 114688),
+    256: (98304, 131072, 163840),
+}
+"""What the kernel takes of a multiprocessor's shared memory, by head size (padded) and
+number of stages, 1 to 3, of 16-bit values: the most over GPUs, as Triton compiles it."""
 
-@triton.jit
+
+def stages_that_fit(head: int, shared: int) -> int:
+    """How far ahead keys and values can be loaded: 3 stages, Triton's default, or fewer.
+
+    Args:
+        head: size of a head.
+        shared: bytes of shared memory that a block of threads can have.
+
+    Raises:
+        ValueError: it does not even hold one stage.
+    """
+    size = next(size for size in SHARED_BYTES if head <= size)
+    fit = sum(taken <= shared for taken in SHARED_BYTES[size])
+    if not fit:
+        raise ValueError(
+            f"tree attention with heads of {head} needs {SHARED_BYTES[size][0]} bytes of "
+            f"shared memory, and this GPU has {shared}"
+        )
+    return fit
+
+
+@functools.cache
+def _stages_on(head: int, device: torch.device) -> int:
+    if device.type != "cuda":  # Triton's interpreter
+        return 1
+    properties = torch.cuda.get_device_properties(device)
+    return stages_that_fit(head, properties.shared_memory_per_block_optin)
+
+
+# What changes from step to step must not be compiled for: numbers of rows, and where the
+# arrays of a packed copy begin.
+@triton.jit(
+    do_not_specialize=["lse_stride", "lse_head"],
+    do_not_specialize_on_alignment=["masks", "tile_first", "tile_size", "tile_start"],
+)
 def _in_step(  # type: ignore[no-untyped-def]
     query, key, value, out, prefix, prefix_lse, masks,
     tile_first, tile_size, tile_start, scale, soft_cap,
@@ -211,4 +253,5 @@ def attend_in_step(
         PRECISION="ieee" if value.dtype == torch.float32 else "tf32",
         # Triton's interpreter would multiply the bits of bfloat16.
         WIDEN=bool(triton.knobs.runtime.interpret),
+        num_stages=_stages_on(head, query.device),
     )  # fmt: skip

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.config import VllmConfig
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 from vllm_propd.engine.patch_once import patch_once
@@ -25,13 +27,26 @@ def enclose(output: ModelRunnerOutput, drafts: DraftTokenIds | None) -> None:
 
 
 def patch_executor() -> None:
-    """Teaches the executors of worker processes, Ray's among them, to look there."""
-    patch_once(MultiprocExecutor, "sample_tokens", _take_out)
-    patch_once(MultiprocExecutor, "take_draft_token_ids", _answer)
+    """Teaches executors of worker processes to look there, Ray's and others' among them.
+
+    As an engine chooses its executor's class: Ray's are imported by nobody else.
+    """
+    patch_once(Executor, "get_class", _teach_chosen)
+
+
+def _teach_chosen(original: Any) -> Any:
+    def get_class(vllm_config: VllmConfig) -> type[Executor]:
+        chosen: type[Executor] = original(vllm_config)
+        if not issubclass(chosen, UniProcExecutor):  # its worker is in the same process
+            patch_once(chosen, "sample_tokens", _take_out)
+            patch_once(chosen, "take_draft_token_ids", _answer)
+        return chosen
+
+    return get_class
 
 
 def _take_out(original: Any) -> Any:
-    def sample_tokens(self: MultiprocExecutor, *args: Any, **kwargs: Any) -> Any:
+    def sample_tokens(self: Executor, *args: Any, **kwargs: Any) -> Any:
         output = original(self, *args, **kwargs)
         if hasattr(output, DRAFTS):
             setattr(self, DRAFTS, getattr(output, DRAFTS))
@@ -41,7 +56,7 @@ def _take_out(original: Any) -> Any:
 
 
 def _answer(original: Any) -> Any:
-    def take_draft_token_ids(self: MultiprocExecutor) -> DraftTokenIds | None:
+    def take_draft_token_ids(self: Executor) -> DraftTokenIds | None:
         kept = vars(self)
         drafts: DraftTokenIds | None
         drafts = kept.pop(DRAFTS) if DRAFTS in kept else original(self)

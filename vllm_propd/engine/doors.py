@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from huggingface_hub import snapshot_download
-from vllm.config import SpeculativeConfig, VllmConfig
+from vllm.config import AttentionConfig, SpeculativeConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
@@ -37,7 +37,7 @@ from vllm_propd.engine.support import check_engine, choose_early_layer
 logger = init_logger("vllm.propd.doors")
 
 PROPOSER = "vllm_propd.engine.proposer.MedusaTreeProposer"
-CPU_WORKER = "vllm_propd.engine.worker.ProPDCPUWorker"
+CPU_WORKER = "vllm_propd.engine.cpu_worker.ProPDCPUWorker"
 CUDA_WORKER = "vllm_propd.engine.cuda_worker.ProPDCUDAWorker"
 HEADS_FOLDER = "propd"
 """Where heads lie inside a target model's folder."""
@@ -214,10 +214,12 @@ def _use_flash_attention(args: EngineArgs) -> None:
         ("--attention-backend", args.attention_backend),
         ("--attention-config", args.attention_config.backend),
     ):
-        if chosen not in (None, ours):
+        # From Python it may be a name.
+        backend = AttentionConfig.validate_backend_before(chosen)
+        if backend not in (None, ours):
             raise ValueError(
                 f"speculative_config method '{METHOD}' needs the attention backend "
-                f"{ours.name} on CUDA: remove {flag} {chosen.name}"
+                f"{ours.name} on CUDA: remove {flag} {backend.name}"
             )
     args.attention_config.backend, args.attention_backend = ours, None
 

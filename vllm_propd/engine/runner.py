@@ -21,12 +21,12 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.sizing import FixedSizing, Sizing, StepRecord
+from vllm_propd.core.survival import PrunedStep
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing, most_nodes
@@ -63,6 +63,7 @@ class ProPDRunner(GPUModelRunner):
         self._final_row: Ints | None = None
         self._root_row = np.empty(0, np.int64)
         self._kept = 0
+        self._pruned_step: PrunedStep | None = None
         self._keep: int | None = None
         self.sizing: Sizing
         self._others: dict[
@@ -246,14 +247,12 @@ class ProPDRunner(GPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """Verifies the trees and commits what was accepted."""
-        step, pruned = self._step, None
+        step, self._pruned_step = self._step, None
         if self.propd.plans_pruning and step is not None and step.whole is not None:
             ids = [self.input_batch.req_ids[i] for i in step.request.tolist()]
             places = [len(self.requests[i].output_token_ids) for i in ids]
-            pruned = step.as_pruned(ids, places)
-        output = self._verify(logits)
-        self.sizing.step_verified(pruned)
-        return output
+            self._pruned_step = step.as_pruned(ids, places)
+        return self._verify(logits)
 
     def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
         step, self._step = self._step, None
@@ -316,6 +315,8 @@ class ProPDRunner(GPUModelRunner):
     ) -> list[list[int]]:
         """The next trees, from the hidden states of the last accepted nodes."""
         assert isinstance(sampled_token_ids, list) and self._final_row is not None
+        # Only now has vLLM waited for the device: `_sample` may be back before it is over.
+        self.sizing.step_verified(self._pruned_step)
         drafting = [
             i for i, tokens in enumerate(sampled_token_ids) if tokens and goes_on(self, i)
         ]
@@ -406,7 +407,3 @@ class ProPDRunner(GPUModelRunner):
             return False
         logger.info_once("ProPD: requests with structured output are drafted a chain")
         return True
-
-
-class ProPDCPUModelRunner(ProPDRunner, CPUModelRunner):
-    """The hooks on vLLM's CPU runner."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from vllm import ModelRegistry
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
@@ -42,15 +42,18 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
         ),
         "--kv-transfer-config": vllm_config.kv_transfer_config is not None,
         f"--kv-cache-dtype {cache.cache_dtype}; use auto": (
-            cache.cache_dtype.startswith("fp8")
+            cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch."))
         ),
         "--structured-outputs-config.backend lm-format-enforcer, which refuses requests "
         "where there is speculation; use auto, xgrammar or guidance": (
             vllm_config.structured_outputs_config.backend == "lm-format-enforcer"
         ),
-        "mixture-of-experts models with --data-parallel-size above 1": (
-            parallel.data_parallel_size > 1 and model.is_moe
+        "mixture-of-experts models with --data-parallel-size above 1 or "
+        "--enable-expert-parallel": (
+            model.is_moe
+            and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel)
         ),
+        "--enable-dbo (micro-batches); leave it out": parallel.use_ubatching,
         "--decode-context-parallel-size above 1": (
             parallel.decode_context_parallel_size > 1
         ),
@@ -71,7 +74,37 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
         "encoder-decoder models": model.is_encoder_decoder,
         f"--runner {model.runner_type}": model.runner_type != "generate",
     }
+    if on_cuda:
+        reasons |= _unsupported_on_cuda(vllm_config, head_size)
     return [reason for reason, present in reasons.items() if present]
+
+
+def _unsupported_on_cuda(vllm_config: VllmConfig, head_size: int) -> dict[str, bool]:
+    """Reasons, and whether they are there."""
+    compilation = vllm_config.compilation_config
+    mode, capability = compilation.cudagraph_mode, current_platform.get_device_capability()
+    compiles = compilation.mode == CompilationMode.VLLM_COMPILE
+    name = mode and mode.name
+    return {
+        f"--compilation-config.cudagraph_mode {name}, which has no graphs for trees; use "
+        "PIECEWISE or NONE": (
+            mode is not None
+            and mode.has_full_cudagraphs()
+            and not mode.has_piecewise_cudagraphs()
+        ),
+        "--compilation-config.use_inductor_graph_partition; leave it out": bool(
+            compilation.use_inductor_graph_partition
+        ),
+        "--compilation-config.splitting_ops without attention or the update of its KV "
+        "cache; leave them out": (
+            compiles
+            and compilation.splitting_ops is not None
+            and not compilation.splitting_ops_contain_kv_cache_update()
+        ),
+        "a head size of 256 on Blackwell GPUs": (
+            capability is not None and capability.major >= 10 and head_size == 256
+        ),
+    }
 
 
 def choose_early_layer(config: ProPDConfig, folder: Path) -> ProPDConfig:

@@ -1,4 +1,8 @@
-"""What ProPD adds to vLLM's workers, whatever their device, and the CPU's worker."""
+"""What ProPD adds to vLLM's workers, whatever their device.
+
+The devices' workers are `cpu_worker.py` and `cuda_worker.py`. Nothing here may import
+vLLM's CPU worker: it replaces parts of `torch.cuda` for the whole process.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import numpy as np
 
@@ -17,17 +20,14 @@ from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports num
 from vllm.logger import init_logger
 from vllm.v1.attention import selector
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
-from vllm.v1.worker import cpu_worker
-from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.worker_base import WorkerBase
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.estimates import Reliability
 from vllm_propd.engine.costs import measure
 from vllm_propd.engine.record import Recorder
-from vllm_propd.engine.runner import ProPDCPUModelRunner
 from vllm_propd.engine.split import refuse_other_builders
-from vllm_propd.engine.warmup import warm_up_cpu_attention, warm_up_kernels
+from vllm_propd.engine.warmup import warm_up_kernels
 
 logger = init_logger("vllm.propd.worker")
 
@@ -122,21 +122,3 @@ class ProPDWorker(WorkerBase):
     def step_costs(self) -> dict[str, list[float]]:
         """Times steps and drafts now; see ``CostTable`` (``LLM.collective_rpc``)."""
         return measure(self.model_runner).model_dump()
-
-
-class ProPDCPUWorker(ProPDWorker, CPUWorker):
-    """vLLM's CPU worker, with trees."""
-
-    attention = (
-        AttentionBackendEnum.CPU_ATTN,
-        "vllm_propd.engine.attention.TreeAttentionBackend",
-    )
-
-    def init_device(self) -> None:
-        """Puts our runner in place of vLLM's."""
-        with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
-            super().init_device()
-
-    def warm_up_attention(self) -> None:
-        """Compiles the numba kernel."""
-        warm_up_cpu_attention(self.model_config.dtype)

@@ -5,9 +5,34 @@ from __future__ import annotations
 from vllm_propd.engine.symbols.symbol import Symbol
 
 _EXECUTOR = "vllm.v1.executor.multiproc_executor:MultiprocExecutor"
+_RAY = "vllm.v1.executor.ray_executor:RayDistributedExecutor"
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 
 SYMBOLS = (
+    Symbol(
+        "vllm.v1.executor.abstract:Executor.get_class",
+        "patched",
+        "vllm_config",
+        "the class that an engine chooses is taught where drafts are",
+        "Ray's classes are imported only by who uses them",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+    Symbol(
+        "vllm.v1.executor.uniproc_executor:UniProcExecutor",
+        "read",
+        "",
+        "is left as it is: its worker is in the same process",
+        "asking it is a call",
+        "see MultiprocExecutor.sample_tokens",
+    ),
+    Symbol(
+        f"{_RAY}.sample_tokens",
+        "patched",
+        "self grammar_output non_block",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+        "see MultiprocExecutor.sample_tokens",
+    ),
     Symbol(
         f"{_EXECUTOR}.sample_tokens",
         "patched",

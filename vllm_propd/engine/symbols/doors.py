@@ -131,4 +131,12 @@ SYMBOLS = (
         "nothing is drafted for one that has ended, or has one token left",
         "nothing",
     ),
+    Symbol(
+        "vllm.config:AttentionConfig.validate_backend_before",
+        "called",
+        "value",
+        "makes a backend of its name, as engine arguments may have it",
+        "ProPD on CUDA needs FLASH_ATTN, and refuses others",
+        "a tree mask in vLLM's attention backends",
+    ),
 )
