@@ -81,7 +81,8 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
             records = llm.collective_rpc("take_sizing_records")[0]
             found[slope] = records, len(drafts)
     free, dear = found[0.0], found[1.0]
-    assert free[1] == len(free[0])
+    # Not after the last one or two: nobody is left who may put out more than one token.
+    assert len(free[0]) - 2 <= free[1] < len(free[0])
     assert np.median([r["nodes"] / r["sequences"] for r in free[0]]) == 24
     # The last plan of before still stands at the first step.
     assert sum(r["nodes"] for r in dear[0][2:]) == 0
