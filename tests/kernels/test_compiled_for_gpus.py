@@ -28,7 +28,7 @@ types |= dict.fromkeys(("tile_first", "tile_size", "tile_start"), "*i32")
 found = []
 for head, capability, stages in json.loads(sys.argv[1]):
     constants = dict(
-        GROUP=4, HEAD=head, HEAD_PADDED=triton.next_power_of_2(head), WORDS=1, CAPPED=False,
+        GROUP=4, HEAD=head, HEAD_PADDED=triton.next_power_of_2(head), CAPPED=False,
         BLOCK_M=QUERY_ROWS, BLOCK_N=KEY_ROWS, PRECISION="tf32", WIDEN=False,
     )
     signature = {

@@ -15,6 +15,7 @@ import torch
 from random_trees import random_tree
 
 from vllm_propd.core.pruning_triton import Forest
+from vllm_propd.core.transfer import to_device
 from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.step import TreeStep, build_step
 
@@ -26,6 +27,7 @@ from vllm_propd.engine.cuda_attention import (
     DeviceStep,
     TreeFlashAttentionImpl,
     TreeFlashAttentionMetadata,
+    attention_arrays,
 )
 
 CUDA = torch.cuda.is_available()
@@ -125,16 +127,19 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
         keys, values = whole.split(HEAD, -1)
         cached.append((keys, values))
     empty = torch.empty(0, dtype=torch.int32, device=DEVICE)
+    forest = Forest.arrays(step.masks, step.first, step.sizes)
+    arrays = {**step.arrays(), **attention_arrays(step, [HEADS // KV_HEADS]), **forest}
+    step.here = to_device(arrays, DEVICE)
     meta = TreeFlashAttentionMetadata(
         0, 0, empty, 0, empty, tables, empty,
-        here=DeviceStep.of(step, HEADS // KV_HEADS, DEVICE),
-        staged=step.staged, tree_blocks=tables,
+        here=DeviceStep.of(step, HEADS // KV_HEADS),
+        staged=step.staged, tree_blocks=tables, plain_rows=step.here["plain_rows"],
     )  # fmt: skip
     kept = np.ones(tokens, np.bool_)
     kept[[tokens - 1, tokens - 3]] = False  # what has no child
     going_on = np.flatnonzero(kept)
-    forest = Forest.of(step.masks, step.first, step.sizes, DEVICE)
-    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), forest)
+    here = Forest(**{name: step.here[name] for name in forest})
+    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), here)
     narrowed, left = meta.after_pruning(pruned), pruned.left
     assert pruned.rows.tolist() == going_on.tolist()
     assert left.rows.tolist() == list(range(len(going_on)))

@@ -59,7 +59,7 @@ def test_matching_child_steps_like_a_naive_walk(seed: int) -> None:
 @seeds
 def test_typical_nodes_follow_the_rule_node_by_node(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    parent, token, depth = random_tree(rng, 40, 30)
+    parent, token, _ = random_tree(rng, 40, 30)
     token[1 + seed] = -1
     probs = rng.dirichlet(np.full(30, 0.1), len(parent)).astype(np.float32)
     probs[seed % 7] = np.eye(30)[seed]  # certainty: entropy 0
@@ -73,7 +73,7 @@ def test_typical_nodes_follow_the_rule_node_by_node(seed: int) -> None:
     row = rng.permutation(len(parent))
     found = typical_nodes(
         torch.from_numpy(probs[np.argsort(row)]),
-        *(torch.tensor(a[1:]) for a in (row[parent], token, depth, row)),
+        *(torch.tensor(a[1:]) for a in (row[parent], token, row)),
         EPSILON,
         DELTA,
     )
@@ -83,7 +83,7 @@ def test_typical_nodes_follow_the_rule_node_by_node(seed: int) -> None:
 def test_a_batch_without_nodes_accepts_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
     probs = torch.full((2, VOCAB), 1 / VOCAB)
-    assert len(typical_nodes(probs, none, none, none, none, EPSILON, DELTA)) == 0
+    assert len(typical_nodes(probs, none, none, none, EPSILON, DELTA)) == 0
     nothing = np.empty(0, np.int64)
     step = matching_child(np.array([-1, -1]), np.zeros(2, np.int64), *[nothing] * 3)
     assert step.tolist() == [-1, -1]
@@ -152,7 +152,7 @@ def test_exact_acceptance_emits_the_targets_distribution(seed: int) -> None:
 @seeds
 def test_typical_acceptance_distorts_it_wherever_it_accepts(seed: int) -> None:
     case = Enumeration(seed)
-    columns = (case.parent[1:], case.token[1:], case.depth[1:])
+    columns = (case.parent[1:], case.token[1:])
     accepted = typical_nodes(
         torch.from_numpy(case.probs),
         *map(torch.tensor, columns),

@@ -51,7 +51,9 @@ def random_choice(step: TreeStep, share: float, seed: int) -> np.ndarray:
 
 
 def pruned(step: TreeStep, kept: np.ndarray) -> TreeStep:
-    return step.keep(kept, 5 + np.arange(kept.sum()))
+    left = step.keep(kept, 5 + np.arange(kept.sum()))
+    left.slots = [slots[left.slot_rows] for slots in step.slots]
+    return left
 
 
 def path(step: TreeStep, row: int) -> list[int]:
@@ -145,6 +147,7 @@ def test_a_kept_path_finds_the_slots_of_its_positions(
 def test_keeping_everything_changes_nothing(nodes: list[int], seed: int) -> None:
     step = random_step(nodes, seed)
     left = step.keep(np.ones(len(step.rows), np.bool_), step.rows)
+    left.slots = [slots[left.slot_rows] for slots in step.slots]
     assert_same(left, step)
     assert left.trees is step.trees
 

@@ -45,7 +45,6 @@ def typical_nodes(
     probs: torch.Tensor,
     parent_row: torch.Tensor,
     token: torch.Tensor,
-    depth: torch.Tensor,
     node_row: torch.Tensor,
     epsilon: float,
     delta: float,
@@ -57,7 +56,8 @@ def typical_nodes(
 
     Args:
         probs: ``[rows, vocabulary]`` float32 target distribution at each row.
-        parent_row, token, depth, node_row: ``[nodes]`` int64, parents before children.
+        parent_row, token, node_row: ``[nodes]`` int64 of the drafted nodes; every other
+            row is a root's.
         epsilon, delta: the rule's threshold and its entropy factor.
 
     Returns:
@@ -67,10 +67,12 @@ def typical_nodes(
     threshold = torch.clamp(delta * torch.exp(-entropy), max=epsilon)
     likely = probs[parent_row, token.clamp(min=0)] > threshold[parent_row]
     likely &= token >= 0
-    accepted_row = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
-    accepted = torch.zeros_like(likely)
-    for level in range(1, int(depth.max()) + 1 if len(depth) else 1):
-        here = depth == level
-        accepted = torch.where(here, likely & accepted_row[parent_row], accepted)
-        accepted_row[node_row[here]] = accepted[here]
-    return accepted
+    accepted = torch.ones(len(probs), dtype=torch.bool, device=probs.device)
+    accepted = accepted.index_copy(0, node_row, likely)
+    above = torch.arange(len(probs), device=probs.device)
+    above = above.index_copy(0, node_row, parent_row)
+    # Twice as far up each time; no look at the depths, for which a GPU would be waited.
+    for _ in range(len(node_row).bit_length()):
+        accepted &= accepted[above]
+        above = above[above]
+    return accepted[node_row]

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_propd.core.transfer import Arrays, to_device
 from vllm_propd.core.tree import Ints
 
 TOKENS = 4096
@@ -79,10 +80,11 @@ def relative_mass(
 
 
 @triton.jit(
+    do_not_specialize=["words"],
     do_not_specialize_on_alignment=["values", "out", "masks", "first", "sizes", "tree"],
 )
 def _over_path(  # type: ignore[no-untyped-def]
-    values, out, masks, first, sizes, tree, WORDS: tl.constexpr, BLOCK: tl.constexpr
+    values, out, masks, first, sizes, tree, words, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A program for each row: the sum of its ancestors' values and its own.
 
@@ -96,7 +98,7 @@ def _over_path(  # type: ignore[no-untyped-def]
     for start in range(0, size, BLOCK):
         node = start + tl.arange(0, BLOCK)
         here = node < size
-        word = tl.load(masks + row * WORDS + node // 64, mask=here, other=0)
+        word = tl.load(masks + row * words + node // 64, mask=here, other=0)
         seen = ((word >> (node % 64)) & 1) != 0
         value = tl.load(values + base + node, mask=here, other=0.0)
         found += tl.where(seen, value, 0.0)
@@ -104,6 +106,7 @@ def _over_path(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(
+    do_not_specialize=["words"],
     do_not_specialize_on_alignment=[
         "masks",
         "out",
@@ -114,7 +117,7 @@ def _over_path(  # type: ignore[no-untyped-def]
     ],
 )
 def _narrow(  # type: ignore[no-untyped-def]
-    masks, out, kept, starts, first, tree, WORDS: tl.constexpr, BLOCK: tl.constexpr
+    masks, out, kept, starts, first, tree, words, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A program for each kept row: its ancestors' bits, moved to their new numbers."""
     row = tl.program_id(0)
@@ -122,15 +125,15 @@ def _narrow(  # type: ignore[no-untyped-def]
     mine = tl.load(tree + old)
     begin, base = tl.load(starts + mine), tl.load(first + mine)
     size = tl.load(starts + mine + 1) - begin
-    for word in range(WORDS):
+    for word in range(words):
         bit = tl.arange(0, BLOCK)
         here = word * BLOCK + bit < size
         node = tl.load(kept + begin + word * BLOCK + bit, mask=here, other=0) - base
         node = tl.where(here, node, 0)
-        bits = tl.load(masks + old * WORDS + node // 64)
+        bits = tl.load(masks + old * words + node // 64)
         seen = here & (((bits >> (node % 64)) & 1) != 0)
         packed = tl.sum(tl.where(seen, tl.full([BLOCK], 1, tl.int64) << bit, 0), 0)
-        tl.store(out + row * WORDS + word, packed)
+        tl.store(out + row * words + word, packed)
 
 
 @dataclass(frozen=True)
@@ -152,17 +155,26 @@ class Forest:
     def of(
         cls, masks: npt.NDArray[np.uint64], first: Ints, sizes: Ints, device: torch.device
     ) -> Forest:
-        """Copies trees to the device, waiting for nothing; see ``DeviceTrees.of``."""
+        """Sends trees to the device, by one copy."""
+        return cls(**to_device(cls.arrays(masks, first, sizes), device))
+
+    @staticmethod
+    def arrays(masks: npt.NDArray[np.uint64], first: Ints, sizes: Ints) -> Arrays:
+        """The fields, before they are sent."""
         tree = np.repeat(np.arange(len(sizes)), sizes)
-        arrays = masks.view(np.int64), first, sizes, tree
-        return cls(*(torch.from_numpy(x).to(device, non_blocking=True) for x in arrays))
+        return {
+            "masks": masks.view(np.int64),
+            "first": first,
+            "sizes": sizes,
+            "tree": tree,
+        }
 
     def along_paths(self, values: torch.Tensor) -> torch.Tensor:
         """``[rows]`` float32 the sum of each row's ancestors' values and its own."""
         out = torch.empty_like(values)
         _over_path[(len(values),)](
             values, out, self.masks, self.first, self.sizes, self.tree,
-            WORDS=self.masks.shape[1], BLOCK=NODES,
+            self.masks.shape[1], BLOCK=NODES,
         )  # fmt: skip
         return out
 
@@ -198,6 +210,6 @@ class Forest:
         out = torch.empty_like(self.masks[: len(kept)])
         _narrow[(len(kept),)](
             self.masks, out, kept, starts, self.first, self.tree,
-            WORDS=self.masks.shape[1], BLOCK=NODES,
+            self.masks.shape[1], BLOCK=NODES,
         )  # fmt: skip
         return out

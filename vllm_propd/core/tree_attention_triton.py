@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_propd.core.transfer import to_device
 from vllm_propd.core.tree import Ints
 
 QUERY_ROWS, KEY_ROWS = 64, 64
@@ -66,16 +67,16 @@ def _stages_on(head: int, device: torch.device) -> int:
 # What changes from step to step must not be compiled for: numbers of rows, and where the
 # arrays of a packed copy begin.
 @triton.jit(
-    do_not_specialize=["lse_stride", "lse_head"],
+    do_not_specialize=["words", "lse_stride", "lse_head"],
     do_not_specialize_on_alignment=["masks", "tile_first", "tile_size", "tile_start"],
 )
 def _in_step(  # type: ignore[no-untyped-def]
     query, key, value, out, prefix, prefix_lse, masks,
-    tile_first, tile_size, tile_start, scale, soft_cap,
+    tile_first, tile_size, tile_start, words, scale, soft_cap,
     query_stride, query_head, key_stride, key_head, value_stride, value_head,
     out_stride, out_head, prefix_stride, prefix_head, lse_stride, lse_head,
     GROUP: tl.constexpr, HEAD: tl.constexpr, HEAD_PADDED: tl.constexpr,
-    WORDS: tl.constexpr, CAPPED: tl.constexpr,
+    CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +125,7 @@ def _in_step(  # type: ignore[no-untyped-def]
             capped = soft_cap * (1.0 - shrunk) / (1.0 + shrunk)
             scores = tl.where(scores < 0, -capped, capped)
         word = tl.load(
-            masks + row[:, None] * WORDS + (other // 64)[None, :],
+            masks + row[:, None] * words + (other // 64)[None, :],
             mask=here[:, None] & exists[None, :],
             other=0,
         )
@@ -153,6 +154,24 @@ def _in_step(  # type: ignore[no-untyped-def]
     )
 
 
+def tiles_of(first: Ints, sizes: Ints, group: int) -> npt.NDArray[np.int32]:
+    """The kernel's programs for some trees, of as many KV heads as there are.
+
+    Args:
+        first, sizes: ``[trees]`` each tree's root row and rows.
+        group: query heads of a KV head.
+
+    Returns:
+        ``[3, tiles]``: first row and rows of each tile's tree, and where in its tree's
+        query rows the tile begins.
+    """
+    tiles = -(-sizes * group // QUERY_ROWS)
+    ends = np.cumsum(tiles)
+    within = np.arange(int(ends[-1])) - np.repeat(ends - tiles, tiles)
+    rows = np.repeat(first, tiles), np.repeat(sizes, tiles), QUERY_ROWS * within
+    return np.stack(rows).astype(np.int32)
+
+
 @dataclass(frozen=True)
 class DeviceTrees:
     """A step's trees, where the kernel reads them.
@@ -179,7 +198,7 @@ class DeviceTrees:
         group: int,
         device: torch.device,
     ) -> DeviceTrees:
-        """One copy to the device for each array, none of which waits.
+        """Sends them, by one copy.
 
         Args:
             masks: ``[rows, words]`` as ``ancestor_masks`` gives them.
@@ -187,17 +206,10 @@ class DeviceTrees:
             group: query heads of a KV head.
             device: the keys'.
         """
-        tiles = -(-sizes * group // QUERY_ROWS)
-        ends = np.cumsum(tiles)
-        within = np.arange(int(ends[-1])) - np.repeat(ends - tiles, tiles)
-        rows = np.stack(
-            [np.repeat(first, tiles), np.repeat(sizes, tiles), QUERY_ROWS * within]
-        ).astype(np.int32)
-        tile_first, tile_size, tile_start = torch.from_numpy(rows).to(
-            device, non_blocking=True
-        )
-        bits = torch.from_numpy(masks.view(np.int64)).to(device, non_blocking=True)
-        return cls(bits, tile_first, tile_size, tile_start, group)
+        tiles = tiles_of(first, sizes, group)
+        here = to_device({"masks": masks.view(np.int64), "tiles": tiles}, device)
+        first, size, start = here["tiles"]
+        return cls(here["masks"], first, size, start, group)
 
     def narrowed(
         self, masks: torch.Tensor, tree: torch.Tensor, starts: torch.Tensor
@@ -243,12 +255,13 @@ def attend_in_step(
     grid = (len(trees.tile_first), query.shape[1] // trees.group)
     _in_step[grid](
         query, key, value, out, prefix, prefix_lse, trees.masks,
-        trees.tile_first, trees.tile_size, trees.tile_start, scale, soft_cap or 1.0,
+        trees.tile_first, trees.tile_size, trees.tile_start, trees.masks.shape[1],
+        scale, soft_cap or 1.0,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1),
         value.stride(0), value.stride(1), out.stride(0), out.stride(1),
         prefix.stride(0), prefix.stride(1), prefix_lse.stride(1), prefix_lse.stride(0),
         GROUP=trees.group, HEAD=head, HEAD_PADDED=max(16, triton.next_power_of_2(head)),
-        WORDS=trees.masks.shape[1], CAPPED=soft_cap > 0,
+        CAPPED=soft_cap > 0,
         BLOCK_M=QUERY_ROWS, BLOCK_N=KEY_ROWS,
         PRECISION="ieee" if value.dtype == torch.float32 else "tf32",
         # Triton's interpreter would multiply the bits of bfloat16.

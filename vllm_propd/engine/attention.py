@@ -63,13 +63,14 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
     def after_pruning(self, pruned: Pruned) -> TreeAttentionMetadata:
         """See ``TreeMetadata``."""
         left, rows = pruned.left, self.plain_rows
+        assert rows is not None
         return replace(
             self,
             step=left,
             staged=pruned.staged,
             tree_rows=torch.from_numpy(left.rows),
             tiles=QueryTiles(left.sizes, self.group),
-            plain_rows=None if rows is None else pruned.moved[rows],
+            plain_rows=pruned.moved[rows],
         )
 
 
@@ -100,11 +101,9 @@ class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
         if (step := self.step) is None:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         common = common_attn_metadata
-        plain, plain_rows = None, None
+        plain = None
         if (others := without_trees(step, common)) is not None:
-            common, plain_rows = others
-            plain = super().build(common_prefix_len, common, fast_build)
-        trees = torch.from_numpy(step.request)
+            plain = super().build(common_prefix_len, others, fast_build)
         group = self.num_heads // self.num_kv_heads
         # The fields of vLLM's own class describe the plain part or, without one, nothing.
         base = plain or CPUAttentionMetadata(
@@ -121,11 +120,11 @@ class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
             **{f.name: getattr(base, f.name) for f in fields(CPUAttentionMetadata)},
             step=step,
             staged=step.staged,
-            tree_rows=torch.from_numpy(step.rows),
-            tree_blocks=common_attn_metadata.block_table_tensor[trees].contiguous(),
+            tree_rows=step.here["rows"],
+            tree_blocks=common.block_table_tensor[step.here["request"]].contiguous(),
             tiles=QueryTiles(step.sizes, group),
             plain=plain,
-            plain_rows=plain_rows,
+            plain_rows=step.here["plain_rows"],
             group=group,
         )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vllm_propd.core.transfer import to_device
 from vllm_propd.engine.step import TreeStep
-from vllm_propd.engine.transfer import sent
 
 
 def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int]) -> None:
@@ -19,14 +19,22 @@ def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int])
         accepted: int64 indices among the step's tree rows.
         group_of_layer: KV cache group of each attention layer, by its name.
     """
-    if len(accepted) and step.staged:
-        device = step.staged[0].key.device
+    parts = [(step, accepted)]
+    if step.whole is not None:
+        parts.append((step.whole, step.kept[accepted]))
+    parts = [(part, rows) for part, rows in parts if len(rows) and part.staged]
+    arrays = {}
+    for number, (part, rows) in enumerate(parts):
         # The slot of position root + depth stands at the tree's row number ``depth``.
-        tree = np.searchsorted(step.first, accepted, side="right") - 1
-        place = sent(step.first[tree] + step.depth[accepted], device)
-        rows = sent(accepted, device)
-        slots = [group_slots[place] for group_slots in step.slots]
-        for staged in step.staged:
+        tree = np.searchsorted(part.first, rows, side="right") - 1
+        arrays[f"rows_{number}"] = rows
+        arrays[f"place_{number}"] = part.first[tree] + part.depth[rows]
+    if parts:
+        here = to_device(arrays, parts[0][0].staged[0].key.device)
+    for number, (part, _) in enumerate(parts):
+        rows, place = here[f"rows_{number}"], here[f"place_{number}"]
+        slots = [group_slots[place] for group_slots in part.slots]
+        for staged in part.staged:
             staged.layer.impl.do_kv_cache_update(
                 staged.layer,
                 staged.key[rows],
@@ -34,6 +42,4 @@ def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int])
                 staged.kv_cache,
                 slots[group_of_layer[staged.layer.layer_name]],
             )
-    step.staged.clear()
-    if step.whole is not None:
-        commit(step.whole, step.kept[accepted], group_of_layer)
+        part.staged.clear()

@@ -7,6 +7,7 @@ this step (``core/tree_attention_triton.py``). Requests without drafts are vLLM'
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -22,8 +23,10 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
+from vllm_propd.core.pruning_triton import Forest
+from vllm_propd.core.transfer import Arrays, to_device
+from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step, tiles_of
+from vllm_propd.engine.dummy_step import one_tree
 from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.split import (
     TreeBuilder,
@@ -33,7 +36,6 @@ from vllm_propd.engine.split import (
     without_trees,
 )
 from vllm_propd.engine.step import StagedKV, TreeStep
-from vllm_propd.engine.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,22 @@ class DeviceStep:
     trees: DeviceTrees
 
     @classmethod
-    def of(cls, step: TreeStep, group: int, device: torch.device) -> DeviceStep:
-        """Copies a step's trees to the device, waiting for nothing.
+    def of(cls, step: TreeStep, group: int) -> DeviceStep:
+        """A step's trees, which are on the device already (see ``attention_arrays``).
 
         Args:
             step: the trees.
             group: query heads of a KV head.
-            device: the layers'.
         """
-
-        starts = np.concatenate([[0], np.cumsum(step.sizes)]).astype(np.int32)
-        prefix = (step.root_position + 1).astype(np.int32)
+        here = step.here
+        first, size, start = here[f"tiles_{group}"]
         return cls(
-            rows=sent(step.rows, device),
-            starts=sent(starts, device),
+            rows=here["rows"],
+            starts=here["tree_starts"],
             largest=int(step.sizes.max()),
-            prefix=sent(prefix, device),
-            longest=int(prefix.max()),
-            trees=DeviceTrees.of(step.masks, step.first, step.sizes, group, device),
+            prefix=here["prefix"],
+            longest=int(step.root_position.max()) + 1,
+            trees=DeviceTrees(here["masks"], first, size, start, group),
         )
 
     def after_pruning(self, pruned: Pruned) -> DeviceStep:
@@ -90,6 +90,21 @@ class DeviceStep:
         )
         rows = pruned.moved[self.rows[kept]]
         return replace(self, rows=rows, starts=starts.int(), trees=trees)
+
+
+def attention_arrays(step: TreeStep, groups: Iterable[int]) -> Arrays:
+    """What the layers have to know of a step, beside ``TreeStep.arrays``.
+
+    Args:
+        step: the trees.
+        groups: query heads of a KV head, as the layers have them.
+    """
+    return {
+        "tree_starts": np.concatenate([[0], np.cumsum(step.sizes)]).astype(np.int32),
+        "prefix": (step.root_position + 1).astype(np.int32),
+        "masks": step.masks.view(np.int64),
+        **{f"tiles_{group}": tiles_of(step.first, step.sizes, group) for group in groups},
+    }
 
 
 @dataclass
@@ -114,11 +129,12 @@ class TreeFlashAttentionMetadata(FlashAttentionMetadata, TreeMetadata):
         """See ``TreeMetadata``."""
         assert self.here is not None
         rows = self.plain_rows
+        assert rows is not None
         return replace(
             self,
             here=self.here.after_pruning(pruned),
             staged=pruned.staged,
-            plain_rows=None if rows is None else pruned.moved[rows],
+            plain_rows=pruned.moved[rows],
         )
 
 
@@ -128,6 +144,12 @@ class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuild
     # Trees differ from step to step: attention stays outside of CUDA graphs.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
     supports_update_block_table = False
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        group: int = self.num_heads_q // self.num_heads_kv
+        return group
 
     def build(
         self,
@@ -139,13 +161,10 @@ class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuild
         common = common_attn_metadata
         if (step := self.step) is None:
             return super().build(common_prefix_len, common, fast_build)
-        plain, plain_rows = None, None
+        plain = None
         if (others := without_trees(step, common)) is not None:
-            narrowed, plain_rows = others
             # A schedule made ahead does not pay for part of one step.
-            plain = super().build(0, narrowed, fast_build=True)
-        device = common.query_start_loc.device
-        group = self.num_heads_q // self.num_heads_kv
+            plain = super().build(0, others, fast_build=True)
         # The fields of vLLM's own class describe the plain part or, without one, nothing.
         base = plain or FlashAttentionMetadata(
             num_actual_tokens=0,
@@ -156,14 +175,13 @@ class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuild
             block_table=common.block_table_tensor[:0],
             slot_mapping=common.slot_mapping,
         )
-        trees = sent(step.request, device)
         return TreeFlashAttentionMetadata(
             **{f.name: getattr(base, f.name) for f in fields(FlashAttentionMetadata)},
-            here=DeviceStep.of(step, group, device),
+            here=DeviceStep.of(step, self.group),
             staged=step.staged,
-            tree_blocks=common.block_table_tensor[trees],
+            tree_blocks=common.block_table_tensor[step.here["request"]],
             plain=plain,
-            plain_rows=plain_rows,
+            plain_rows=step.here["plain_rows"],
         )
 
 
@@ -262,13 +280,29 @@ class TreeFlashAttentionBackend(FlashAttentionBackend):
 
 
 def warm_up(
-    heads: int, kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+    impls: Iterable[TreeFlashAttentionImpl], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Compiles the kernel: a tree of one node."""
-    root, sizes = np.zeros(1, np.int64), np.full(1, 2, np.int64)
-    masks = ancestor_masks(np.zeros(2, np.int64), root, sizes)
-    trees = DeviceTrees.of(masks, root, sizes, heads // kv_heads, device)
-    query = torch.zeros(2, heads, head_size, dtype=dtype, device=device)
-    key = torch.zeros(2, kv_heads, head_size, dtype=dtype, device=device)
-    lse = torch.zeros(heads, 2, device=device)
-    attend_in_step(query, key, key, query, lse, trees, torch.empty_like(query), 1.0)
+    """Compiles all kernels that trees need, pruned ones too, for each kind of layer.
+
+    Args:
+        impls: of the model's layers.
+        dtype: of their queries.
+        device: theirs.
+    """
+    kinds = {
+        (impl.num_heads, impl.num_kv_heads, impl.head_size, impl.logits_soft_cap)
+        for impl in impls
+    }
+    for heads, kv_heads, head_size, soft_cap in kinds:
+        step, group = one_tree(3), heads // kv_heads
+        forest = Forest.arrays(step.masks, step.first, step.sizes)
+        arrays = {**step.arrays(), **attention_arrays(step, [group]), **forest}
+        step.here = to_device(arrays, device)
+        whole = DeviceStep.of(step, group)
+        kept = torch.arange(2, device=device)
+        pruned = Pruned(step, kept, Forest(**{name: step.here[name] for name in forest}))
+        for trees, rows in (whole.trees, 3), (whole.after_pruning(pruned).trees, 2):
+            query = torch.zeros(rows, heads, head_size, dtype=dtype, device=device)
+            key = torch.zeros(rows, kv_heads, head_size, dtype=dtype, device=device)
+            lse, out = torch.zeros(heads, rows, device=device), torch.empty_like(query)
+            attend_in_step(query, key, key, query, lse, trees, out, 1.0, soft_cap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from vllm.config import CUDAGraphMode
@@ -9,21 +10,42 @@ from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_propd.engine.cuda_attention import warm_up
+from vllm_propd.core.transfer import Arrays
+from vllm_propd.engine.cuda_attention import (
+    TreeFlashAttentionImpl,
+    attention_arrays,
+    warm_up,
+)
 from vllm_propd.engine.graphs import in_the_models_place
+from vllm_propd.engine.largest_step import run_largest_step
 from vllm_propd.engine.runner import ProPDRunner
+from vllm_propd.engine.step import TreeStep
 from vllm_propd.engine.worker import ProPDWorker
 
 logger = init_logger("vllm.propd.cuda_worker")
 
 
 class ProPDCUDARunner(ProPDRunner):
-    """The hooks, and CUDA graphs of both halves."""
+    """The hooks, CUDA graphs of both halves, and what trees take of the memory."""
+
+    _has_graphs = False
 
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the halves before anything is captured."""
+        """Also runs what the largest step with trees needs: vLLM measures the memory."""
         super().profile_run(*args, **kwargs)
-        self.warm_up_halves()
+        run_largest_step(self)
+
+    def capture_model(self) -> int:
+        """Captures the model's graphs and the halves'."""
+        self._has_graphs = True
+        size: int = super().capture_model()
+        return size
+
+    def warm_up_halves(self) -> None:
+        """Halves that come later, by ``use_settings``, get graphs, too."""
+        super().warm_up_halves()
+        if self._has_graphs:
+            self.capture_model()
 
     def _warmup_and_capture(
         self, desc: Any, cudagraph_runtime_mode: CUDAGraphMode, *args: Any, **kwargs: Any
@@ -33,6 +55,18 @@ class ProPDCUDARunner(ProPDRunner):
         if self._pruned_forward and cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE:
             with in_the_models_place(self, self._pruned_forward.unpruned):
                 super()._warmup_and_capture(desc, cudagraph_runtime_mode, *args, **kwargs)
+
+    def _arrays(self, step: TreeStep) -> Arrays:
+        return {**super()._arrays(step), **attention_arrays(step, self._groups)}
+
+    @cached_property
+    def _groups(self) -> set[int]:
+        """Query heads of a KV head, as the layers have them."""
+        return {
+            builder.group
+            for group in self._attn_group_iterator()
+            for builder in group.metadata_builders
+        }
 
 
 class ProPDCUDAWorker(ProPDWorker, Worker):
@@ -52,12 +86,11 @@ class ProPDCUDAWorker(ProPDWorker, Worker):
         return ProPDCUDARunner(self.vllm_config, self.device)
 
     def warm_up_attention(self) -> None:
-        """Compiles the Triton kernel for this model's heads."""
-        model, parallel = self.model_config, self.parallel_config
+        """Compiles the Triton kernels for each kind of this model's layers."""
+        layers = self.vllm_config.compilation_config.static_forward_context.values()
+        impls = [getattr(layer, "impl", None) for layer in layers]
         warm_up(
-            model.get_num_attention_heads(parallel),
-            model.get_num_kv_heads(parallel),
-            model.get_head_size(),
-            model.dtype,
+            [impl for impl in impls if isinstance(impl, TreeFlashAttentionImpl)],
+            self.model_config.dtype,
             self.device,
         )

@@ -21,16 +21,15 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.pruning import (
-    Edges,
-    edges_of,
     keep_best_paths,
     keep_top_k,
     log_probs,
     own_part,
     ranks,
 )
+from vllm_propd.core.transfer import Arrays, to_device, to_host
+from vllm_propd.core.tree import Ints
 from vllm_propd.engine.step import TreeStep
-from vllm_propd.engine.transfer import sent
 from vllm_propd.heads.early import load_early_head
 
 if TYPE_CHECKING:
@@ -67,6 +66,39 @@ class EarlyJudge:
                 get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
             )
 
+    def arrays(self, step: TreeStep, most: int | None) -> Arrays:
+        """What the device has to know of a step beside ``TreeStep.arrays``.
+
+        Args:
+            step: this step's trees.
+            most: see ``keep``.
+        """
+        edges = step.edges
+        arrays = {
+            "parents": edges.parents,
+            "place": edges.place,
+            "child_token": step.token[edges.child],
+        }
+        if self.config.pruning == "top_k":
+            return arrays
+        drafted = np.concatenate([tree.score for tree in step.trees])
+        return {
+            **arrays,
+            "child": edges.child,
+            "draft": own_part(drafted, edges, step.parent_row),
+            "looked_up": step.looked_up,
+            "taken": self._taken(step, most),
+        }
+
+    def _taken(self, step: TreeStep, most: int | None) -> Ints:
+        """``[kept]`` int64 which places go on; see ``Forest.best_paths``."""
+        if most is not None:
+            return np.arange(min(len(step.rows), len(step.first) + most))
+        sizes = np.minimum(step.sizes, 1 + self.config.keep_nodes)
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        taken: Ints = np.repeat(step.first, sizes) + within
+        return taken
+
     def keep(
         self,
         step: TreeStep,
@@ -77,7 +109,7 @@ class EarlyJudge:
         """Which rows of the step's trees go on.
 
         Args:
-            step: this step's trees.
+            step: this step's trees, whose ``arrays`` are on the device.
             stream: ``[tree rows, hidden]`` the residual stream after the early layer.
             most: nodes of all trees together that a plan wants to keep; None: what the
                 config's rule says of each tree.
@@ -86,60 +118,33 @@ class EarlyJudge:
         Returns:
             ``[kept]`` int64 of tree rows, ascending, on the device; roots are always kept.
         """
-        parent_row, depth, device = step.parent_row, step.depth, stream.device
-        edges = edges_of(parent_row, depth)
-        states = stream[sent(edges.parents, device)]
-        logits = self.logits(states)
-        token, place = sent(step.token[edges.child], device), sent(edges.place, device)
-        shares = (logits, token, place, self.start, _sum_over_ranks)
+        here, edges = step.here, step.edges
+        logits = self.logits(stream[here["parents"]])
+        shares = (logits, here["child_token"], here["place"], self.start, _sum_over_ranks)
         if self.reading:
-            step.early = (
-                ranks(*shares).cpu().numpy(),
-                log_probs(*shares).float().cpu().numpy(),
-            )
+            rank, said = to_host(ranks(*shares)), to_host(log_probs(*shares).float())
+            step.early = rank(), said()
         if self.config.pruning == "top_k":
-            rank = ranks(*shares).cpu().numpy()
-            kept = keep_top_k(rank, edges, parent_row, depth, self.config.top_k)
-        else:
-            drafted = np.concatenate([tree.score for tree in step.trees])
-            said = sent(own_part(drafted, edges, parent_row), device)
-            log_prob = log_probs(*shares)
-            if self.config.draft_weight:
-                log_prob = log_prob + self.config.draft_weight * said
-            # A shallow layer knows less than a text that repeats itself.
-            log_prob = torch.where(sent(step.looked_up, device), said, log_prob)
-            if forest is not None:
-                return self._best_paths(step, edges, log_prob, most, forest)
-            if most is None:
-                group, most = step.tree, self.config.keep_nodes
-            else:
-                group = np.zeros(len(depth), np.int64)
-            said_here = log_prob.numpy()
-            kept = keep_best_paths(said_here, edges, parent_row, depth, group, most)
-        return sent(np.flatnonzero(kept), device)
-
-    def _best_paths(
-        self,
-        step: TreeStep,
-        edges: Edges,
-        log_prob: torch.Tensor,
-        most: int | None,
-        forest: Forest,
-    ) -> torch.Tensor:
-        """The same choice on the device: the host says how many, and learns later which."""
-        device = log_prob.device
-        own = torch.zeros(len(step.rows), device=device)
-        own[sent(edges.child, device)] = log_prob
+            rank = to_host(ranks(*shares))
+            kept = keep_top_k(rank(), edges, step.parent_row, step.depth, self.config.top_k)
+            return _to_rows(kept, stream.device)
+        draft, log_prob = here["draft"], log_probs(*shares)
+        if self.config.draft_weight:
+            log_prob = log_prob + self.config.draft_weight * draft
+        # A shallow layer knows less than a text that repeats itself.
+        log_prob = torch.where(here["looked_up"], draft, log_prob)
+        if forest is not None:
+            own = log_prob.new_zeros(len(step.rows)).index_copy(0, here["child"], log_prob)
+            best: torch.Tensor = forest.best_paths(own, here["taken"], most is not None)
+            return best
         if most is None:
-            sizes = np.minimum(step.sizes, 1 + self.config.keep_nodes)
-            within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            taken = np.repeat(step.first, sizes) + within
+            group, most = step.tree, self.config.keep_nodes
         else:
-            taken = np.arange(min(len(step.rows), len(step.first) + most))
-        kept: torch.Tensor = forest.best_paths(
-            own, sent(taken, device), together=most is not None
+            group = np.zeros(len(step.depth), np.int64)
+        kept = keep_best_paths(
+            log_prob.numpy(), edges, step.parent_row, step.depth, group, most
         )
-        return kept
+        return _to_rows(kept, stream.device)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """``[parents, hidden]`` to this rank's ``[parents, tokens]``."""
@@ -167,6 +172,10 @@ class _TargetOutput:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         logits = self.processor(self.layer, states, *self.bias, skip_gather=True)
         return logits[:, : self.tokens]
+
+
+def _to_rows(kept: np.ndarray, device: torch.device) -> torch.Tensor:
+    return to_device({"kept": np.flatnonzero(kept)}, device)["kept"]
 
 
 def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

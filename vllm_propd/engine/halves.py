@@ -114,16 +114,16 @@ class ModelHalves:
         group = parallel_state.get_pp_group()
         self._first, self._last = _Stage(group, True), _Stage(group, False)
         self.lower, self.upper = _copied(model, stack.path), _copied(model, stack.path)
-        for half, stage, tag, *bounds in (
-            (self.lower, self._first, "propd_lower_half", 0, layer),
-            (self.upper, self._last, "propd_upper_half", layer, stack.num_layers),
+        for half, stage, *bounds in (
+            (self.lower, self._first, 0, layer),
+            (self.upper, self._last, layer, stack.num_layers),
         ):
             if hasattr(half, "pp_group"):  # the Transformers backend keeps it
                 half.pp_group = stage
             owner = half.get_submodule(".".join(stack.path))
             stack.cut(owner, *bounds)
             if not getattr(owner, "do_not_compile", True):
-                _compile_anew(owner, tag, vllm_config)
+                _compile_anew(owner, "propd_layers_{}_to_{}".format(*bounds), vllm_config)
 
     def run_lower(self, **inputs: Any) -> IntermediateTensors:
         """The model's inputs to what passes between pipeline stages."""
@@ -182,7 +182,8 @@ def _copied(module: Any, path: list[str]) -> Any:
 
 def _compile_anew(module: Any, tag: str, vllm_config: VllmConfig) -> None:
     """Gives a copy a compiled forward of its own."""
-    # vLLM names cached artifacts by config and class: each half needs its own config.
+    # vLLM names cached artifacts by config, class and tag, and knows of no cut: each half
+    # of each cut needs its own.
     own = copy.copy(vllm_config)
     own.additional_config = {**vllm_config.additional_config, "half": tag}
     module.aot_compiled_fn = None

@@ -19,14 +19,18 @@ from vllm_propd.core.estimates import Estimator, RankAccuracy, Reliability, hits
 from vllm_propd.core.grading import Ungraded
 from vllm_propd.core.growth import grow
 from vllm_propd.core.lookup import Continuations, Lookups, paths
+from vllm_propd.core.transfer import to_host
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.heads import OwnOutput, ServedHeads
 from vllm_propd.engine.texts import Texts
-from vllm_propd.engine.transfer import fetched
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 
 logger = init_logger("vllm.propd.proposer")
+
+
+ROWS_AT_ONCE = 256
+"""Rows of head logits that are alive at once: sequences times heads, about."""
 
 
 def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
@@ -56,7 +60,8 @@ class MedusaTreeProposer:
         self.heads = ServedHeads(checkpoint, dtype, device)
         self.target = target
         self.own_output: OwnOutput | None = None
-        self.token_map = checkpoint.tensors.get("token_map")
+        token_map = checkpoint.tensors.get("token_map")
+        self.token_map = None if token_map is None else token_map.to(device, torch.int64)
         if checkpoint.num_outputs:
             vocabulary = self.model_config.get_vocab_size()
             self.own_output = OwnOutput(checkpoint, vocabulary, dtype, device)
@@ -129,17 +134,23 @@ class MedusaTreeProposer:
             Tokens int64 and their log probabilities float32, ``[sequences, heads,
             ranks]``.
         """
+        # In parts: logits of many sequences are gigabytes.
+        sequences = max(1, ROWS_AT_ONCE // self.num_heads)
+        parts = [self._best(part) for part in hidden_states.split(sequences)]
+        tokens, log_probs = map(torch.cat, zip(*parts, strict=True))
+        # Both are on their way before the first is waited for.
+        candidates, said = to_host(tokens), to_host(log_probs)
+        return candidates(), said()
+
+    def _best(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``candidates``, on the device."""
         logits = self._logits(hidden_states).float()
         ranks = min(self.config.ranks, logits.shape[-1])
         best, tokens = logits.topk(ranks, dim=-1)
         log_probs = best - logits.logsumexp(-1, keepdim=True)
         if self.token_map is not None:
-            tokens = self.token_map.to(tokens)[tokens]
-        # Both are on their way before the first is waited for.
-        candidates, said = (
-            fetched(values.transpose(0, 1).contiguous()) for values in (tokens, log_probs)
-        )
-        return candidates(), said()
+            tokens = self.token_map[tokens]
+        return tokens.transpose(0, 1), log_probs.transpose(0, 1)
 
     def look_up(self, texts: Texts) -> Continuations | None:
         """What the texts themselves suggest; None where that is nothing."""

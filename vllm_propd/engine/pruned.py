@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from vllm_propd.core.transfer import to_host
 from vllm_propd.engine.step import StagedKV, TreeStep
-from vllm_propd.engine.transfer import fetched, sent
 
 if TYPE_CHECKING:
     from vllm_propd.core.pruning_triton import Forest
@@ -35,12 +35,11 @@ class Pruned:
     def __init__(self, step: TreeStep, kept: torch.Tensor, forest: Forest | None = None):
         self.step, self.kept, self.forest = step, kept, forest
         self.staged: list[StagedKV] = []
-        self._fetched = fetched(kept)
-        device = kept.device
-        others = sent(np.delete(np.arange(step.tokens), step.rows), device)
-        going_on = sent(step.rows, device)[kept]
-        self.rows = torch.cat([others, going_on]).sort().values
-        self.moved = torch.searchsorted(self.rows, torch.arange(step.tokens, device=device))
+        self._fetched = to_host(kept)
+        going_on = step.here["rows"][kept]
+        self.rows = torch.cat([step.here["plain_rows"], going_on]).sort().values
+        every = torch.arange(step.tokens, device=kept.device)
+        self.moved = torch.searchsorted(self.rows, every)
 
     @cached_property
     def left(self) -> TreeStep:

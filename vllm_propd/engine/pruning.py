@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 from vllm.config import CompilationMode, CUDAGraphMode
@@ -13,22 +14,19 @@ from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.tree import TokenTree
+from vllm_propd.core.transfer import Arrays, to_device
+from vllm_propd.engine.dummy_step import one_tree
 from vllm_propd.engine.early import EarlyJudge
 from vllm_propd.engine.graphs import HalfGraphs, Inputs, model_call
 from vllm_propd.engine.halves import ModelHalves, residual_stream
 from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.split import TreeMetadata
 from vllm_propd.engine.step import TreeStep
-from vllm_propd.engine.transfer import sent
 
 if TYPE_CHECKING:
     from vllm_propd.core.pruning_triton import Forest
 
 WARM_UP_ROWS = 8
-
-PARENTS = 0.4
-"""Of a tree's rows, that have children which the early head judges; about."""
 
 PER_ROW = ("input_ids", "positions", "inputs_embeds")
 """The model's inputs that have a row for each of the batch's."""
@@ -88,7 +86,7 @@ class PrunedForward:
         try:
             self.graphs.enter_lower(context)
             between = self.halves.run_lower(**inputs, **kwargs)
-            stream = residual_stream(between, sent(step.rows, positions.device))
+            stream = residual_stream(between, step.here["rows"])
             forest = self._forest(step)
             kept = self.judge.keep(step, stream, most, forest)
             pruned = Pruned(step, kept, forest)
@@ -133,18 +131,44 @@ class PrunedForward:
         rows = torch.arange(len(positions), device=positions.device)
         return self._run_upper(between, own, rows, len(rows), **others)
 
+    def arrays(self, step: TreeStep, most: int | None) -> Arrays:
+        """What the device has to know of a step beside ``TreeStep.arrays``.
+
+        Args:
+            step: its trees, which are to be pruned.
+            most: see ``run``.
+        """
+        arrays = self.judge.arrays(step, most)
+        if not self.on_device:
+            return arrays
+        from vllm_propd.core.pruning_triton import Forest
+
+        return {**arrays, **Forest.arrays(step.masks, step.first, step.sizes)}
+
     def _forest(self, step: TreeStep) -> Forest | None:
         """The step's trees on the device, if nodes are chosen there."""
         if not self.on_device:
             return None
         from vllm_propd.core.pruning_triton import Forest
 
-        return Forest.of(step.masks, step.first, step.sizes, self.runner.device)
+        return Forest(**{f.name: step.here[f.name] for f in fields(Forest)})
+
+    def with_rule(self, config: ProPDConfig) -> PrunedForward:
+        """Another rule after the same layer: the same halves, compiled and captured."""
+        other = copy.copy(self)
+        other.judge = EarlyJudge(config, self.vllm_config, self.runner.get_model())
+        return other
 
     def warm_up(self) -> None:
-        """Compiles both halves, where the engine compiles its model."""
-        if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
+        """Compiles both halves, where the engine compiles its model, and all kernels."""
+        compiled = self.vllm_config.compilation_config.mode != CompilationMode.NONE
+        if not compiled and not self.on_device:
+            return
+        reading, self.judge.reading = self.judge.reading, True  # runs every rule's
+        try:
             self.dummy_run(min(WARM_UP_ROWS, self.runner.max_num_tokens))
+        finally:
+            self.judge.reading = reading
 
     @torch.inference_mode()
     def dummy_run(self, rows: int) -> tuple[Callable[[], Any], Callable[[], torch.Tensor]]:
@@ -154,8 +178,11 @@ class PrunedForward:
             The lower half with the early head's judgement, and the upper half.
         """
         call = model_call(self.runner, rows)
-        step = one_tree(rows)
-        every = sent(step.rows, self.runner.device)
+        step, most = one_tree(rows), rows // 2
+        step.here = to_device(
+            {**step.arrays(), **self.arrays(step, most)}, self.runner.device
+        )
+        every = step.here["rows"]
         forest = self._forest(step)
         own, others = _per_row(call.inputs)
 
@@ -165,7 +192,7 @@ class PrunedForward:
                 between = self.halves.run_lower(**own, **others)
             if rows > 1:
                 stream = residual_stream(between, every)
-                self.judge.keep(step, stream, rows // 2, forest)
+                self.judge.keep(step, stream, most, forest)
             return between
 
         between = lower()
@@ -184,22 +211,6 @@ def _per_row(inputs: dict[str, Any]) -> tuple[Inputs, dict[str, Any]]:
     own = {name: inputs.get(name) for name in PER_ROW}
     others = {name: value for name, value in inputs.items() if name not in PER_ROW}
     return own, others
-
-
-def one_tree(rows: int) -> TreeStep:
-    """A step of one tree like those that are drafted, of so many rows; for timing."""
-    parent = np.zeros(rows, np.int64)
-    parent[1:] = PARENTS * np.arange(rows - 1)
-    depth = np.zeros(rows, np.int64)
-    for node in range(1, rows):
-        depth[node] = depth[parent[node]] + 1
-    token = np.zeros(rows, np.int64)
-    tree = TokenTree(token[1:], parent[1:], depth[1:], np.zeros(rows - 1, np.float32))
-    root = np.zeros(1, np.int64)
-    return TreeStep(
-        trees=[tree], request=root, first=root, sizes=root + rows, rows=np.arange(rows),
-        parent=parent, depth=depth, token=token, root_position=root, tokens=rows,
-    )  # fmt: skip
 
 
 def _each(by_layer: Any, change: Any) -> dict[str, Any]:

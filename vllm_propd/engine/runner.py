@@ -27,6 +27,7 @@ from vllm_propd.config import ProPDConfig
 from vllm_propd.core.growth import nodes_per_sequence
 from vllm_propd.core.sizing import FixedSizing, Sizing, StepRecord
 from vllm_propd.core.survival import PrunedStep
+from vllm_propd.core.transfer import Arrays, to_device
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
 from vllm_propd.engine.costs import dynamic_sizing, most_nodes
@@ -41,7 +42,6 @@ from vllm_propd.engine.sampling import Verified, verify, without_drafts
 from vllm_propd.engine.split import TreeBuilder
 from vllm_propd.engine.step import TreeStep, build_step
 from vllm_propd.engine.texts import goes_on, load_of, texts_of
-from vllm_propd.engine.transfer import sent
 
 logger = init_logger("vllm.propd.runner")
 
@@ -66,9 +66,12 @@ class ProPDRunner(GPUModelRunner):
         self._pruned_step: PrunedStep | None = None
         self._keep: int | None = None
         self.sizing: Sizing
+        self._asked = self.propd
         self._others: dict[
-            ProPDConfig, tuple[MedusaTreeProposer, Sizing, PrunedForward | None]
+            ProPDConfig,
+            tuple[ProPDConfig, MedusaTreeProposer, Sizing, PrunedForward | None],
         ] = {}
+        self._cuts: dict[int, PrunedForward] = {}
         self.metrics = StepMetrics(vllm_config)
         self.step_records: list[StepRecord] | None = None
         self.recorder: Recorder | None = None
@@ -80,18 +83,27 @@ class ProPDRunner(GPUModelRunner):
 
     def _split(self, config: ProPDConfig) -> tuple[ProPDConfig, PrunedForward | None]:
         """The model in two, where the config prunes; what cannot be, is not by ``auto``."""
-        if not config.prunes:
+        layer = config.early_layer
+        if not config.prunes or layer is None:
             return config, None
+        if layer in self._cuts:
+            return config, self._cuts[layer].with_rule(config)
         try:
-            return config, PrunedForward(config, self)
+            self._cuts[layer] = pruned_forward = PrunedForward(config, self)
         except UnsplittableError as error:
             if config.pruning != "auto":
                 raise
             logger.warning_once("ProPD: early pruning is off: %s", error)
             return config.without_pruning(), None
+        return config, pruned_forward
+
+    def profile_run(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the halves where vLLM compiles the model."""
+        super().profile_run(*args, **kwargs)
+        self.warm_up_halves()
 
     def warm_up_halves(self) -> None:
-        """Compiles what a step with trees runs, where vLLM compiles the model."""
+        """Compiles what a step with pruned trees runs."""
         if self._pruned_forward is not None:
             self._pruned_forward.warm_up()
 
@@ -124,14 +136,16 @@ class ProPDRunner(GPUModelRunner):
         For measuring: one engine, with one copy of the weights, for all.
         """
         assert config.num_speculative_tokens <= self.num_spec_tokens
-        self._others[self.propd] = self.drafter, self.sizing, self._pruned_forward
-        if config in self._others:
-            self.propd = config
-            self.drafter, self.sizing, self._pruned_forward = self._others.pop(config)
+        before = self.propd, self.drafter, self.sizing, self._pruned_forward
+        self._others[self._asked], self._asked = before, config
+        if known := self._others.pop(config, None):
+            self.propd, self.drafter, self.sizing, self._pruned_forward = known
             return
+        cuts = len(self._cuts)
         self.drafter = self.drafter.with_settings(config)
         self.propd, self._pruned_forward = self._split(config)
-        self.warm_up_halves()
+        if len(self._cuts) > cuts:
+            self.warm_up_halves()
         self.start_sizing()
 
     def _prepare_inputs(
@@ -164,14 +178,20 @@ class ProPDRunner(GPUModelRunner):
         self._root_row = step.root_rows(len(num_scheduled_tokens))
         if step.chained:
             return prepared
-        rows = sent(step.rows, self.device)
-        drafted = sent(step.rows[~step.is_root], self.device)
-        self.positions[rows] = sent(step.positions(), self.device)
+        step.here = here = to_device(self._arrays(step), self.device)
+        self.positions[here["rows"]] = here["positions"]
         for table in batch.block_table.block_tables:
             slots = table.slot_mapping.gpu
-            step.slots.append(slots[rows])
-            slots[drafted] = -1
+            step.slots.append(slots[here["rows"]])
+            slots.index_fill_(0, here["drafted"], -1)
         return prepared
+
+    def _arrays(self, step: TreeStep) -> Arrays:
+        """All that the device has to know of a step before its forward pass."""
+        arrays = step.arrays()
+        if self._pruned_forward is None or not step.split:
+            return arrays
+        return {**arrays, **self._pruned_forward.arrays(step, self._keep)}
 
     @contextmanager
     def _speculating(self, speculating: bool) -> Iterator[None]:
@@ -221,7 +241,7 @@ class ProPDRunner(GPUModelRunner):
         hidden_states, self._step = pruned_forward.run(
             step, input_ids, positions, inputs_embeds, self._keep, **model_kwargs
         )
-        self._drop_logits(step, self._step)
+        self._leave_out(step, self._step)
         return hidden_states
 
     def _prunes(self) -> bool:
@@ -232,13 +252,15 @@ class ProPDRunner(GPUModelRunner):
             return False
         return not self._has_grammar()
 
-    def _drop_logits(self, step: TreeStep, left: TreeStep) -> None:
+    def _leave_out(self, step: TreeStep, left: TreeStep) -> None:
         """Takes the pruned rows out of vLLM's list of logits rows, in place."""
         rows = self._root_row[step.request].repeat(step.sizes) + step.node
         needed = np.ones(len(self._logits_indices), np.bool_)
         needed[np.delete(rows, left.kept)] = False
-        kept = sent(np.flatnonzero(needed), self.device)
-        self._logits_indices.set_(self._logits_indices[kept])
+        arrays = {"kept": np.flatnonzero(needed), "slots": left.slot_rows}
+        here = to_device(arrays, self.device)
+        self._logits_indices.set_(self._logits_indices[here["kept"]])
+        left.slots = [slots[here["slots"]] for slots in step.slots]
         self._root_row = left.root_rows(len(self._root_row))
 
     def _sample(
@@ -276,7 +298,7 @@ class ProPDRunner(GPUModelRunner):
 
     def _record(self, recorder: Recorder, step: TreeStep, verified: Verified) -> None:
         whole = step.whole or step
-        roots = self.input_ids.gpu[sent(whole.rows[whole.first], self.device)]
+        roots = self.input_ids.gpu[self._sent(whole.rows[whole.first])]
         emitted = verified.output.sampled_token_ids.tolist()
         recorder.add(
             step,
@@ -290,9 +312,12 @@ class ProPDRunner(GPUModelRunner):
     def _get_nans_in_logits(self, logits: torch.Tensor | None) -> dict[str, int]:
         """Counts those of each request's root: vLLM takes row i for request i's."""
         if logits is not None:
-            logits = logits[sent(self._root_row, logits.device)]
+            logits = logits[self._sent(self._root_row)]
         found: dict[str, int] = super()._get_nans_in_logits(logits)
         return found
+
+    def _sent(self, rows: Ints) -> torch.Tensor:
+        return to_device({"rows": rows}, self.device)["rows"]
 
     @cached_property
     def _group_of_layer(self) -> dict[str, int]:
@@ -349,7 +374,7 @@ class ProPDRunner(GPUModelRunner):
         looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
         first = [tree.prefix(most) for tree in looked_up]
         if self.sizing.asks_heads(first):
-            rows = sent(self._final_row[drafting], self.device)
+            rows = self._sent(self._final_row[drafting])
             trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
         if not trees and not looked_up:
             return [[] for _ in drafting]

@@ -28,9 +28,9 @@ from vllm.v1.sample.sampler import Sampler
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.acceptance import matching_child, typical_nodes
+from vllm_propd.core.transfer import to_device, to_host
 from vllm_propd.core.tree import Ints
 from vllm_propd.engine.step import TreeStep
-from vllm_propd.engine.transfer import sent
 
 GREEDY_BELOW = 1e-5
 """Temperatures that vLLM treats as greedy."""
@@ -124,8 +124,8 @@ def verify(
             else:
                 if depth:
                     metadata = _advance(metadata, outputs, emitted[-1], active)
-                rows = sent(final_row, logits.device)
-                drawn = sampler(logits=logits[rows], sampling_metadata=metadata)
+                here = to_device({"rows": final_row}, logits.device)
+                drawn = sampler(logits=logits[here["rows"]], sampling_metadata=metadata)
                 token = _tokens(drawn.sampled_token_ids)
                 if drawn.logprobs_tensors is not None:
                     logprobs.append(drawn.logprobs_tensors)
@@ -150,7 +150,7 @@ def verify(
 
 
 def _tokens(sampled_token_ids: torch.Tensor) -> Ints:
-    tokens: Ints = sampled_token_ids[:, 0].cpu().numpy().astype(np.int64)
+    tokens: Ints = to_host(sampled_token_ids[:, 0].contiguous())().astype(np.int64)
     return tokens
 
 
@@ -247,21 +247,25 @@ def _typical_path(
     if exact or _tells(metadata) or not _unchanged(metadata) or not len(drafted):
         return None
     assert metadata.temperature is not None
-    rows = sent(logits_row, logits.device)
-    request = step.request[step.tree]
-    heat = metadata.temperature[sent(request, logits.device)]
-    sampled = (heat >= GREEDY_BELOW).cpu().numpy()
-    probs = (logits[rows].float() / heat.clamp(min=GREEDY_BELOW)[:, None]).softmax(-1)
-    parent_row, token, depth, row = (
-        sent(values[drafted], logits.device)
-        for values in (step.parent_row, step.token, step.depth, np.arange(len(rows)))
+    here = to_device(
+        {
+            "logits_row": logits_row,
+            "request": step.request[step.tree],
+            "row": drafted,
+            "parent_row": step.parent_row[drafted],
+            "token": step.token[drafted],
+        },
+        logits.device,
     )
+    heat = metadata.temperature[here["request"]]
+    is_sampled = to_host(heat >= GREEDY_BELOW)
+    scaled = logits[here["logits_row"]].float() / heat.clamp(min=GREEDY_BELOW)[:, None]
     likely = typical_nodes(
-        probs, parent_row, token, depth, row,
+        scaled.softmax(-1), here["parent_row"], here["token"], here["row"],
         config.typical_epsilon, config.typical_delta,
     )  # fmt: skip
-    taken = drafted[likely.cpu().numpy()]
-    taken = taken[sampled[taken]]
+    taken = drafted[to_host(likely)()]
+    taken = taken[is_sampled()[taken]]
     path = np.full((int(step.depth.max()) + 1, len(metadata.temperature)), PLACEHOLDER)
     for tree in np.unique(step.tree[taken]).tolist():
         mine = taken[step.tree[taken] == tree]

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_propd.engine.pruned import Pruned
 from vllm_propd.engine.step import StagedKV, TreeStep
-from vllm_propd.engine.transfer import sent
 
 
 class TreeBuilder:
@@ -46,31 +44,22 @@ class TreeMetadata(ABC):
 
 def without_trees(
     step: TreeStep, common: CommonAttentionMetadata
-) -> tuple[CommonAttentionMetadata, torch.Tensor] | None:
-    """The metadata of the requests without drafts, and ``[tokens]`` int64 their rows.
-
-    None where there are none.
-    """
-    requests = np.setdiff1d(np.arange(common.num_reqs), step.request)
-    if not len(requests):
+) -> CommonAttentionMetadata | None:
+    """The metadata of the requests without drafts. None where there are none."""
+    plain = step.plain
+    if not len(plain.request):
         return None
-    starts = common.query_start_loc_cpu.numpy()
-    lengths = np.diff(starts)[requests]
-    ends = np.cumsum(lengths)
-    rows = np.arange(ends[-1]) + np.repeat(starts[requests] - (ends - lengths), lengths)
-    query_start_loc = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    device = common.query_start_loc.device
-    index = sent(requests, device)
+    index = step.here["plain_request"]
     return replace(
         common,
-        query_start_loc=query_start_loc.to(device, non_blocking=True),
-        query_start_loc_cpu=query_start_loc,
+        query_start_loc=step.here["plain_starts"],
+        query_start_loc_cpu=torch.from_numpy(plain.starts),
         seq_lens=common.seq_lens[index],
-        num_reqs=len(requests),
-        num_actual_tokens=int(ends[-1]),
-        max_query_len=int(lengths.max()),
+        num_reqs=len(plain.request),
+        num_actual_tokens=len(plain.rows),
+        max_query_len=plain.longest,
         block_table_tensor=common.block_table_tensor[index],
-    ), sent(rows, device)
+    )
 
 
 def forward_split(

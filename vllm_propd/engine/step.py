@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from vllm_propd.core.pruning import Edges, edges_of
 from vllm_propd.core.survival import PrunedStep
+from vllm_propd.core.transfer import Arrays, Tensors
 from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks
-from vllm_propd.engine.transfer import sent
 
 
 @dataclass
@@ -27,6 +28,23 @@ class StagedKV:
     kv_cache: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PlainRequests:
+    """A step's requests without drafts.
+
+    Attributes:
+        request: ``[requests]`` int64 their indices in the batch.
+        rows: ``[tokens]`` int64 their rows in the batch.
+        starts: ``[requests + 1]`` int32 where each one's begin among these.
+        longest: rows of the one that has most; 0 where there is none.
+    """
+
+    request: Ints
+    rows: Ints
+    starts: np.ndarray
+    longest: int
 
 
 @dataclass
@@ -42,9 +60,10 @@ class TreeStep:
         parent, depth, token: ``[rows]`` parent node in its tree, depth, token (-1 for
             roots).
         root_position: ``[trees]`` position of each root in its sequence.
-        tokens: rows of the batch, without padding; other requests' are among them.
+        starts: ``[requests + 1]`` int64 where each request's rows begin in the batch.
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
             ``root + i`` at the i-th row of a tree, for the commit.
+        here: what the step needs on the device, by name (see ``arrays``).
         staged: what the attention layers of this step left for the commit.
         early: what an early head said of the drafted nodes, if it is recorded:
             ``[drafted]`` int64 ranks and float32 log probabilities.
@@ -62,8 +81,9 @@ class TreeStep:
     depth: Ints
     token: Ints
     root_position: Ints
-    tokens: int
+    starts: Ints
     slots: list[torch.Tensor] = field(default_factory=list)
+    here: Tensors = field(default_factory=dict)
     staged: list[StagedKV] = field(default_factory=list)
     early: tuple[Ints, np.ndarray] | None = None
     whole: TreeStep | None = None
@@ -103,6 +123,11 @@ class TreeStep:
         """``[rows]`` each node's parent among the tree rows; a root's is itself."""
         return np.repeat(self.first, self.sizes) + self.parent
 
+    @cached_property
+    def edges(self) -> Edges:
+        """From each drafted node to its parent, by tree rows."""
+        return edges_of(self.parent_row, self.depth)
+
     @property
     def looked_up(self) -> np.ndarray:
         """``[nodes]`` bool whether each drafted node was looked up in the text."""
@@ -112,6 +137,33 @@ class TreeStep:
                 for tree in self.trees
             ]
         )
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the batch, without padding; other requests' are among them."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def plain(self) -> PlainRequests:
+        """The requests without drafts. Those with drafts have no rows but their trees'."""
+        lengths = np.diff(self.starts)
+        request = np.delete(np.arange(len(lengths)), self.request)
+        lengths = lengths[request]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        rows = np.delete(np.arange(self.tokens), self.rows)
+        return PlainRequests(request, rows, starts, int(lengths.max(initial=0)))
+
+    def arrays(self) -> Arrays:
+        """What the device has to know of a step that is not a chain's."""
+        return {
+            "rows": self.rows,
+            "drafted": self.rows[~self.is_root],
+            "positions": self.positions(),
+            "request": self.request,
+            "plain_request": self.plain.request,
+            "plain_rows": self.plain.rows,
+            "plain_starts": self.plain.starts,
+        }
 
     def positions(self) -> Ints:
         """``[rows]`` position in the sequence: root plus depth."""
@@ -151,9 +203,6 @@ class TreeStep:
         first = np.cumsum(sizes) - sizes
         moved = np.cumsum(kept) - 1  # each kept row's new number
         parent = moved[self.parent_row[index]] - np.repeat(first, sizes)
-        # A path of depth d has d + 1 rows, so the first rows' slots are enough.
-        within = np.arange(len(index)) - np.repeat(first, sizes)
-        place = np.repeat(self.first, sizes) + within
         return TreeStep(
             trees=self.trees,
             request=self.request,
@@ -164,12 +213,26 @@ class TreeStep:
             depth=self.depth[index],
             token=self.token[index],
             root_position=self.root_position,
-            tokens=self.tokens - len(self.rows) + len(index),
-            slots=[slots[sent(place, slots.device)] for slots in self.slots],
+            starts=np.concatenate([[0], np.cumsum(self._lengths_left(sizes))]),
             whole=self,
             kept=index,
             split=True,
         )
+
+    def _lengths_left(self, sizes: Ints) -> Ints:
+        """``[requests]`` rows of each, where trees have other sizes."""
+        lengths = np.diff(self.starts)
+        lengths[self.request] = sizes
+        return lengths
+
+    @property
+    def slot_rows(self) -> Ints:
+        """``[rows]`` whose slots they keep, among the rows before pruning.
+
+        A path of depth d has d + 1 rows, so a tree's first rows' slots are enough.
+        """
+        assert self.whole is not None
+        return np.repeat(self.whole.first, self.sizes) + self.node
 
 
 def _scheduled_tree(
@@ -237,5 +300,5 @@ def build_step(
         depth=depth,
         token=token,
         root_position=num_computed[request].astype(np.int64),
-        tokens=int(query_ends[-1]),
+        starts=np.concatenate([[0], query_ends]),
     )

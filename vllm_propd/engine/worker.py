@@ -69,10 +69,10 @@ class ProPDWorker(WorkerBase):
         """Compiles our kernels too, so that no request waits for them."""
         groups = self.model_runner._attn_group_iterator()
         refuse_other_builders(b for group in groups for b in group.metadata_builders)
-        times = super().compile_or_warm_up_model()
+        # Before vLLM's own: from its end on it watches for kernels that are compiled.
         self.warm_up_attention()
+        times = super().compile_or_warm_up_model()
         warm_up_kernels(self.model_config.dtype)
-        self.model_runner.warm_up_halves()
         self.model_runner.start_sizing()
         return times
 

@@ -1,0 +1,141 @@
+"""No step compiles a kernel: what steps launch has been launched while warming up.
+
+Triton compiles a kernel anew for another type, constant or property of an argument. Which
+ones those are its own binder says, for a GPU's target, without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import BUSY, engine, greedy, mixed_prompts, run
+from prices import AnySizes
+from random_trees import random_tree
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from vllm_propd.core import pruning, pruning_triton, tree_attention_triton
+from vllm_propd.core.pruning_triton import Forest
+from vllm_propd.core.transfer import to_device
+from vllm_propd.core.tree_attention_triton import attend_in_step
+from vllm_propd.engine.pruned import Pruned
+from vllm_propd.engine.step import TreeStep, build_step
+
+pytest.importorskip("vllm.v1.attention.backends.flash_attn")
+
+from vllm_propd.engine.cuda_attention import DeviceStep, attention_arrays, warm_up
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's monitor watches")
+
+KERNELS = {
+    "_in_step": tree_attention_triton,
+    "_over_vocabulary": pruning_triton,
+    "_over_path": pruning_triton,
+    "_narrow": pruning_triton,
+}
+CPU = torch.device("cpu")
+
+
+class Launches:
+    """Stands where a kernel is, and notes for what each launch would be compiled."""
+
+    def __init__(self, kernel: Any):
+        self.kernel, self.seen = kernel, set[str]()
+        function = JITFunction(kernel.fn, **kernel.kwargs)
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        self.bind = create_function_from_signature(
+            function.signature, function.params, backend
+        )
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        def launch(*args: Any, **kwargs: Any) -> Any:
+            _, specialization, options = self.bind(*args, debug=False, **kwargs)
+            self.seen.add(f"{specialization} {options}")
+            return self.kernel[grid](*args, **kwargs)
+
+        return launch
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Launches]:
+    found = {}
+    for name, module in KERNELS.items():
+        found[name] = Launches(getattr(module, name))
+        monkeypatch.setattr(module, name, found[name])
+    return found
+
+
+def seen(launches: dict[str, Launches]) -> dict[str, set[str]]:
+    return {name: set(kernel.seen) for name, kernel in launches.items()}
+
+
+def step_of(nodes: list[int], seed: int) -> TreeStep:
+    rng = np.random.default_rng(seed)
+    trees = {str(at): random_tree(rng, count) for at, count in enumerate(nodes)}
+    sizes = np.array(nodes) + 1
+    step = build_step(
+        {name: tree.token.tolist() for name, tree in trees.items()},
+        trees, {name: int(name) for name in trees}, np.cumsum(sizes),
+        rng.integers(1, 99, len(nodes)), sizes,
+    )  # fmt: skip
+    assert step is not None
+    return step
+
+
+@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
+def test_attention_of_any_trees_is_warm(
+    launches: dict[str, Launches], soft_cap: float
+) -> None:
+    heads, kv_heads, head = 6, 2, 64
+    impl = SimpleNamespace(
+        num_heads=heads, num_kv_heads=kv_heads, head_size=head, logits_soft_cap=soft_cap
+    )
+    warm_up([impl], torch.bfloat16, CPU)
+    warm = seen(launches)
+    assert len(warm["_in_step"]) == len(warm["_narrow"]) == 1
+    for seed, nodes in enumerate([[1], [16], [63, 1], [64], [9, 30, 2], [150]]):
+        step, group = step_of(nodes, seed), heads // kv_heads
+        forest = Forest.arrays(step.masks, step.first, step.sizes)
+        arrays = {**step.arrays(), **attention_arrays(step, [group]), **forest}
+        step.here = to_device(arrays, CPU)
+        whole, rows = DeviceStep.of(step, group), len(step.rows)
+        kept = torch.from_numpy(np.flatnonzero(step.depth <= 1 + seed % 3))
+        pruned = Pruned(step, kept, Forest(**{name: step.here[name] for name in forest}))
+        for trees, left in (
+            (whole.trees, rows),
+            (whole.after_pruning(pruned).trees, len(kept)),
+        ):
+            query = torch.randn(left, heads, head).bfloat16()
+            key = torch.randn(left, kv_heads, head).bfloat16()
+            attend_in_step(
+                query, key, key, query, torch.zeros(heads, left), trees,
+                torch.empty_like(query), head**-0.5, soft_cap,
+            )  # fmt: skip
+    assert seen(launches) == warm
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pruning_of_any_trees_is_warm(
+    launches: dict[str, Launches], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_relative_mass", pruning_triton.relative_mass)
+    monkeypatch.setattr(pruning, "_count_larger", pruning_triton.count_larger)
+    options = {**BUSY, "max_num_batched_tokens": 400, "dtype": dtype}
+    propd = {"sizing": "dynamic", "lookup": False, "pruning": "auto"}
+    with engine(80, propd=propd, **options) as llm:
+        runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
+        AnySizes(prunes=True).take_over(runner.sizing)
+        runner._pruned_forward.on_device = True
+        for kernel in launches.values():
+            kernel.seen.clear()  # of the host's own warming up
+        runner.warm_up_halves()
+        warm = seen(launches)
+        assert len(warm["_over_vocabulary"]) == 2 and len(warm["_over_path"]) == 1
+        run(llm, mixed_prompts(5, seed=2), greedy(16))
+        assert seen(launches) == warm
