@@ -96,10 +96,10 @@ def test_nan_logits_are_told_of_the_request_that_has_them(
         runner = runner_of(llm)
         verify, count = runner._verify, runner._get_nans_in_logits
 
-        def broken(logits: torch.Tensor) -> Any:
-            output = verify(logits)
+        def broken(logits: torch.Tensor, step: Any, root_row: Any) -> Any:
+            output = verify(logits, step, root_row)
             if len(logits) > 3:  # with trees
-                logits[runner._root_row[1], 7] = torch.nan
+                logits[root_row[1], 7] = torch.nan
             return output
 
         def counted(logits: torch.Tensor) -> dict[str, int]:

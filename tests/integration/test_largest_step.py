@@ -22,14 +22,13 @@ class Most:
             self.rows = max(self.rows, len(hidden_states))
             return compute(hidden_states)
 
-        def watched_verify(logits: torch.Tensor | None) -> Any:
-            step = runner._step
+        def watched_verify(logits: torch.Tensor | None, step: Any, *args: Any) -> Any:
             parts = [] if step is None else [step, *filter(None, [step.whole])]
             staged = sum(
                 kv.key.nbytes + kv.value.nbytes for part in parts for kv in part.staged
             )
             self.staged = max(self.staged, staged)
-            return verify(logits)
+            return verify(logits, step, *args)
 
         runner.model.compute_logits, runner._verify = watched_logits, watched_verify
 

@@ -25,8 +25,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.growth import nodes_per_sequence
-from vllm_propd.core.sizing import FixedSizing, Sizing, StepRecord
-from vllm_propd.core.survival import PrunedStep
+from vllm_propd.core.sizing import FixedSizing, Sizing
 from vllm_propd.core.transfer import Arrays, to_device
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.commit import commit
@@ -34,19 +33,20 @@ from vllm_propd.engine.costs import dynamic_sizing, most_nodes
 from vllm_propd.engine.delivery import enclose
 from vllm_propd.engine.halves import UnsplittableError
 from vllm_propd.engine.logits_processors import all_logits_processors
+from vllm_propd.engine.measuring import Measuring
 from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
-from vllm_propd.engine.record import EXTRA_NODES, Recorder
-from vllm_propd.engine.sampling import Verified, verify, without_drafts
+from vllm_propd.engine.sampling import verify, without_drafts
 from vllm_propd.engine.split import TreeBuilder
+from vllm_propd.engine.states import PreparedStep, VerifiedStep
 from vllm_propd.engine.step import TreeStep, build_step
 from vllm_propd.engine.texts import goes_on, load_of, texts_of
 
 logger = init_logger("vllm.propd.runner")
 
 
-class ProPDRunner(GPUModelRunner):
+class ProPDRunner(Measuring, GPUModelRunner):
     """The hooks, on vLLM's V1 runner."""
 
     drafter: MedusaTreeProposer
@@ -57,24 +57,13 @@ class ProPDRunner(GPUModelRunner):
             super().__init__(vllm_config, device)
         self.propd = engine_config(vllm_config)
         self._trees: dict[str, TokenTree] = {}
-        self._step: TreeStep | None = None
-        self._logits_indices = torch.empty(0)
-        self._pruned_forward: PrunedForward | None = None
-        self._final_row: Ints | None = None
-        self._root_row = np.empty(0, np.int64)
-        self._kept = 0
-        self._pruned_step: PrunedStep | None = None
+        self._prepared: PreparedStep | None = None
+        self._verified: VerifiedStep | None = None
         self._keep: int | None = None
-        self.sizing: Sizing
-        self._asked = self.propd
-        self._others: dict[
-            ProPDConfig,
-            tuple[ProPDConfig, MedusaTreeProposer, Sizing, PrunedForward | None],
-        ] = {}
+        self._pruned_forward: PrunedForward | None = None
         self._cuts: dict[int, PrunedForward] = {}
+        self.sizing: Sizing
         self.metrics = StepMetrics(vllm_config)
-        self.step_records: list[StepRecord] | None = None
-        self.recorder: Recorder | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Also splits the model, where trees are pruned early."""
@@ -123,31 +112,6 @@ class ProPDRunner(GPUModelRunner):
         else:
             self.sizing = FixedSizing(nodes, budget)
 
-    def start_recording(self, recorder: Recorder | None) -> None:
-        """Records from the next step on, or no longer."""
-        self.recorder = recorder
-        if self._pruned_forward is not None:
-            reading = recorder is not None and not recorder.accept
-            self._pruned_forward.judge.reading = reading
-
-    def use_settings(self, config: ProPDConfig) -> None:
-        """Other settings from the next step on; what was learned under these is kept.
-
-        For measuring: one engine, with one copy of the weights, for all.
-        """
-        assert config.num_speculative_tokens <= self.num_spec_tokens
-        before = self.propd, self.drafter, self.sizing, self._pruned_forward
-        self._others[self._asked], self._asked = before, config
-        if known := self._others.pop(config, None):
-            self.propd, self.drafter, self.sizing, self._pruned_forward = known
-            return
-        cuts = len(self._cuts)
-        self.drafter = self.drafter.with_settings(config)
-        self.propd, self._pruned_forward = self._split(config)
-        if len(self._cuts) > cuts:
-            self.warm_up_halves()
-        self.start_sizing()
-
     def _prepare_inputs(
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
     ) -> Any:
@@ -160,7 +124,7 @@ class ProPDRunner(GPUModelRunner):
         with self._speculating(bool(scheduled)):
             prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         batch = self.input_batch
-        self._step = step = build_step(
+        step = build_step(
             scheduled,
             self._trees,
             batch.req_id_to_index,
@@ -171,12 +135,10 @@ class ProPDRunner(GPUModelRunner):
         if step is not None:
             step.split = self._prunes()
         self.sizing.step_begins(began, load_of(self, num_scheduled_tokens, step))
-        if step is None:
-            self._root_row = np.arange(len(num_scheduled_tokens))
-            return prepared
-        self._logits_indices = prepared[0]
-        self._root_row = step.root_rows(len(num_scheduled_tokens))
-        if step.chained:
+        requests = len(num_scheduled_tokens)
+        rows = np.arange(requests) if step is None else step.root_rows(requests)
+        self._prepared = PreparedStep(step, prepared[0], rows)
+        if (step := self._prepared.branching) is None:
             return prepared
         step.here = here = to_device(self._arrays(step), self.device)
         self.positions[here["rows"]] = here["positions"]
@@ -206,9 +168,7 @@ class ProPDRunner(GPUModelRunner):
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """Hands the step to the builders for the time they build, if it has trees."""
-        step = self._step
-        if step is not None and step.chained:
-            step = None
+        step = self._prepared.branching if self._prepared is not None else None
         builders = [
             builder
             for group in self._attn_group_iterator()
@@ -232,16 +192,17 @@ class ProPDRunner(GPUModelRunner):
         **model_kwargs: Any,
     ) -> Any:
         """A step with trees runs in two halves, and the upper one without pruned rows."""
-        step, pruned_forward = self._step, self._pruned_forward
+        prepared, pruned_forward = self._prepared, self._pruned_forward
+        step = prepared.trees if prepared is not None else None
         if step is None or pruned_forward is None or not step.split:
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **model_kwargs
             )
-        assert positions is not None
-        hidden_states, self._step = pruned_forward.run(
+        assert positions is not None and prepared is not None
+        hidden_states, left = pruned_forward.run(
             step, input_ids, positions, inputs_embeds, self._keep, **model_kwargs
         )
-        self._leave_out(step, self._step)
+        self._prepared = self._without_pruned(prepared, step, left)
         return hidden_states
 
     def _prunes(self) -> bool:
@@ -252,16 +213,19 @@ class ProPDRunner(GPUModelRunner):
             return False
         return not self._has_grammar()
 
-    def _leave_out(self, step: TreeStep, left: TreeStep) -> None:
+    def _without_pruned(
+        self, prepared: PreparedStep, step: TreeStep, left: TreeStep
+    ) -> PreparedStep:
         """Takes the pruned rows out of vLLM's list of logits rows, in place."""
-        rows = self._root_row[step.request].repeat(step.sizes) + step.node
-        needed = np.ones(len(self._logits_indices), np.bool_)
+        indices = prepared.logits_indices
+        rows = prepared.root_row[step.request].repeat(step.sizes) + step.node
+        needed = np.ones(len(indices), np.bool_)
         needed[np.delete(rows, left.kept)] = False
         arrays = {"kept": np.flatnonzero(needed), "slots": left.slot_rows}
         here = to_device(arrays, self.device)
-        self._logits_indices.set_(self._logits_indices[here["kept"]])
+        indices.set_(indices[here["kept"]])
         left.slots = [slots[here["slots"]] for slots in step.slots]
-        self._root_row = left.root_rows(len(self._root_row))
+        return PreparedStep(left, indices, left.root_rows(len(prepared.root_row)))
 
     def _sample(
         self,
@@ -269,50 +233,40 @@ class ProPDRunner(GPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """Verifies the trees and commits what was accepted."""
-        step, self._pruned_step = self._step, None
+        prepared, self._prepared = self._prepared, None
+        assert prepared is not None
+        step, pruned = prepared.trees, None
         if self.propd.plans_pruning and step is not None and step.whole is not None:
             ids = [self.input_batch.req_ids[i] for i in step.request.tolist()]
             places = [len(self.requests[i].output_token_ids) for i in ids]
-            self._pruned_step = step.as_pruned(ids, places)
-        return self._verify(logits)
+            pruned = step.as_pruned(ids, places)
+        kept = 0 if step is None else len(step.rows) - len(step.sizes)
+        output, final_row = self._verify(logits, step, prepared.root_row)
+        self._verified = VerifiedStep(final_row, prepared.root_row, kept, pruned)
+        return output
 
-    def _verify(self, logits: torch.Tensor | None) -> SamplerOutput:
-        step, self._step = self._step, None
-        self._kept = 0 if step is None else len(step.rows) - len(step.sizes)
+    def _verify(
+        self, logits: torch.Tensor | None, step: TreeStep | None, root_row: Ints
+    ) -> tuple[SamplerOutput, Ints]:
+        """The step's tokens, and ``VerifiedStep.final_row``."""
         metadata = without_drafts(self.input_batch.sampling_metadata)
-        self._final_row = self._root_row
         if step is None:
-            return self.sampler(logits=logits, sampling_metadata=metadata)
+            return self.sampler(logits=logits, sampling_metadata=metadata), root_row
         assert logits is not None
-        if self.recorder is not None and not self.recorder.accept:
-            step.token = np.full_like(step.token, -1)
+        step = self._as_recorded(step)
         outputs = [self.requests[i].output_token_ids for i in self.input_batch.req_ids]
         verified = verify(
-            logits, step, self._root_row, self.sampler, metadata, outputs, self.propd
+            logits, step, root_row, self.sampler, metadata, outputs, self.propd
         )
-        self._final_row = verified.final_row
         commit(step, verified.accepted, self._group_of_layer)
-        if self.recorder is not None:
-            self._record(self.recorder, step, verified)
-        return verified.output
-
-    def _record(self, recorder: Recorder, step: TreeStep, verified: Verified) -> None:
-        whole = step.whole or step
-        roots = self.input_ids.gpu[self._sent(whole.rows[whole.first])]
-        emitted = verified.output.sampled_token_ids.tolist()
-        recorder.add(
-            step,
-            verified.accepted,
-            [[token for token in row if token >= 0] for row in emitted],
-            self.input_batch.req_ids,
-            roots.tolist(),
-            self._trees,
-        )
+        self._record(step, verified)
+        return verified.output, verified.final_row
 
     def _get_nans_in_logits(self, logits: torch.Tensor | None) -> dict[str, int]:
         """Counts those of each request's root: vLLM takes row i for request i's."""
         if logits is not None:
-            logits = logits[self._sent(self._root_row)]
+            assert self._verified is not None
+            logits = logits[self._sent(self._verified.root_row)]
         found: dict[str, int] = super()._get_nans_in_logits(logits)
         return found
 
@@ -339,9 +293,10 @@ class ProPDRunner(GPUModelRunner):
         **kwargs: Any,
     ) -> list[list[int]]:
         """The next trees, from the hidden states of the last accepted nodes."""
-        assert isinstance(sampled_token_ids, list) and self._final_row is not None
+        verified = self._verified
+        assert isinstance(sampled_token_ids, list) and verified is not None
         # Only now has vLLM waited for the device: `_sample` may be back before it is over.
-        self.sizing.step_verified(self._pruned_step)
+        self.sizing.step_verified(verified.pruned)
         drafting = [
             i for i, tokens in enumerate(sampled_token_ids) if tokens and goes_on(self, i)
         ]
@@ -349,32 +304,40 @@ class ProPDRunner(GPUModelRunner):
         self._keep = None
         most = self.sizing.most(len(drafts))
         if drafting and most:
-            drafted = self._draft(drafting, most, sample_hidden_states)
+            final_row = verified.final_row[drafting]
+            drafted = self._draft(drafting, most, sample_hidden_states, final_row)
             for i, nodes in zip(drafting, drafted, strict=True):
                 drafts[i] = nodes
         emitted = sum(map(len, sampled_token_ids))
-        record = self.sizing.step_ends(self._kept, emitted)
+        record = self.sizing.step_ends(verified.kept, emitted)
         self.metrics.count(record)
-        if self.step_records is not None:
-            self.step_records.append(record)
+        self._note(record)
         return drafts
 
     def _draft(
-        self, drafting: list[int], most: int, sample_hidden_states: torch.Tensor
+        self,
+        drafting: list[int],
+        most: int,
+        sample_hidden_states: torch.Tensor,
+        final_row: Ints,
     ) -> list[list[int]]:
-        """Nodes for some requests of the batch; their trees are remembered whole."""
-        assert self._final_row is not None
+        """Nodes for some requests of the batch; their trees are remembered whole.
+
+        Args:
+            drafting: ``[sequences]`` the requests' indices in the batch.
+            most: nodes of each.
+            sample_hidden_states: ``[logits rows, hidden]``.
+            final_row: ``[sequences]`` int64 where their last tokens were predicted.
+        """
         began = time.perf_counter()
         texts = texts_of(self, drafting)
-        # A recording also shows what was nearly drafted; every prefix is a tree.
-        extra = EXTRA_NODES if self.recorder is not None else 0
-        sizes = np.full(len(drafting), most + extra, np.int64)
+        sizes = np.full(len(drafting), most + self._extra_nodes, np.int64)
         trees: list[TokenTree] = []
         found = self.drafter.look_up(texts)
         looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
         first = [tree.prefix(most) for tree in looked_up]
         if self.sizing.asks_heads(first):
-            rows = self._sent(self._final_row[drafting])
+            rows = self._sent(final_row)
             trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
         if not trees and not looked_up:
             return [[] for _ in drafting]

@@ -1,46 +1,34 @@
-"""On a CUDA machine: are our kernels right, how fast are they, and what would a step cost?
+"""The item of kernel times: are they right, how fast, and what would a step cost?
 
-    python scripts/gpu_check.py --out gpu_check.json
-    TRITON_INTERPRET=1 python scripts/gpu_check.py --smoke    # tiny, on a CPU: for its test
-
-Builds nothing and needs no vLLM. Times are medians; what they could be at best is counted
-in bytes and operations, over rates measured on the spot. Data is random, weights too: these
-are times of shapes, not of a model. Where vLLM is installed, the arms of `vllm-propd bench`
-follow, on real engines.
+Times are medians; what they could be at best is counted in bytes and operations, over
+rates measured on the spot. Data is random, weights too: these are times of shapes, not of a
+model.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from gpu_first_run.setting import Notes, Setting
 from vllm_propd.core.pruning import edges_of
 from vllm_propd.core.pruning_triton import Forest, count_larger, relative_mass
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
 
+MOST_ERROR = 5e-3
+"""Of a kernel, relative to float64."""
+
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-ROOT = Path(__file__).parents[1]
-ARMS = "plain medusa chain static propd-no-prune propd-no-dynamic propd"
 Row = dict[str, Any]
 
 
@@ -207,7 +195,7 @@ def attention_rows(plan: Plan, rate: Row) -> list[Row]:
     """Right, and how long, against as many tokens of plain sequences."""
     found = []
     cases = list(product(plan.batches, plan.contexts))
-    for batch, context in track(cases, "attention", transient=True):
+    for batch, context in cases:
         one = TreeAttention(plan.shape, batch, context, plan.nodes)
         prefix = one.prefix()
         both = sum(x.nbytes for x in (*one.cached, *one.own, one.query, one.out))
@@ -240,7 +228,7 @@ def pruning_rows(plan: Plan) -> list[Row]:
     """The early head's output layer, both rules' kernels, the choice, what is left."""
     found = []
     cases = list(product(plan.batches, plan.vocabularies))
-    for batch, vocabulary in track(cases, "pruning", transient=True):
+    for batch, vocabulary in cases:
         parents, first, sizes = random_trees(batch, plan.nodes)
         rows = len(parents)
         parent_row = np.repeat(first, sizes) + parents
@@ -282,120 +270,20 @@ def pruning_rows(plan: Plan) -> list[Row]:
     return found
 
 
-class Step:
-    """A decoder's whole step with random weights: norms, projections, attention, logits."""
+def time_kernels(setting: Setting, notes: Notes) -> None:
+    """Tree attention and early pruning against what is known, and a step of 7B shapes."""
+    from gpu_first_run.step_curve import cost_curve
 
-    def __init__(self, shape: Shape, context: int):
-        self.shape = shape
-        width, group = shape.heads * shape.head, shape.heads // shape.kv_heads
-        sizes = {
-            "qkv": (shape.hidden, width + 2 * shape.kv_heads * shape.head),
-            "out": (width, shape.hidden),
-            "up": (shape.hidden, 2 * shape.inner),
-            "down": (shape.inner, shape.hidden),
-        }
-
-        def weight(size: tuple[int, int]) -> torch.Tensor:
-            return torch.randn(size, device=DEVICE, dtype=torch.bfloat16) * 0.02
-
-        self.stack = [
-            {name: weight(size) for name, size in sizes.items()}
-            for _ in range(shape.layers)
-        ]
-        self.output = weight((shape.hidden, shape.vocabulary))
-        cache = (1, shape.kv_heads, context, shape.head)
-        self.cache = [
-            torch.randn(cache, device=DEVICE).bfloat16().repeat_interleave(group, 1)
-            for _ in range(2)
-        ]
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[tokens, hidden]`` of one sequence to ``[tokens, vocabulary]``."""
-        shape, norm = self.shape, torch.nn.functional.rms_norm
-        width = shape.heads * shape.head
-        for layer in self.stack:
-            qkv = norm(hidden, (shape.hidden,)) @ layer["qkv"]
-            query = qkv[:, :width].view(1, -1, shape.heads, shape.head).transpose(1, 2)
-            out, _ = flash(query, *self.cache)
-            hidden = hidden + out.transpose(1, 2).reshape(len(hidden), -1) @ layer["out"]
-            gate, up = (norm(hidden, (shape.hidden,)) @ layer["up"]).chunk(2, -1)
-            hidden = hidden + (torch.nn.functional.silu(gate) * up) @ layer["down"]
-        return norm(hidden, (shape.hidden,)) @ self.output
-
-
-@torch.inference_mode()
-def cost_curve(plan: Plan, rate: Row) -> list[Row]:
-    """What the planner would see: milliseconds of a step by tokens, as a CUDA graph."""
-    step = Step(plan.shape, plan.contexts[0])
-    weights = sum(w.nbytes for layer in step.stack for w in layer.values())
-    weights += step.output.nbytes
-    found = []
-    for tokens in track(plan.tokens, "a step's time", transient=True):
-        hidden = torch.randn(tokens, plan.shape.hidden, device=DEVICE).bfloat16()
-        call: Callable[[], object] = partial(step.forward, hidden)
-        call()
-        if CUDA:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step.forward(hidden)
-            call = graph.replay
-        bound = max(weights / rate["bytes_per_s"], weights * tokens / rate["flops_per_s"])
-        ms = median_us(call, plan.rounds) / 1e3
-        found.append({"tokens": tokens, "step_ms": ms, "at_best_ms": 1e3 * bound})
-    return found
-
-
-def run_arms(folder: Path) -> None:
-    """The benchmark, on the demo's model made large; it prints, and writes there."""
-    model = folder / "inflated"
-    inflate = [str(ROOT / "scripts" / "inflate_model.py"), str(ROOT / "demo" / "model")]
-    inflate += [str(model), "--factor", "16", "--layers", "16"]
-    bench = ["-m", "vllm_propd.cli", "bench", str(model), "--arms", ARMS]
-    bench += ["--batch-sizes", "1,4,16,64", "--out", str(folder)]
-    environment = os.environ | {"VLLM_PROPD_UNTESTED_CUDA": "1"}
-    for command in (inflate, bench):
-        subprocess.run([sys.executable, *command], check=True, env=environment)
-
-
-def show(title: str, rows: list[Row], console: Console) -> None:
-    """Prints rows as they are."""
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        cells = (f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values())
-        table.add_row(*cells)
-    console.print(table)
-
-
-def main(
-    out: Annotated[Path, typer.Option(help="JSON.")] = Path("gpu_check.json"),
-    smoke: Annotated[bool, typer.Option(help="Tiny shapes, anywhere.")] = False,
-) -> None:
-    console = Console(width=120)
-    if not (CUDA or smoke):
-        console.print("[red]Error:[/red] no CUDA device; --smoke runs tiny shapes on a CPU")
-        raise typer.Exit(1)
-    plan = SMOKE if smoke else Plan()
-    name = torch.cuda.get_device_name() if CUDA else "CPU, in Triton's interpreter"
+    plan = Plan() if setting.on_gpu else SMOKE
     rate = rates(plan)
-    attention, pruning = attention_rows(plan, rate), pruning_rows(plan)
-    curve = cost_curve(plan, rate)
-    show(f"tree attention, {plan.nodes} nodes, one layer: {name}", attention, console)
-    show(f"early pruning, {plan.nodes} nodes: {name}", pruning, console)
-    show(f"a step of a 7B-shaped model, random weights: {name}", curve, console)
-    for kernels, rows in (("tree attention", attention), ("early pruning", pruning)):
-        if (worst := max(row["error"] for row in rows)) > 5e-3:
-            console.print(f"[red]Error:[/red] {kernels} is off by {worst:.2g}")
-            raise typer.Exit(1)
-    found = {
-        "device": name, "torch": torch.__version__, "plan": asdict(plan), "rates": rate,
-        "attention": attention, "pruning": pruning, "curve": curve,
-    }  # fmt: skip
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    console.print(f"{out}")
-    if CUDA and importlib.util.find_spec("vllm") is not None:
-        torch.cuda.empty_cache()  # for the engines
-        run_arms(out.with_suffix(""))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    notes.update({name: f"{value:.3g}" for name, value in rate.items()})
+    found = {"attention": attention_rows(plan, rate), "pruning": pruning_rows(plan)}
+    for name, rows in found.items():
+        notes[name] = rows
+        notes[f"error, {name}"] = worst = max(row["error"] for row in rows)
+        if worst > MOST_ERROR:
+            raise SystemExit(f"the kernels of {name} are off by {worst:.2g}")
+    ratios = [f"{row['ratio']:.2f}" for row in found["attention"]]
+    notes["tree attention over FlashAttention of as many tokens"] = ", ".join(ratios)
+    notes["a step of 7B shapes"] = cost_curve(plan, rate)
+    notes["plan"] = asdict(plan)

@@ -1,0 +1,93 @@
+"""What a runner offers to those who measure: settings that change, records of steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.core.sizing import Sizing, StepRecord
+from vllm_propd.engine.proposer import MedusaTreeProposer
+from vllm_propd.engine.pruning import PrunedForward
+from vllm_propd.engine.record import EXTRA_NODES, Recorder
+from vllm_propd.engine.sampling import Verified
+from vllm_propd.engine.step import TreeStep
+
+Settings = tuple[ProPDConfig, MedusaTreeProposer, Sizing, PrunedForward | None]
+"""Of a runner: ``propd``, ``drafter``, ``sizing`` and ``_pruned_forward``."""
+
+
+class Measuring:
+    """Beside ``ProPDRunner``, whose fields it reads; no request needs it.
+
+    Attributes:
+        recorder: of trees; None while nothing is recorded.
+        step_records: of steps so far; likewise.
+    """
+
+    recorder: Recorder | None = None
+    step_records: list[StepRecord] | None = None
+
+    _asked: ProPDConfig | None = None
+    _others: dict[ProPDConfig | None, Settings]
+
+    def use_settings(self: Any, config: ProPDConfig) -> None:
+        """Other settings from the next step on; what was learned under these is kept.
+
+        One engine, with one copy of the weights, for all.
+        """
+        assert config.num_speculative_tokens <= self.num_spec_tokens
+        if self._asked is None:
+            self._asked, self._others = self.propd, {}
+        before = self.propd, self.drafter, self.sizing, self._pruned_forward
+        self._others[self._asked], self._asked = before, config
+        if known := self._others.pop(config, None):
+            self.propd, self.drafter, self.sizing, self._pruned_forward = known
+            return
+        cuts = len(self._cuts)
+        self.drafter = self.drafter.with_settings(config)
+        self.propd, self._pruned_forward = self._split(config)
+        if len(self._cuts) > cuts:
+            self.warm_up_halves()
+        self.start_sizing()
+
+    def start_recording(self: Any, recorder: Recorder | None) -> None:
+        """Records trees from the next step on, or no longer."""
+        self.recorder = recorder
+        if self._pruned_forward is not None:
+            reading = recorder is not None and not recorder.accept
+            self._pruned_forward.judge.reading = reading
+
+    @property
+    def _extra_nodes(self) -> int:
+        """A recording also shows what was nearly drafted; every prefix is a tree."""
+        return EXTRA_NODES if self.recorder is not None else 0
+
+    def _as_recorded(self, step: TreeStep) -> TreeStep:
+        """The step; none of its nodes can be accepted where that is recorded."""
+        if self.recorder is None or self.recorder.accept:
+            return step
+        return replace(step, token=np.full_like(step.token, -1))
+
+    def _record(self: Any, step: TreeStep, verified: Verified) -> None:
+        """Adds a step's trees, if trees are recorded."""
+        if self.recorder is None:
+            return
+        whole = step.whole or step
+        roots = self.input_ids.gpu[self._sent(whole.rows[whole.first])]
+        emitted = verified.output.sampled_token_ids.tolist()
+        self.recorder.add(
+            step,
+            verified.accepted,
+            [[token for token in row if token >= 0] for row in emitted],
+            self.input_batch.req_ids,
+            roots.tolist(),
+            self._trees,
+        )
+
+    def _note(self, record: StepRecord) -> None:
+        """Adds a step, if steps are recorded."""
+        if self.step_records is not None:
+            self.step_records.append(record)
