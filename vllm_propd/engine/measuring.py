@@ -9,7 +9,7 @@ import numpy as np
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.sizing import Sizing, StepRecord
-from vllm_propd.engine.proposer import MedusaTreeProposer
+from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.record import EXTRA_NODES, Recorder
 from vllm_propd.engine.sampling import Verified
@@ -40,7 +40,7 @@ class Measuring:
         """
         assert config.num_speculative_tokens <= self.num_spec_tokens
         if self._asked is None:
-            self._asked, self._others = self.propd, {}
+            self._asked, self._others = engine_config(self.vllm_config), {}
         before = self.propd, self.drafter, self.sizing, self._pruned_forward
         self._others[self._asked], self._asked = before, config
         if known := self._others.pop(config, None):

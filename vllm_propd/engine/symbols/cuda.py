@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm_propd.engine.symbols.symbol import Symbol
 
+_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _FLASH = "vllm.v1.attention.backends.flash_attn"
 
 SYMBOLS = (
@@ -100,15 +101,48 @@ SYMBOLS = (
         "the same inside flash_attn_varlen_func",
     ),
     Symbol(
-        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.profile_run",
+        f"{_RUNNER}.profile_run",
         "overridden",
         "self randomize_inputs",
-        "compiles both halves of a model that is to be pruned",
-        "what is captured later must have been compiled",
+        "compiles both halves of a model that is to be pruned, and on CUDA runs what the "
+        "largest step with trees needs",
+        "what is captured later must have been compiled; vLLM measures the memory here",
         "nothing: this is the place for it",
     ),
     Symbol(
-        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._warmup_and_capture",
+        f"{_RUNNER}.capture_model",
+        "overridden",
+        "self",
+        "notes that there are graphs, and captures again when settings bring other halves",
+        "halves that `use_settings` adds are to be captured, too",
+        "nothing: this is the place for it",
+    ),
+    Symbol(
+        f"{_RUNNER}.get_kv_cache_spec",
+        "called",
+        "self",
+        "how many bytes a token's keys and values take in all layers",
+        "those of a step's tree rows are kept aside until some are accepted",
+        "a KV cache that takes rows back",
+    ),
+    Symbol(
+        "vllm.v1.kv_cache_interface:AttentionSpec.page_size_bytes",
+        "read",
+        "",
+        "over ``block_size``, that number",
+        "see get_kv_cache_spec",
+        "see get_kv_cache_spec",
+    ),
+    Symbol(
+        f"{_RUNNER}._dummy_sampler_run",
+        "called",
+        "self hidden_states",
+        "samples beside the logits of a whole step of trees, for the memory profile",
+        "verification gives the sampler so many rows at once",
+        "nothing",
+    ),
+    Symbol(
+        f"{_RUNNER}._warmup_and_capture",
         "overridden",
         "self desc cudagraph_runtime_mode profile_seq_lens allow_microbatching num_warmups "
         "profiler",
