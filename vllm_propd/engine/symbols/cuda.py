@@ -126,10 +126,10 @@ SYMBOLS = (
         "a KV cache that takes rows back",
     ),
     Symbol(
-        "vllm.v1.kv_cache_interface:AttentionSpec.page_size_bytes",
+        "vllm.v1.kv_cache_interface:KVCacheSpec",
         "read",
-        "",
-        "over ``block_size``, that number",
+        "block_size",
+        "over it, ``page_size_bytes``, which is a token's",
         "see get_kv_cache_spec",
         "see get_kv_cache_spec",
     ),
