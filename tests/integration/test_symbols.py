@@ -4,14 +4,19 @@ import ast
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vllm_propd.engine
-from vllm_propd.engine.symbols import SOURCE_ONLY, SYMBOLS
-from vllm_propd.engine.symbols.symbol import Symbol
+from vllm_propd.engine.symbols import BEHAVIOURS, SOURCE_ONLY, SYMBOLS
+from vllm_propd.engine.symbols.behaviour import RELEASE, Behaviour
+from vllm_propd.engine.symbols.check import differences
+from vllm_propd.engine.symbols.signatures import parameters
+from vllm_propd.engine.symbols.sources import Sources
+from vllm_propd.engine.symbols.symbol import EXACT, Symbol
 
 
 def resolve(path: str) -> Any:
@@ -22,32 +27,77 @@ def resolve(path: str) -> Any:
     return found
 
 
+def required(signature: Mapping[str, inspect.Parameter]) -> set[str]:
+    """Parameters that a call has to give."""
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        name
+        for name, one in signature.items()
+        if one.default is one.empty and one.kind not in rest
+    }
+
+
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    """The installed vLLM's."""
+    return Sources.at(Path(str(importlib.import_module("vllm").__file__)).parent)
+
+
 @pytest.mark.parametrize("symbol", SYMBOLS, ids=lambda symbol: symbol.path)
 def test_symbol_is_as_recorded(symbol: Symbol) -> None:
-    expected = symbol.parameters.split()
-    parameters = list(inspect.signature(resolve(symbol.path)).parameters)
-    if symbol.use in ("patched", "overridden"):
-        assert parameters == expected
+    expected, found = symbol.parameters.split(), resolve(symbol.path)
+    signature = inspect.signature(found).parameters if callable(found) else {}
+    if symbol.use in EXACT:
+        assert list(signature) == expected
     else:
-        assert set(expected) <= set(parameters)
-    source = inspect.getsource(resolve(symbol.path)) if symbol.attributes else ""
+        assert set(expected) <= set(signature)
+    if symbol.use == "called":
+        assert required(signature) <= set(expected)
+    source = inspect.getsource(found) if symbol.attributes else ""
     for attribute in symbol.attributes.split():
         assert re.search(rf"\bself\.{attribute}\b.* = |\bself\.{attribute}:", source)
 
 
-@pytest.mark.parametrize("symbol", SOURCE_ONLY, ids=lambda symbol: symbol.path)
-def test_source_is_as_recorded(symbol: Symbol) -> None:
-    module, _, name = symbol.path.partition(":")
-    package, *inner = module.split(".")
-    folder = Path(str(importlib.import_module(package).__file__)).parent
-    tree = ast.parse(folder.joinpath(*inner).with_suffix(".py").read_text())
-    (function,) = (
-        node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name == name
-    )
-    parameters = {argument.arg for argument in function.args.args}
-    assert set(symbol.parameters.split()) <= parameters
+def test_sources_are_as_recorded(sources: Sources) -> None:
+    """The same without importing anything; also of what cannot be imported here."""
+    assert not differences(sources, (*SYMBOLS, *SOURCE_ONLY, *BEHAVIOURS))
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS, ids=lambda symbol: symbol.path)
+def test_sources_say_what_inspect_says(symbol: Symbol, sources: Sources) -> None:
+    definition, found = sources.find(symbol.path), resolve(symbol.path)
+    assert definition is not None
+    known = parameters(sources, definition)
+    if known is None:
+        # An enumeration, a value, or a class without a constructor of its own.
+        assert not symbol.parameters
+        return
+    signature = inspect.signature(found).parameters
+    names = [one.name for one in known]
+    if inspect.isclass(found):  # whose keyword-only fields come last
+        assert set(names) == set(signature)
+    else:
+        assert names == list(signature)
+    assert {one.name for one in known if one.required} == required(signature)
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda one: f"{one.path} {one.what}")
+def test_behaviour_is_where_it_is_said_to_be(
+    behaviour: Behaviour, sources: Sources
+) -> None:
+    found = sources.find(behaviour.path)
+    assert found is not None and found.path == behaviour.path
+    root = Path(str(importlib.import_module("vllm").__file__)).parents[1]
+    assert (root / behaviour.link.removeprefix(RELEASE)).is_file()
+    assert behaviour.what and behaviour.why and behaviour.retired_by
+
+
+@pytest.mark.parametrize("node", sorted({one.test for one in BEHAVIOURS}))
+def test_behaviours_test_is_there(node: str) -> None:
+    file, _, name = node.partition("::")
+    tree = ast.parse((Path(__file__).parents[2] / file).read_text())
+    assert name.startswith("test_")
+    assert [one.name for one in tree.body if isinstance(one, ast.FunctionDef)].count(name)
 
 
 def test_the_pipeline_group_is_where_the_halves_swap_it() -> None:

@@ -1,1 +1,1 @@
-"""The thin side that knows vLLM; ``symbols.py`` lists all it touches."""
+"""The thin side that knows vLLM; ``symbols`` lists all it touches."""

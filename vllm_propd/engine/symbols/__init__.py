@@ -1,7 +1,9 @@
-"""The ledger of every vLLM symbol that ProPD touches or relies on.
+"""The ledger of every vLLM symbol that ProPD touches, and of what it relies on beside.
 
-For each: what we do with it, why, and what would let us stop. A test compares the
-parameters with the installed vLLM, so that an upgrade fails at the right line.
+For each: what we do with it, why, and what would let us stop. Tests compare the parameters
+with the installed vLLM, so that an upgrade fails at the right line; for what no signature
+tells, each behaviour names the test that fails when it ends. Another vLLM's sources are
+compared by ``python -m vllm_propd.engine.symbols WHEEL_OR_FOLDER``, which imports none.
 """
 
 from vllm_propd.engine.symbols import (
@@ -14,6 +16,8 @@ from vllm_propd.engine.symbols import (
     process,
     runner,
     sampling,
+    scheduler,
+    support,
     tools,
     worker,
 )
@@ -31,5 +35,18 @@ SYMBOLS = (
     *heads.SYMBOLS,
     *process.SYMBOLS,
     *sampling.SYMBOLS,
+    *support.SYMBOLS,
     *tools.SYMBOLS,
+)
+
+BEHAVIOURS = (
+    *doors.BEHAVIOURS,
+    *scheduler.BEHAVIOURS,
+    *runner.BEHAVIOURS,
+    *sampling.BEHAVIOURS,
+    *delivery.BEHAVIOURS,
+    *attention.BEHAVIOURS,
+    *cuda.BEHAVIOURS,
+    *halves.BEHAVIOURS,
+    *process.BEHAVIOURS,
 )

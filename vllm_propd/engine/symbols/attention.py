@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 _CPU_ATTENTION = "vllm.v1.attention.backends.cpu_attn"
+_BACKENDS = "vllm.v1.attention.backends.registry:AttentionBackendEnum"
 
 SYMBOLS = (
     Symbol(
@@ -25,16 +27,38 @@ SYMBOLS = (
         "nothing: this is the supported way",
     ),
     Symbol(
-        "vllm.v1.attention.backends.registry:AttentionBackendEnum.clear_override",
+        f"{_BACKENDS}.clear_override",
         "called",
         "self",
         "takes the override back",
         "other engines of the process keep vLLM's backend",
         "see WorkerBase.load_model",
     ),
+    *(
+        Symbol(
+            f"{_BACKENDS}.{name}",
+            "read",
+            "",
+            "the backend in whose place ours stands",
+            "trees need one that knows them",
+            "see get_impl_cls",
+        )
+        for name in ("CPU_ATTN", "FLASH_ATTN")
+    ),
+    *(
+        Symbol(
+            f"{_BACKENDS}.{name}",
+            "called",
+            "self",
+            "an override that others had put there comes back",
+            "other engines of the process keep what they had",
+            "see WorkerBase.load_model",
+        )
+        for name in ("get_path", "is_overridden")
+    ),
     Symbol(
         "vllm.v1.attention.selector:_cached_get_attn_backend",
-        "called",
+        "read",
         "",
         "forgets what was looked up, before and after the override",
         "vLLM looks a backend up once in a process",
@@ -105,5 +129,50 @@ SYMBOLS = (
         "is narrowed to the requests without drafts",
         "vLLM's own builder then does the rest",
         "see get_impl_cls",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        f"{_BACKENDS}.get_class",
+        "respects an override when a layer is built, and only then",
+        "one engine of a process has our backend, the next one vLLM's",
+        "a backend that the platform takes from the engine's config",
+        "tests/integration/test_lossless.py::test_an_engine_beside_propds_is_plain",
+    ),
+    Behaviour(
+        f"{_CPU_ATTENTION}:CPUAttentionBackend.forward_includes_kv_cache_update",
+        "a layer's keys and values are cached before its attention, and apart from it",
+        "a tree's root is read from the cache, its nodes are staged",
+        "tree drafts in vLLM",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
+    ),
+    Behaviour(
+        f"{_CPU_ATTENTION}:CPUAttentionBackendImpl.do_kv_cache_update",
+        "writes nothing for the slot -1",
+        "drafted nodes must not enter the cache",
+        "tree drafts in vLLM",
+        f"{OWN}test_no_slot_is_no_write",
+    ),
+    Behaviour(
+        f"{_CPU_ATTENTION}:CPUAttentionBackendImpl.do_kv_cache_update",
+        "in the layout vec, keys and values lie as our kernel reads them",
+        "our kernel reads the cache by address",
+        "see get_impl_cls",
+        "tests/integration/test_cache_layout.py::test_roots_attend_to_what_vllm_wrote",
+    ),
+    Behaviour(
+        f"{_CPU_ATTENTION}:CPUAttentionMetadataBuilder._set_isa_to_layers",
+        "is all that the cache's layout follows from",
+        "vec stands where AMX tiles would",
+        "an option for the layout",
+        f"{OWN}test_the_layout_is_what_our_builder_sets",
+    ),
+    Behaviour(
+        f"{_CPU_ATTENTION}:CPUAttentionMetadataBuilder.build",
+        "makes metadata of some of the batch's requests from what names only these",
+        "requests without drafts keep vLLM's kernel",
+        "see get_impl_cls",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
@@ -48,6 +49,30 @@ SYMBOLS = (
         "the kernel serves the query heads of a KV head together",
         "see get_impl_cls",
         "num_heads_q num_heads_kv",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionMetadataBuilder._cudagraph_support",
+        "replaced",
+        "",
+        "says never",
+        "trees differ from step to step",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_FLASH}:FlashAttentionMetadataBuilder.supports_update_block_table",
+        "replaced",
+        "",
+        "says no: metadata of one KV cache group is not another's with other blocks",
+        "a step's trees have block tables of their own",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        "vllm.v1.attention.backend:AttentionCGSupport.NEVER",
+        "read",
+        "",
+        "see FlashAttentionMetadataBuilder._cudagraph_support",
+        "trees differ from step to step",
+        "see get_impl_cls",
     ),
     Symbol(
         "vllm.v1.attention.backend:AttentionCGSupport",
@@ -164,3 +189,23 @@ SOURCE_ONLY = (
     ),
 )
 """Likewise; but vLLM's builds for CPUs cannot import it, and hold its source only."""
+
+BEHAVIOURS = (
+    Behaviour(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._warmup_and_capture",
+        "captures one size of what stands in the model's place, in a context that names "
+        "the mode and the size",
+        "a second run captures the graphs of both halves",
+        "a forward pass between given layers in vLLM's model interface",
+        f"{OWN}test_a_capture_runs_what_stands_in_the_models_place",
+    ),
+    Behaviour(
+        "vllm.vllm_flash_attn.flash_attn_interface:flash_attn_varlen_func",
+        "gives the log-sum-exp as [heads, rows] float32, of the natural logarithm",
+        "our kernel goes on from there; on GPUs only, elsewhere the test has a reference "
+        "in its place",
+        "tree attention in vLLM",
+        "tests/kernels/test_cuda_attention.py::"
+        "test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning",
+    ),
+)

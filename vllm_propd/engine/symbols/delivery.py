@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 _EXECUTOR = "vllm.v1.executor.multiproc_executor:MultiprocExecutor"
@@ -88,5 +89,22 @@ SYMBOLS = (
         "what the runner gives and the scheduler takes; never looked into",
         "see MultiprocExecutor.sample_tokens",
         "see MultiprocExecutor.sample_tokens",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor.collective_rpc",
+        "gives back the first rank's output, attributes that vLLM does not know included",
+        "drafts come with it (`enclose`)",
+        "drafts in vLLM's ModelRunnerOutput",
+        "tests/integration/test_tensor_parallel.py::test_drafts_come_with_the_output",
+    ),
+    Behaviour(
+        "vllm.v1.engine.core:EngineCore.post_step",
+        "takes drafts from the executor after each step, and gives them to the scheduler",
+        "that is how a tree reaches the next step",
+        "nothing",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
     ),
 )

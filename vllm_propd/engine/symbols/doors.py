@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
@@ -138,5 +139,31 @@ SYMBOLS = (
         "makes a backend of its name, as engine arguments may have it",
         "ProPD on CUDA needs FLASH_ATTN, and refuses others",
         "a tree mask in vLLM's attention backends",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        "vllm.plugins:load_general_plugins",
+        "runs in every process, before arguments are parsed and before a worker is made",
+        "all our patches are applied there",
+        "nothing: this is the supported way",
+        "tests/integration/test_serve.py::test_chat_completion",
+        package=True,
+    ),
+    Behaviour(
+        "vllm.config.vllm:VllmConfig.__post_init__",
+        "refuses asynchronous scheduling for custom_class, and turns it off where nobody "
+        "asks",
+        "drafts come with a step's output, and texts are those of the step before",
+        "hidden states in the custom_class interface, on the runner that schedules ahead",
+        f"{OWN}test_our_method_keeps_to_the_first_runner_step_by_step",
+    ),
+    Behaviour(
+        "vllm.config.vllm:VllmConfig.use_v2_model_runner",
+        "is False for custom_class",
+        "our runner extends the first one",
+        "our hooks in the second runner",
+        f"{OWN}test_our_method_keeps_to_the_first_runner_step_by_step",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
@@ -30,6 +31,14 @@ SYMBOLS = (
         "its group, _PP, answers for one of two stages while a half runs",
         "models ask it whether they embed tokens, and whether they end with the norm",
         "a forward pass between given layers in vLLM's model interface",
+    ),
+    Symbol(
+        "vllm.distributed.parallel_state:_PP",
+        "replaced",
+        "",
+        "see get_pp_group",
+        "see get_pp_group",
+        "see get_pp_group",
     ),
     Symbol(
         "vllm.sequence:IntermediateTensors",
@@ -137,5 +146,69 @@ SYMBOLS = (
         "(tests/integration/test_transformers_backend.py)",
         "see get_pp_group",
         "pp_group model",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        "vllm.distributed.parallel_state:get_pp_group",
+        "looks at parallel_state._PP at each call",
+        "a half runs while another group stands there",
+        "see get_pp_group",
+        "tests/integration/test_symbols.py::"
+        "test_the_pipeline_group_is_where_the_halves_swap_it",
+    ),
+    Behaviour(
+        "vllm.model_executor.models.llama:LlamaModel.forward",
+        "asks the pipeline group, as it runs, whether to embed tokens and whether to end "
+        "with the norm; runs its layers between start_layer and end_layer",
+        "two shallow copies with other bounds are two stages",
+        "see get_pp_group",
+        "tests/integration/test_early_pruning.py::test_eager",
+    ),
+    Behaviour(
+        "vllm.model_executor.models.transformers.base:Base.forward",
+        "asks the group that it keeps, and runs the layers of its model's list",
+        "a copy with another group and list is a stage",
+        "see get_pp_group",
+        "tests/integration/test_transformers_backend.py::"
+        "test_it_prunes_and_gives_plain_vllms_text",
+    ),
+    Behaviour(
+        "vllm.compilation.wrapper:TorchCompileWithNoGuardsWrapper.__call__",
+        "runs what the instance's own __init__ has compiled",
+        "each half has a compiled forward of its own",
+        "see get_pp_group",
+        "tests/integration/test_early_pruning.py::test_compiled",
+    ),
+    Behaviour(
+        "vllm.config.vllm:VllmConfig.compute_hash",
+        "is another where additional_config is",
+        "the halves do not take each other's compiled artifacts (`_compile_anew`)",
+        "see get_pp_group",
+        f"{OWN}test_a_halfs_config_has_a_hash_of_its_own",
+    ),
+    Behaviour(
+        "vllm.model_executor.layers.attention.attention:get_attention_context",
+        "reads metadata and slots from the forward context when a layer runs, by the "
+        "layer's name",
+        "the context is changed between the halves",
+        "early exits in vLLM",
+        "tests/integration/test_early_pruning.py::test_eager",
+    ),
+    Behaviour(
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor.forward",
+        "is called by compute_logits with the output layer first, then hidden states and "
+        "the bias",
+        "one call shows what an early head shares (`_TargetOutput`)",
+        "the output layer in vLLM's model interface",
+        "tests/integration/test_early_pruning.py::test_eager",
+    ),
+    Behaviour(
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor.forward",
+        "gives a rank its own share of the vocabulary with skip_gather",
+        "each rank counts in its share",
+        "nothing",
+        "tests/integration/test_tensor_parallel.py::test_text_is_plain_vllms",
     ),
 )

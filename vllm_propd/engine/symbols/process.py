@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
@@ -68,5 +69,22 @@ SYMBOLS = (
         "our lines look like vLLM's, and go where they go",
         "users set one log level",
         "nothing",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        "vllm.config.vllm:VllmConfig.instance_id",
+        "is the same in the front end and in its workers",
+        "a folder of that name holds what workers count",
+        "a free field in vLLM's SchedulerStats",
+        "tests/integration/test_serve.py::test_trees_show_in_the_servers_metrics",
+    ),
+    Behaviour(
+        "vllm.v1.metrics.prometheus:get_prometheus_registry",
+        "is prometheus_client's own registry, with one API server",
+        "our collector stands there",
+        "a registry for each engine",
+        "tests/integration/test_serve.py::test_trees_show_in_the_servers_metrics",
     ),
 )

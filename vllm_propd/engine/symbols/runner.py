@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
@@ -155,5 +156,93 @@ SYMBOLS = (
         "names the table of step costs in vLLM's cache",
         "what is timed once need not be timed at every start",
         "nothing",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        f"{_RUNNER}._prepare_inputs",
+        "reads speculative_config anew, and prepares a step where it is None as one "
+        "without drafts",
+        "a step without trees costs what it does without speculation (`_speculating`)",
+        "vLLM choosing by the drafts that a step has",
+        f"{OWN}test_a_step_without_drafts_is_prepared_as_a_plain_one",
+    ),
+    Behaviour(
+        f"{_RUNNER}._get_slot_mappings",
+        "hands out the block tables' own slots, as they stand after _prepare_inputs",
+        "the slots of drafted nodes are -1 by then: nothing rejected enters the cache",
+        "tree drafts in vLLM",
+        f"{OWN}test_drafts_reach_the_model_without_slots_and_at_their_depths",
+    ),
+    Behaviour(
+        f"{_RUNNER}._preprocess",
+        "hands the model runner.positions as they stand after _prepare_inputs",
+        "siblings share the position root + depth",
+        "tree drafts in vLLM",
+        f"{OWN}test_drafts_reach_the_model_without_slots_and_at_their_depths",
+    ),
+    Behaviour(
+        f"{_RUNNER}._calc_spec_decode_metadata",
+        "orders the rows of the logits by request, each one's root first, then its drafts "
+        "in the order of their list",
+        "a node's logits are found by its number",
+        "tree verification in vLLM",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
+    ),
+    Behaviour(
+        f"{_RUNNER}.execute_model",
+        "picks the hidden states of the logits, after the model has run, by the very "
+        "tensor that _prepare_inputs returned",
+        "pruned rows are taken out of that tensor in place (`_drop_logits`)",
+        "a hook of vLLM's between a model and its output layer",
+        "tests/integration/test_early_pruning.py::test_eager",
+    ),
+    Behaviour(
+        f"{_RUNNER}.sample_tokens",
+        "asks for drafts after its bookkeeping, which has waited for the step's tokens",
+        "texts are looked up, and measured times of steps end, where tokens are known",
+        "nothing: every proposer on the host needs it",
+        "tests/integration/test_cuda_without_a_gpu.py::"
+        "test_a_bare_step_is_timed_until_its_tokens_are_there",
+    ),
+    Behaviour(
+        f"{_RUNNER}._bookkeeping_sync",
+        "adds a step's tokens in place: to the requests' lists, and to the batch's rows "
+        "of tokens",
+        "what is looked up is the text, this step's tokens included",
+        "nothing: every proposer needs it",
+        f"{OWN}test_drafts_are_asked_for_when_the_batch_has_the_text",
+    ),
+    Behaviour(
+        f"{_RUNNER}._prepare_inputs",
+        "has marked the requests whose prompt goes on in discard_request_mask when it "
+        "returns",
+        "a plan counts who puts out a token in this step, and what prompts leave to later "
+        "ones",
+        "the same in SchedulerOutput",
+        f"{OWN}test_prompts_that_go_on_are_marked_before_the_step",
+    ),
+    Behaviour(
+        f"{_RUNNER}._update_states",
+        "tells of every request that has ended or been aborted (_on_request_state_removed)",
+        "a tree is kept for each request",
+        "nothing: this is the place for it",
+        f"{OWN}test_no_tree_is_kept_of_requests_that_have_ended",
+    ),
+    Behaviour(
+        f"{_RUNNER}._dummy_run",
+        "runs the runner's model once, on the inputs of a step without context, in a "
+        "forward context of its own",
+        "halves are warmed up and timed on what vLLM would give its model",
+        "a forward pass between given layers in vLLM's model interface",
+        "tests/integration/test_padded_halves.py::test_text_is_plain_vllms",
+    ),
+    Behaviour(
+        f"{_RUNNER}.load_model",
+        "gives the proposer the loaded model (load_model), once",
+        "the heads share its output layer",
+        "nothing: this is the supported way",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
@@ -92,5 +93,75 @@ SYMBOLS = (
         "gets the rows of the requests' roots",
         "it takes row i for request i's",
         "counts by request in vLLM",
+    ),
+)
+
+BEHAVIOURS = (
+    Behaviour(
+        "vllm.v1.worker.gpu_input_batch:InputBatch.add_request",
+        "shows samplers and logits processors the request's own list of output tokens",
+        "the walk makes it longer, node by node, and shorter again (`_history`)",
+        "logits processors that are given the tokens at each call",
+        f"{OWN}test_processors_see_the_requests_own_lists",
+    ),
+    Behaviour(
+        "vllm.v1.sample.logits_processor.builtin:MinTokensLogitsProcessor.update_state",
+        "looks again at its requests' outputs, also where the batch has not changed",
+        "the walk calls it after each node (`_advance`)",
+        "nothing",
+        "tests/integration/test_sampling.py::test_every_field_gives_plain_vllms_text",
+    ),
+    Behaviour(
+        "vllm.v1.sample.sampler:Sampler.forward",
+        "finds a request's parameters by the row's number",
+        "requests that have stopped ride along in the walk's rows",
+        "nothing",
+        "tests/integration/test_sampling.py::test_every_field_gives_plain_vllms_text",
+    ),
+    Behaviour(
+        "vllm.v1.sample.sampler:Sampler.sample",
+        "takes any number of rows where all are greedy and nothing else is asked for",
+        "the tokens of all nodes are drawn at once (`_all_rows`)",
+        "nothing",
+        "tests/integration/test_sampling.py::test_every_field_acts_where_all_are_greedy",
+    ),
+    Behaviour(
+        "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler.forward_cpu",
+        "draws once from each generator that it is given, and from no other of a seeded "
+        "request",
+        "a seeded request draws as often as in plain vLLM; who has stopped, no more",
+        "nothing",
+        "tests/integration/test_sampling.py::test_every_field_gives_plain_vllms_text",
+    ),
+    Behaviour(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.parse_output",
+        "ends a request's tokens at -1, and takes logprobs in the order of all its "
+        "places, then the next request's",
+        "verification answers in this form",
+        "tree verification in vLLM",
+        "tests/integration/test_sampling.py::test_every_field_gives_plain_vllms_text",
+    ),
+    Behaviour(
+        "vllm.v1.sample.logits_processor:build_logitsprocs",
+        "builds every processor where there is no speculative_config",
+        "the walk applies them all (`all_logits_processors`)",
+        "logits processors with speculative decoding in vLLM",
+        "tests/integration/test_sampling.py::test_every_field_gives_plain_vllms_text",
+        package=True,
+    ),
+    Behaviour(
+        "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.update_state",
+        "counts tokens that are put out, and no drafts, while in_spec_mode is False",
+        "the walk has no rows of drafts (`without_drafts`)",
+        "see ThinkingBudgetStateHolder",
+        "tests/integration/test_thinking_budget.py::"
+        "test_budgets_are_kept_as_plain_vllm_keeps_them",
+    ),
+    Behaviour(
+        "vllm.v1.structured_output.utils:apply_grammar_bitmask",
+        "masks the rows of the scheduled drafts as those of a chain",
+        "such requests are drafted chains, and such steps are not pruned",
+        "grammars that follow a tree in vLLM",
+        "tests/integration/test_sampling.py::test_structured_output_gives_plain_vllms_text",
     ),
 )

@@ -5,6 +5,22 @@ from __future__ import annotations
 from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
+    *(
+        Symbol(
+            f"vllm.{path}",
+            "read",
+            "vllm_config",
+            f"the benchmark's arm {arm}; never touched",
+            "ProPD is measured against what vLLM has",
+            "nothing",
+        )
+        for arm, path in (
+            ("medusa", "v1.spec_decode.medusa:MedusaProposer"),
+            ("medusa", "model_executor.models.medusa:Medusa"),
+            ("ngram", "v1.spec_decode.ngram_proposer:NgramProposer"),
+            ("suffix", "v1.spec_decode.suffix_decoding:SuffixDecodingProposer"),
+        )
+    ),
     Symbol(
         "vllm.triton_utils.dispatcher:_rebind_kernels",
         "called",
@@ -16,7 +32,7 @@ SYMBOLS = (
     Symbol(
         "vllm.model_executor.models.registry:_ModelRegistry.is_pp_supported_model",
         "called",
-        "architectures model_config",
+        "self architectures model_config",
         "refuses to train heads for a model that cannot stop after a layer",
         "early pruning runs a model in two parts, as pipeline parallelism does",
         "nothing",
@@ -24,7 +40,7 @@ SYMBOLS = (
     Symbol(
         "vllm:LLM.generate",
         "called",
-        "prompts sampling_params use_tqdm",
+        "self prompts sampling_params use_tqdm",
         "writes the texts that heads are measured on, and with --self-distill trained on",
         "what heads meet in serving is the target's own text",
         "nothing",
@@ -72,7 +88,7 @@ SYMBOLS = (
     Symbol(
         "vllm.v1.engine.async_llm:AsyncLLM.generate",
         "called",
-        "prompt sampling_params request_id",
+        "self prompt sampling_params request_id",
         "streams a request of the benchmark's trace",
         "see AsyncLLM.from_engine_args",
         "nothing",
@@ -80,7 +96,7 @@ SYMBOLS = (
     Symbol(
         "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc",
         "called",
-        "method",
+        "self method",
         "puts stopwatches into the workers of the benchmark's trace",
         "see AsyncLLM.from_engine_args",
         "nothing",
