@@ -8,16 +8,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import cores  # noqa: F401 - first: it counts them
 import pytest
-
-# Tests side by side (`pytest -n`) have a core each: engines of small models wait for Python
-# more than for arithmetic. Before torch and numba are imported, which count cores.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[int(worker.removeprefix("gw")) % len(cores)]
-    os.sched_setaffinity(0, {core})
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(core)
 
 # Before vLLM is imported, for its workers: both cores, no model hub, and callables in
 # collective_rpc.

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 
+import cores  # noqa: F401 - before numba counts them
 import pytest
 
 from vllm_propd.core.tree_attention_triton import SHARED_BYTES, stages_that_fit

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import cores  # noqa: F401 - before numba counts them
 import numpy as np
 import pytest
 import torch

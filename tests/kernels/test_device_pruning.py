@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cores  # noqa: F401 - before numba counts them
 import pytest
 import torch
 from conftest import BUSY, TIES, engine, greedy, metric, mixed_prompts, run

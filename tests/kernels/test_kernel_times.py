@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cores  # noqa: F401 - before numba counts them
 import pytest
 import torch
 from gpu_first_run import kernel_times

@@ -5,6 +5,7 @@ See ``test_tree_attention_triton.py`` for where they run.
 
 from __future__ import annotations
 
+import cores  # noqa: F401 - before numba counts them
 import numpy as np
 import pytest
 import torch

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cores  # noqa: F401 - before numba counts them
 import pytest
 import torch
 from conftest import engine, greedy, prompts_of, run

@@ -6,6 +6,7 @@ there is no GPU: Triton decides for the whole process, when it is imported.
 
 from __future__ import annotations
 
+import cores  # noqa: F401 - before numba counts them
 import numpy as np
 import pytest
 import torch

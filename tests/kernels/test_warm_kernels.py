@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import cores  # noqa: F401 - before numba counts them
 import numpy as np
 import pytest
 import torch

@@ -194,7 +194,7 @@ BEHAVIOURS = (
         f"{_RUNNER}.execute_model",
         "picks the hidden states of the logits, after the model has run, by the very "
         "tensor that _prepare_inputs returned",
-        "pruned rows are taken out of that tensor in place (`_drop_logits`)",
+        "pruned rows are taken out of that tensor in place (`_without_pruned`)",
         "a hook of vLLM's between a model and its output layer",
         "tests/integration/test_early_pruning.py::test_eager",
     ),
