@@ -1,5 +1,7 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
-# make test   all tests          make lint   ruff and mypy
+# make test   all tests          make lint   ruff, mypy, the documentation
+# make docs   the documentation, into build/site
+# make dist   wheel and sdist, and proof that the wheel serves alone
 # make bench  speed by arm on an inflated model
 # make bench-sizes     more batch sizes; trees as the load changes; against fixed sizes
 # make bench-host      attention kernel; host time per step
@@ -23,8 +25,8 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint model bench bench-sizes bench-host bench-threads bench-pruning \
-	bench-never format clean
+.PHONY: setup demo test lint docs dist model bench bench-sizes bench-host bench-threads \
+	bench-pruning bench-never format clean
 
 setup: $(READY)
 
@@ -54,10 +56,18 @@ test: $(READY)
 	env -u TRITON_INTERPRET $(BIN)/pytest $(SIDE_BY_SIDE) -m "not alone"
 	env -u TRITON_INTERPRET $(BIN)/pytest -m alone
 
-lint: $(READY)
+lint: $(READY) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+dist: $(READY)
+	rm -rf build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist
+	$(BIN)/python scripts/check_dist.py build/dist --torch "$(TORCH)"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -80,6 +90,7 @@ INFLATED := build/inflated-$(LAYERS)
 $(INFLATED)/config.json: $(READY) scripts/inflate_model.py demo/model/config.json
 	$(BIN)/python scripts/inflate_model.py demo/model $(INFLATED) --factor 8 --layers $(LAYERS)
 
+# Into the documentation: python scripts/docs_bench.py inflated-avx512 build/bench
 ARMS := plain medusa ngram chain static propd-no-prune propd-no-dynamic propd-no-lookup propd
 bench: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "$(ARMS)" $(TEXTS) \
@@ -135,7 +146,8 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: $(READY) scripts/get_model.py
 	$(BIN)/python scripts/get_model.py $(MODEL)
 
-# By whole wall clock, chunk by chunk, until the medians are known to 2%.
+# By whole wall clock, chunk by chunk, until the medians are known to 2%. Into the documentation:
+# python scripts/docs_bench.py never build/never
 bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \

@@ -18,7 +18,7 @@ def speed(results: Results, target: Path | io.BytesIO) -> None:
         rows = [row for row in results.by_batch if row.arm == arm]
         sizes = [row.batch_size for row in rows]
         style = {"color": "black", "linestyle": "--"} if arm == "plain" else {"marker": "o"}
-        left.plot(sizes, [row.ratio_to_plain for row in rows], label=arm, **style)
+        left.plot(sizes, [row.ratio for row in rows], label=arm, **style)
         right.plot(sizes, [row.tokens_per_step for row in rows], label=arm, **style)
     left.set(title="tokens/s against plain vLLM", xlabel="batch size")
     right.set(title="tokens per step", xlabel="batch size")

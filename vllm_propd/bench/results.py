@@ -157,6 +157,12 @@ class Row(BaseModel):
     seed: int
 
     @property
+    def ratio(self) -> float:
+        """To plain vLLM: by whole wall clock, or of fast steps, where no chunk was run."""
+        wall = self.wall_ratio_median
+        return self.ratio_to_plain if wall is None else wall
+
+    @property
     def point(self) -> str:
         """What the arms were compared on; see ``point_name``."""
         return point_name(self.workload, self.batch_size)

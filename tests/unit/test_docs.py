@@ -1,0 +1,71 @@
+"""The documentation's tables are what scripts make of the code and of benchmarks."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCH = runpy.run_path(str(ROOT / "scripts" / "docs_bench.py"))
+TABLES = runpy.run_path(str(ROOT / "scripts" / "docs_tables.py"))
+
+
+@pytest.mark.parametrize("script", [BENCH, TABLES], ids=["docs_bench.py", "docs_tables.py"])
+def test_tables_are_up_to_date(script: dict) -> None:
+    for page in script["PAGES"]:
+        text = page.read_text()
+        assert script["rewritten"](text) == text, f"{page.name}: run scripts/"
+
+
+def test_every_table_has_a_place_that_is_found() -> None:
+    pages = "".join(page.read_text() for page in TABLES["PAGES"])
+    names = [name for _, name, _ in TABLES["PLACE"].findall(pages)]
+    assert sorted(names) == sorted(TABLES["TABLES"])
+    assert len(names) == pages.count("<!-- table")
+
+
+def test_every_result_is_shown_in_full_and_every_place_is_found() -> None:
+    readme, benchmarks = (page.read_text() for page in BENCH["PAGES"])
+    for page in (readme, benchmarks):
+        places = BENCH["PLACE"].findall(page)
+        assert len(places) == page.count("<!-- bench") > 0
+        for _, _, name, recipe, _ in places:
+            assert re.search(rf"python scripts/docs_bench.py {name} build/\w+$", recipe)
+    full = {place[2] for place in BENCH["PLACE"].findall(benchmarks) if not place[1]}
+    assert full >= {path.stem for path in BENCH["RESULTS"].glob("*.json")}
+
+
+def test_a_result_that_is_not_there_says_how_it_is_measured() -> None:
+    page = "<!-- bench nothing: make it -->\n<!-- end of bench -->\n"
+    assert "Not measured yet: `make it`" in BENCH["rewritten"](page)
+
+
+def test_a_result_is_recorded_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a benchmark's folder to a file, a picture and two pages."""
+    shown = (BENCH["RESULTS"] / "inflated-avx2.json").read_text()
+    kept = BENCH["Shown"].model_validate_json(shown)
+    (tmp_path / "results.json").write_text(kept.speed.model_dump_json())
+    pages = [tmp_path / "README.md", tmp_path / "benchmarks.md"]
+    for page, kind in zip(pages, (" short", ""), strict=True):
+        place = f"<!-- bench{kind} new: how -->\n<!-- end of bench -->"
+        page.write_text(f"before\n{place}\nafter\n")
+    there = {"RESULTS": tmp_path / "kept", "IMAGES": tmp_path, "PAGES": pages}
+    for name, value in there.items():
+        monkeypatch.setitem(BENCH["main"].__globals__, name, value)
+    BENCH["main"]("new", tmp_path)
+    assert (tmp_path / "new.png").stat().st_size > 1000
+    short, full = (page.read_text() for page in pages)
+    propd = kept.speed.row("propd", 1)
+    assert propd is not None
+    for text in (short, full):
+        assert text.startswith("before\n<!-- bench") and text.endswith("bench -->\nafter\n")
+        assert f"| `propd` | {BENCH['cell_of'](propd)}" in text
+        assert kept.speed.machine.processor in text
+    assert "`static`" in full and "`static`" not in short
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 8192
