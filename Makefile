@@ -1,4 +1,5 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
+# make quick  what is quickly checked; between edits
 # make test   all tests          make lint   ruff, mypy, the documentation
 # make docs   the documentation, into build/site
 # make dist   wheel and sdist, and proof that the wheel serves alone
@@ -25,7 +26,7 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint docs dist model bench bench-sizes bench-host bench-threads \
+.PHONY: setup demo quick test lint docs dist model bench bench-sizes bench-host bench-threads \
 	bench-pruning bench-never format clean
 
 setup: $(READY)
@@ -55,6 +56,14 @@ test: $(READY)
 	$(BIN)/pytest $(SIDE_BY_SIDE) tests/kernels
 	env -u TRITON_INTERPRET $(BIN)/pytest $(SIDE_BY_SIDE) -m "not alone"
 	env -u TRITON_INTERPRET $(BIN)/pytest -m alone
+
+# Between edits: minutes, not the hour of `make test`.
+quick: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/unit
+	$(BIN)/pytest tests/integration/test_quick.py
 
 lint: $(READY) docs
 	$(BIN)/ruff check .

@@ -101,10 +101,10 @@ def propd_eager(setting: Setting, notes: Notes) -> None:
 
 def pruned_eager(setting: Setting, notes: Notes) -> None:
     """Pruned trees; prompts in chunks, a cached prefix, a sampled, a structured request."""
+    _check_waits(setting)
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    _check_waits(setting)
     small: dict[str, Any] = {"max_num_batched_tokens": 256, "enable_prefix_caching": True}
     with waits(notes, "waits"), setting.engine(PRUNED, **small) as llm:
         inputs = prompts(setting)
@@ -193,10 +193,12 @@ def graphs_of(llm: Any) -> dict[str, Any]:
     """Which CUDA graphs there are, and what memory is taken."""
     import torch
 
-    runner = runner_of(llm)
+    runner, config = runner_of(llm), llm.llm_engine.vllm_config
+    compilation = config.compilation_config
     found: dict[str, Any] = {
-        "graphs": str(runner.compilation_config.cudagraph_mode),
-        "sizes captured": len(runner.cudagraph_batch_sizes),
+        "runner": "V2" if config.use_v2_model_runner else "V1",
+        "graphs": str(compilation.cudagraph_mode),
+        "sizes captured": len(compilation.cudagraph_capture_sizes or []),
     }
     if (pruned := getattr(runner, "_pruned_forward", None)) is not None:
         found["sizes captured of halves"] = len(pruned.graphs.captured)

@@ -119,13 +119,13 @@ def profile_steps(setting: Setting, notes: Notes) -> None:
             inputs = prompts(setting)
             generate(llm, inputs, greedy())
             runner, steps = runner_of(llm), [0]
-            prepare = runner._prepare_inputs
+            execute = runner.execute_model
 
-            def counted(*args: Any, prepare: Any = prepare, steps: Any = steps) -> Any:
+            def counted(*args: Any, execute: Any = execute, steps: Any = steps) -> Any:
                 steps[0] += 1
-                return prepare(*args)
+                return execute(*args)
 
-            runner._prepare_inputs = counted
+            runner.execute_model = counted
             with profile(activities=activities) as profiler:
                 _, seconds = generate(llm, inputs, greedy(STEPS))
         events = profiler.events()
