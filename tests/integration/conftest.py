@@ -157,9 +157,16 @@ class Ties:
     def __init__(self) -> None:
         self.compared = self.excused = 0
 
-    def check(self, plain: list[CompletionOutput], ours: list[CompletionOutput]) -> None:
-        """Fails unless both sides have the same tokens (``plain`` with 2 logprobs)."""
+    def check(
+        self, plain: list[CompletionOutput], ours: list[CompletionOutput]
+    ) -> set[int]:
+        """Fails unless both sides have the same tokens (``plain`` with 2 logprobs).
+
+        Returns:
+            Which differ, at a near-tie.
+        """
         assert len(plain) == len(ours)
+        excused = set()
         for index, (left, right) in enumerate(zip(plain, ours, strict=True)):
             self.compared += 1
             if list(left.token_ids) == list(right.token_ids):
@@ -171,7 +178,9 @@ class Ties:
             top = sorted((p.logprob for p in left.logprobs[at].values()), reverse=True)
             assert top[0] - top[1] < self.GAP, f"prompt {index} differs at token {at}"
             self.excused += 1
+            excused.add(index)
         assert self.excused <= self.LIMIT, "too many near-ties to excuse"
+        return excused
 
 
 TIES = Ties()

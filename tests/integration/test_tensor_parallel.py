@@ -104,13 +104,15 @@ def test_drafts_come_with_the_output(ranks: LLM) -> None:
     ranks.collective_rpc(answer_again)
 
 
-def skew(worker: Any) -> None:
-    """Rank 1 gets clocks that run at other speeds, and stumbles in every hook.
+CLOCKS = ("perf_counter", "monotonic", "time")
+SLOWED = {"_draft": 0.004, "_sample": 0.003, "_prepare_inputs": 0.002}
 
-    It stays so: for tests that come after all others.
-    """
+
+def skew(worker: Any) -> None:
+    """Rank 1 gets clocks that run at other speeds, and stumbles in every hook."""
     if worker.rank == 0:
         return
+    worker.clocks = {name: getattr(time, name) for name in CLOCKS}
 
     def skewed(clock: Callable[[], float], speed: float) -> Callable[[], float]:
         return lambda: speed * clock()
@@ -127,9 +129,18 @@ def skew(worker: Any) -> None:
     time.monotonic = skewed(time.monotonic, 2.0)
     time.time = skewed(time.time, 0.5)
     runner = worker.model_runner
-    runner._draft = slowed(runner._draft, 0.004)
-    runner._sample = slowed(runner._sample, 0.003)
-    runner._prepare_inputs = slowed(runner._prepare_inputs, 0.002)
+    for method, seconds in SLOWED.items():
+        setattr(runner, method, slowed(getattr(runner, method), seconds))
+
+
+def set_right(worker: Any) -> None:
+    """Undoes it."""
+    if worker.rank == 0:
+        return
+    for name, clock in worker.clocks.items():
+        setattr(time, name, clock)
+    for method in SLOWED:
+        delattr(worker.model_runner, method)
 
 
 def set_price(worker: Any) -> None:
@@ -142,10 +153,11 @@ def set_price(worker: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def skewed_ranks(ranks: LLM) -> LLM:
-    """The engine with two clocks."""
+def skewed_ranks(ranks: LLM) -> Iterator[LLM]:
+    """The engine with two clocks, for as long as it is asked for."""
     ranks.collective_rpc(skew)
-    return ranks
+    yield ranks
+    ranks.collective_rpc(set_right)
 
 
 @pytest.mark.parametrize("sizing", ["fixed", "dynamic"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest.mock import patch
-
 from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
@@ -13,6 +11,7 @@ from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_propd.engine.patches import replaced
 from vllm_propd.engine.runner import ProPDRunner
 from vllm_propd.engine.warmup import warm_up_cpu_attention
 from vllm_propd.engine.worker import ProPDWorker
@@ -32,7 +31,7 @@ class ProPDCPUWorker(ProPDWorker, CPUWorker):
 
     def init_device(self) -> None:
         """Puts our runner in place of vLLM's."""
-        with patch.object(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
+        with replaced(cpu_worker, "CPUModelRunner", ProPDCPUModelRunner):
             super().init_device()
 
     def warm_up_attention(self) -> None:

@@ -15,7 +15,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from vllm_propd.engine.patch_once import patch_once
+from vllm_propd.engine.patches import patch_once
 
 DRAFTS = "_propd_drafts"
 """The attribute of an output, and of the executor until it is asked."""

@@ -31,7 +31,7 @@ from vllm.v1.metrics.loggers import LoggingStatLogger
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
 from vllm_propd.engine.metrics import cut_depths, log_line, read_totals, show_metrics
-from vllm_propd.engine.patch_once import patch_once
+from vllm_propd.engine.patches import patch_once
 from vllm_propd.engine.support import check_engine, choose_early_layer
 
 logger = init_logger("vllm.propd.doors")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from vllm.config import CUDAGraphMode, VllmConfig
@@ -23,6 +22,8 @@ from vllm.forward_context import (
     get_forward_context,
     set_forward_context,
 )
+
+from vllm_propd.engine.patches import replaced
 
 Inputs = dict[str, torch.Tensor | None]
 
@@ -130,7 +131,7 @@ def model_call(runner: Any, rows: int) -> ModelCall:
 @contextmanager
 def in_the_models_place(runner: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """The runner runs this instead of its model."""
-    with patch.object(runner, "model", _StandIn(runner.model, forward)):
+    with replaced(runner, "model", _StandIn(runner.model, forward)):
         yield
 
 

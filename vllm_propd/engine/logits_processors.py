@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 from vllm.v1.worker import gpu_model_runner
+
+from vllm_propd.engine.patches import replaced
 
 
 @contextmanager
@@ -19,8 +20,8 @@ def all_logits_processors() -> Iterator[None]:
     original = gpu_model_runner.build_logitsprocs
 
     def build(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        with patch.object(vllm_config, "speculative_config", None):
+        with replaced(vllm_config, "speculative_config", None):
             return original(vllm_config, *args, **kwargs)
 
-    with patch.object(gpu_model_runner, "build_logitsprocs", build):
+    with replaced(gpu_model_runner, "build_logitsprocs", build):
         yield

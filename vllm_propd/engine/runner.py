@@ -35,6 +35,7 @@ from vllm_propd.engine.halves import UnsplittableError
 from vllm_propd.engine.logits_processors import all_logits_processors
 from vllm_propd.engine.measuring import Measuring
 from vllm_propd.engine.metrics import StepMetrics
+from vllm_propd.engine.patches import replaced
 from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
 from vllm_propd.engine.pruning import PrunedForward
 from vllm_propd.engine.sampling import verify, without_drafts
@@ -158,13 +159,9 @@ class ProPDRunner(Measuring, GPUModelRunner):
     @contextmanager
     def _speculating(self, speculating: bool) -> Iterator[None]:
         """Lets vLLM prepare a step without drafts as one that knows of none."""
-        config = self.speculative_config
-        if not speculating:
-            self.speculative_config = None
-        try:
+        config = self.speculative_config if speculating else None
+        with replaced(self, "speculative_config", config):
             yield
-        finally:
-            self.speculative_config = config
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """Hands the step to the builders for the time they build, if it has trees."""

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from vllm_propd.engine.patch_once import patch_once
+from vllm_propd.engine.patches import patch_once
 
 
 def patch_scheduler() -> None:

@@ -1,9 +1,10 @@
-"""The one way a function of vLLM's is patched: once, and recognisably."""
+"""How parts of vLLM's are changed: for good, once and recognisably; or for a while."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -16,3 +17,14 @@ def patch_once(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
     wrapped._propd = True
     static = isinstance(owner.__dict__.get(name), staticmethod)
     setattr(owner, name, staticmethod(wrapped) if static else wrapped)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """``owner.name`` is ``value`` inside, and afterwards what it was."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
