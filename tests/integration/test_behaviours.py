@@ -70,7 +70,7 @@ def test_drafts_reach_the_model_without_slots_and_at_their_depths(
 
     def spy(**inputs: Any) -> Any:
         nonlocal nodes
-        if (step := runner._step) is not None and not step.chained:
+        if (step := runner._prepared.branching) is not None:
             (slots,) = {
                 id(s): s for s in get_forward_context().slot_mapping.values()
             }.values()
