@@ -133,6 +133,7 @@ def profile_steps(setting: Setting, notes: Notes) -> None:
             (event.time_range.start, event.time_range.end)
             for event in events
             if event.device_type == torch.autograd.DeviceType.CUDA
+            and not event.is_user_annotation  # which last as long as what they name
         ]
         launches = sum("LaunchKernel" in event.name for event in events)
         graphs = sum("GraphLaunch" in event.name for event in events)
