@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -41,19 +40,26 @@ class PrunedForward:
     Args:
         config: early layer and rule.
         runner: vLLM's model runner, its model loaded.
+        same_cut: after the same layer, by another rule: its halves, compiled and captured,
+            are used.
 
     Attributes:
         on_device: nodes are chosen where the logits are; what a host chooses, a GPU has to
             wait for.
     """
 
-    def __init__(self, config: ProPDConfig, runner: Any):
+    def __init__(
+        self, config: ProPDConfig, runner: Any, same_cut: PrunedForward | None = None
+    ):
         assert config.early_layer is not None
         self.runner, self.vllm_config = runner, runner.vllm_config
         model = runner.get_model()
-        self.halves = ModelHalves(model, config.early_layer, self.vllm_config)
+        if same_cut is not None:
+            self.halves, self.graphs = same_cut.halves, same_cut.graphs
+        else:
+            self.halves = ModelHalves(model, config.early_layer, self.vllm_config)
+            self.graphs = HalfGraphs(runner)
         self.judge = EarlyJudge(config, self.vllm_config, model)
-        self.graphs = HalfGraphs(runner)
         self.on_device = runner.device.type != "cpu"
 
     def run(
@@ -152,12 +158,6 @@ class PrunedForward:
         from vllm_propd.core.pruning_triton import Forest
 
         return Forest(**{f.name: step.here[f.name] for f in fields(Forest)})
-
-    def with_rule(self, config: ProPDConfig) -> PrunedForward:
-        """Another rule after the same layer: the same halves, compiled and captured."""
-        other = copy.copy(self)
-        other.judge = EarlyJudge(config, self.vllm_config, self.runner.get_model())
-        return other
 
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model, and all kernels."""

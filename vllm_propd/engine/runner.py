@@ -77,7 +77,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         if not config.prunes or layer is None:
             return config, None
         if layer in self._cuts:
-            return config, self._cuts[layer].with_rule(config)
+            return config, PrunedForward(config, self, self._cuts[layer])
         try:
             self._cuts[layer] = pruned_forward = PrunedForward(config, self)
         except UnsplittableError as error:
