@@ -75,7 +75,7 @@ docs: $(READY)
 
 dist: $(READY)
 	rm -rf build/dist
-	$(BIN)/python -m build --no-isolation --outdir build/dist
+	$(BIN)/python -m build --quiet --no-isolation --outdir build/dist
 	$(BIN)/python scripts/check_dist.py build/dist --torch "$(TORCH)"
 
 format: $(READY)
