@@ -1,4 +1,8 @@
-"""Real engines draft, prune and accept as the reference in ``examples/``, step by step."""
+"""Real engines draft, prune and accept as the reference in ``examples/``, step by step.
+
+No two nodes of these trees are nearly as probable as each other: scores differ by 2e-4 at
+least, and those of both sides by 1e-5.
+"""
 
 from typing import Any
 
@@ -63,7 +67,7 @@ def test_every_step_is_the_references(name: str) -> None:
     assert texts == expected_texts
     assert len(found) == len(expected) > len(PROMPTS)
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours["score"] == pytest.approx(theirs.pop("score"), abs=1e-3)
+        assert ours["score"] == pytest.approx(theirs.pop("score"), abs=1e-4)
         assert {column: ours[column] for column in theirs} == theirs
     kept, drafted = (sum(len(step[c]) for step in found) for c in ("kept", "token"))
     assert (kept < drafted) == (name == "top_k")

@@ -14,8 +14,20 @@ from reference_decode import (
     best_size,
     keep_top_k,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
+from tiny_targets import HIDDEN, VOCAB, target
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
+from vllm_propd.heads.checkpoint import save_heads
+from vllm_propd.heads.early import EarlyHead
+from vllm_propd.heads.medusa import MedusaHeads
 from vllm_propd.training.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[2] / "demo" / "model"
@@ -129,10 +141,25 @@ def test_the_walk_ends_where_no_child_agrees() -> None:
     assert accepted_path(TREE, {0: 3}) == [0]
 
 
-def test_other_models_are_refused(tmp_path: Path) -> None:
-    small = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 8}
-    small |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = Gemma2Config(**small, head_dim=8)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="target: llama"):
-        Reference(tmp_path, MODEL / "propd", 16, 10, 0, False)
+@pytest.mark.parametrize(
+    "kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Gemma2Config]
+)
+def test_families(kind: type[PretrainedConfig], tmp_path: Path) -> None:
+    """Untrained heads draft what the target would say next, which repeats itself."""
+    plain = target(kind, sliding_window=None, head_dim=16, eos_token_id=None)
+    plain.save_pretrained(tmp_path)
+    medusa = MedusaHeads(3, 1, HIDDEN, bias=True).tensors()
+    early = {f"early.1.{n}": t for n, t in EarlyHead(HIDDEN, 1e-6).state_dict().items()}
+    save_heads(tmp_path / "propd", medusa, early, VOCAB, torch.float32)
+    if kind is Gemma2Config:
+        with pytest.raises(ValueError, match="target: llama, mistral, qwen2 or qwen3"):
+            Reference(tmp_path, tmp_path / "propd", 16, 10, 0, False)
+        return
+    drafting = Reference(tmp_path, tmp_path / "propd", 16, 10, 3, False)
+    prompt = [5, 9, 33]
+    text, steps = drafting.decode(prompt, TOKENS)
+    expected = plain.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=TOKENS
+    )
+    assert text == expected[0, len(prompt) :].tolist()
+    assert any(len(step.kept) < len(step.tree) for step in steps)
