@@ -26,7 +26,8 @@ SOURCES = {
 }
 """Our modules' files, by name."""
 
-OWN = {path.stem for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*")}
+FOLDERS = ("scripts", "tests", "examples")
+OWN = {path.stem for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
 """Names by which scripts and tests import each other."""
 
 DISTRIBUTIONS = packages_distributions()
@@ -106,7 +107,7 @@ def test_what_is_declared_is_imported(name: str) -> None:
     assert names(lines) <= used
 
 
-@pytest.mark.parametrize("folder", ["scripts", "tests"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_what_scripts_and_tests_import_is_declared(folder: str) -> None:
     declared = EVERYTHING | names(PYPROJECT["dependency-groups"]["dev"])
     missing = {
