@@ -54,6 +54,8 @@ class PrunedForward:
         assert config.early_layer is not None
         self.runner, self.vllm_config = runner, runner.vllm_config
         model = runner.get_model()
+        self.halves: ModelHalves
+        self.graphs: HalfGraphs
         if same_cut is not None:
             self.halves, self.graphs = same_cut.halves, same_cut.graphs
         else:
