@@ -1,7 +1,6 @@
-"""The scripts in ``examples/`` run as a user runs them."""
+"""The reference in ``examples/`` runs as a user runs it."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,17 +40,10 @@ def output_of(script: str, *arguments: str) -> str:
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", **few}
     done = subprocess.run(
         [*command, "--max-tokens", str(TOKENS)],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-def test_offline(texts: list[str]) -> None:
-    said = output_of("offline.py", *PROMPTS)
-    assert all(text in said for text in texts)
-    found = re.search(r"([\d.]+) tokens per step", said)
-    assert found is not None and 1 <= float(found[1]) <= TOKENS
 
 
 @pytest.mark.parametrize("options", [[], ["--prune", "--top-k", "5", "--dynamic"]])
