@@ -22,6 +22,7 @@ def main(
     dtype: Annotated[
         str, typer.Option(help="In float32 greedy text is exact.")
     ] = "float32",
+    eager: Annotated[bool, typer.Option("--eager", help="Compile nothing.")] = False,
 ) -> None:
     """Generate with ProPD."""
     speculative = {"method": "propd"}  # more keys: docs/settings.md
@@ -29,7 +30,7 @@ def main(
         speculative["model"] = str(heads)
     llm = LLM(
         str(model), dtype=dtype, speculative_config=speculative,
-        max_model_len=1024,
+        max_model_len=1024, enforce_eager=eager,
         disable_log_stats=False,  # LLM counts nothing by default
     )  # fmt: skip
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens)

@@ -1,6 +1,7 @@
-"""The reference in ``examples/`` runs as a user runs it."""
+"""The scripts in ``examples/`` run as a user runs them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,13 @@ def output_of(script: str, *arguments: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_offline(texts: list[str]) -> None:
+    said = output_of("offline.py", *PROMPTS, "--eager")
+    assert all(text in said for text in texts)
+    found = re.search(r"([\d.]+) tokens per step", said)
+    assert found is not None and 1 <= float(found[1]) <= TOKENS
 
 
 @pytest.mark.parametrize("options", [[], ["--prune", "--top-k", "5", "--dynamic"]])
