@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from gpu_first_run.setting import margins
 from vllm import LLM, SamplingParams
 
 from vllm_propd.training.corpus import held_out_snippets
@@ -38,15 +39,10 @@ def main() -> None:
     ]
     params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, logprobs=2)
     kept = []
-    for output in llm.generate(prompts, params):
-        (found,) = output.outputs
-        assert found.logprobs is not None
-        margins = []
-        for place in found.logprobs:
-            best, second = sorted((x.logprob for x in place.values()), reverse=True)[:2]
-            margins.append(best - second)
-        if min(margins) > AHEAD:
-            kept.append([output.prompt_token_ids, list(found.token_ids)])
+    outputs = llm.generate(prompts, params)
+    for output, ahead in zip(outputs, margins(outputs), strict=True):
+        if min(ahead) > AHEAD:
+            kept.append([output.prompt_token_ids, list(output.outputs[0].token_ids)])
     if len(kept) < PROMPTS:
         raise SystemExit(f"only {len(kept)} prompts are decided by {AHEAD}")
     step = len(kept) / PROMPTS

@@ -39,7 +39,7 @@ class Item:
 
     Attributes:
         name: in the report.
-        seconds: it may take; on a CPU ``--patience`` times as long.
+        seconds: it may take; or ``--patience`` times as long.
         function: ``module:function`` of this folder, which is given a ``Setting``.
         interpreted: on a CPU its kernels run in Triton's interpreter.
     """

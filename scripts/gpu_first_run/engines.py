@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections import Counter
@@ -79,8 +80,6 @@ def waits(notes: Notes, name: str) -> Iterator[None]:
 
 
 def _check_waits(setting: Setting) -> None:
-    import os
-
     if setting.on_gpu:  # read when vLLM is imported
         os.environ["VLLM_GPU_SYNC_CHECK"] = "warn"
 

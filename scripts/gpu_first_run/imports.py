@@ -49,13 +49,21 @@ def check_imports(setting: Setting, notes: Notes) -> None:
     else:
         notes["device"] = f"CPU, {torch.get_num_threads()} threads"
         notes["FlashAttention"] = "not on this device"
-    before = _parts(torch)
-    for module_name in OURS:
-        importlib.import_module(f"vllm_propd.{module_name}")
-    changed = [place for place, was in before.items() if _parts(torch)[place] is not was]
+    changed = replaced_parts()
     notes["parts of torch that importing ours has replaced"] = ", ".join(changed) or "none"
     if changed:
         raise SystemExit(f"replaced: {changed}")
+
+
+def replaced_parts() -> list[str]:
+    """Imports our CUDA modules; the parts of torch that are others afterwards."""
+    import torch
+
+    before = _parts(torch)
+    for name in OURS:
+        importlib.import_module(f"vllm_propd.{name}")
+    after = _parts(torch)
+    return [place for place, was in before.items() if after[place] is not was]
 
 
 def _parts(torch: Any) -> dict[str, Any]:

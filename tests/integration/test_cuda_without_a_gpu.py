@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,20 +26,8 @@ from vllm_propd.engine.doors import _use_flash_attention
 from vllm_propd.engine.support import unsupported_features
 
 TOUCHES = """
-import torch
-
-def parts():
-    owners = (torch, torch.cuda, torch.accelerator, torch.Tensor)
-    names = ("Event", "Stream", "stream", "current_stream", "synchronize", "pin_memory",
-             "record_stream", "empty_cache", "memory_stats", "device_count")
-    return {(owner.__name__, name): getattr(owner, name, None)
-            for owner in owners for name in names}
-
-before = parts()
-import vllm_propd.engine.cuda_worker, vllm_propd.engine.cuda_attention
-import vllm_propd.engine.graphs, vllm_propd.engine.pruning, vllm_propd.engine.runner
-import vllm_propd.core.pruning_triton, vllm_propd.core.tree_attention_triton
-changed = [place for place, was in before.items() if parts()[place] is not was]
+from gpu_first_run.imports import replaced_parts
+changed = replaced_parts()
 assert not changed, changed
 """
 
@@ -45,7 +35,11 @@ assert not changed, changed
 def test_the_cuda_worker_leaves_torch_as_it_is() -> None:
     """The CPU worker of vLLM replaces streams and events when it is imported."""
     done = subprocess.run(
-        [sys.executable, "-c", TOUCHES], capture_output=True, text=True, check=False
+        [sys.executable, "-c", TOUCHES],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

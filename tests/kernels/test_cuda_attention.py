@@ -13,22 +13,19 @@ import cores  # noqa: F401 - before numba counts them
 import numpy as np
 import pytest
 import torch
-from random_trees import random_tree
+from random_trees import step_of_trees
 
-from vllm_propd.core.pruning_triton import Forest
-from vllm_propd.core.transfer import to_device
 from vllm_propd.engine.pruned import Pruned
-from vllm_propd.engine.step import TreeStep, build_step
+from vllm_propd.engine.step import TreeStep
 
 pytest.importorskip("vllm.v1.attention.backends.flash_attn")
 
 from vllm.v1.attention.backends import fa_utils
 
 from vllm_propd.engine.cuda_attention import (
-    DeviceStep,
     TreeFlashAttentionImpl,
     TreeFlashAttentionMetadata,
-    attention_arrays,
+    send_alone,
 )
 
 CUDA = torch.cuda.is_available()
@@ -75,19 +72,7 @@ def attend(
 @pytest.fixture
 def step() -> TreeStep:
     """Trees behind contexts that end inside a block, at its end, and after two."""
-    rng = np.random.default_rng(3)
-    trees = {str(i): random_tree(rng, nodes) for i, nodes in enumerate(NODES)}
-    sizes = np.array(NODES) + 1
-    found = build_step(
-        {name: tree.token.tolist() for name, tree in trees.items()},
-        trees,
-        {name: int(name) for name in trees},
-        np.cumsum(sizes),
-        np.array(CONTEXT),
-        sizes,
-    )
-    assert found is not None
-    return found
+    return step_of_trees(np.random.default_rng(3), NODES, CONTEXT)
 
 
 def wanted(
@@ -128,19 +113,16 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
         keys, values = whole.split(HEAD, -1)
         cached.append((keys, values))
     empty = torch.empty(0, dtype=torch.int32, device=DEVICE)
-    forest = Forest.arrays(step.masks, step.first, step.sizes)
-    arrays = {**step.arrays(), **attention_arrays(step, [HEADS // KV_HEADS]), **forest}
-    step.here = to_device(arrays, DEVICE)
+    here, forest = send_alone(step, HEADS // KV_HEADS, DEVICE)
     meta = TreeFlashAttentionMetadata(
         0, 0, empty, 0, empty, tables, empty,
-        here=DeviceStep.of(step, HEADS // KV_HEADS),
-        staged=step.staged, tree_blocks=tables, plain_rows=step.here["plain_rows"],
+        here=here, staged=step.staged, tree_blocks=tables,
+        plain_rows=step.here["plain_rows"],
     )  # fmt: skip
     kept = np.ones(tokens, np.bool_)
     kept[[tokens - 1, tokens - 3]] = False  # what has no child
     going_on = np.flatnonzero(kept)
-    here = Forest(**{name: step.here[name] for name in forest})
-    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), here)
+    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), forest)
     narrowed, left = meta.after_pruning(pruned), pruned.left
     assert pruned.rows.tolist() == going_on.tolist()
     assert left.rows.tolist() == list(range(len(going_on)))

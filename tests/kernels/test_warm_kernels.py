@@ -16,21 +16,18 @@ import pytest
 import torch
 from conftest import BUSY, engine, greedy, mixed_prompts, run
 from prices import AnySizes
-from random_trees import random_tree
+from random_trees import step_of_trees
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from vllm_propd.core import pruning, pruning_triton, tree_attention_triton
-from vllm_propd.core.pruning_triton import Forest
-from vllm_propd.core.transfer import to_device
 from vllm_propd.core.tree_attention_triton import attend_in_step
 from vllm_propd.engine.pruned import Pruned
-from vllm_propd.engine.step import TreeStep, build_step
 
 pytest.importorskip("vllm.v1.attention.backends.flash_attn")
 
-from vllm_propd.engine.cuda_attention import DeviceStep, attention_arrays, warm_up
+from vllm_propd.engine.cuda_attention import send_alone, warm_up
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's monitor watches")
 
@@ -76,19 +73,6 @@ def seen(launches: dict[str, Launches]) -> dict[str, set[str]]:
     return {name: set(kernel.seen) for name, kernel in launches.items()}
 
 
-def step_of(nodes: list[int], seed: int) -> TreeStep:
-    rng = np.random.default_rng(seed)
-    trees = {str(at): random_tree(rng, count) for at, count in enumerate(nodes)}
-    sizes = np.array(nodes) + 1
-    step = build_step(
-        {name: tree.token.tolist() for name, tree in trees.items()},
-        trees, {name: int(name) for name in trees}, np.cumsum(sizes),
-        rng.integers(1, 99, len(nodes)), sizes,
-    )  # fmt: skip
-    assert step is not None
-    return step
-
-
 @pytest.mark.parametrize("soft_cap", [0.0, 30.0])
 def test_attention_of_any_trees_is_warm(
     launches: dict[str, Launches], soft_cap: float
@@ -101,15 +85,13 @@ def test_attention_of_any_trees_is_warm(
     warm = seen(launches)
     assert len(warm["_in_step"]) == len(warm["_narrow"]) == 1
     for seed, nodes in enumerate([[1], [16], [63, 1], [64], [9, 30, 2], [150]]):
-        step, group = step_of(nodes, seed), heads // kv_heads
-        forest = Forest.arrays(step.masks, step.first, step.sizes)
-        arrays = {**step.arrays(), **attention_arrays(step, [group]), **forest}
-        step.here = to_device(arrays, CPU)
-        whole, rows = DeviceStep.of(step, group), len(step.rows)
+        rng = np.random.default_rng(seed)
+        step = step_of_trees(rng, nodes, rng.integers(1, 99, len(nodes)).tolist())
+        whole, forest = send_alone(step, heads // kv_heads, CPU)
         kept = torch.from_numpy(np.flatnonzero(step.depth <= 1 + seed % 3))
-        pruned = Pruned(step, kept, Forest(**{name: step.here[name] for name in forest}))
+        pruned = Pruned(step, kept, forest)
         for trees, left in (
-            (whole.trees, rows),
+            (whole.trees, len(step.rows)),
             (whole.after_pruning(pruned).trees, len(kept)),
         ):
             query = torch.randn(left, heads, head).bfloat16()

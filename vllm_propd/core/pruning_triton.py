@@ -6,7 +6,7 @@ follow before it knows which nodes they are. The same rule as ``core/pruning.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_propd.core.transfer import Arrays, to_device
+from vllm_propd.core.transfer import Arrays, Tensors, to_device
 from vllm_propd.core.tree import Ints
 
 TOKENS = 4096
@@ -156,7 +156,12 @@ class Forest:
         cls, masks: npt.NDArray[np.uint64], first: Ints, sizes: Ints, device: torch.device
     ) -> Forest:
         """Sends trees to the device, by one copy."""
-        return cls(**to_device(cls.arrays(masks, first, sizes), device))
+        return cls.at(to_device(cls.arrays(masks, first, sizes), device))
+
+    @classmethod
+    def at(cls, here: Tensors) -> Forest:
+        """Trees whose ``arrays`` have been sent, maybe with others."""
+        return cls(**{field.name: here[field.name] for field in fields(cls)})
 
     @staticmethod
     def arrays(masks: npt.NDArray[np.uint64], first: Ints, sizes: Ints) -> Arrays:

@@ -279,6 +279,22 @@ class TreeFlashAttentionBackend(FlashAttentionBackend):
         return TreeFlashAttentionMetadataBuilder
 
 
+def send_alone(
+    step: TreeStep, group: int, device: torch.device
+) -> tuple[DeviceStep, Forest]:
+    """Sends a step for which there is no runner: its layers' view of it, and pruning's.
+
+    Args:
+        step: gets what it is to find on the device.
+        group: query heads of a KV head.
+        device: the layers'.
+    """
+    forest = Forest.arrays(step.masks, step.first, step.sizes)
+    arrays = {**step.arrays(), **attention_arrays(step, [group]), **forest}
+    step.here = to_device(arrays, device)
+    return DeviceStep.of(step, group), Forest.at(step.here)
+
+
 def warm_up(
     impls: Iterable[TreeFlashAttentionImpl], dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -294,13 +310,9 @@ def warm_up(
         for impl in impls
     }
     for heads, kv_heads, head_size, soft_cap in kinds:
-        step, group = one_tree(3), heads // kv_heads
-        forest = Forest.arrays(step.masks, step.first, step.sizes)
-        arrays = {**step.arrays(), **attention_arrays(step, [group]), **forest}
-        step.here = to_device(arrays, device)
-        whole = DeviceStep.of(step, group)
-        kept = torch.arange(2, device=device)
-        pruned = Pruned(step, kept, Forest(**{name: step.here[name] for name in forest}))
+        step = one_tree(3)
+        whole, forest = send_alone(step, heads // kv_heads, device)
+        pruned = Pruned(step, torch.arange(2, device=device), forest)
         for trees, rows in (whole.trees, 3), (whole.after_pruning(pruned).trees, 2):
             query = torch.zeros(rows, heads, head_size, dtype=dtype, device=device)
             key = torch.zeros(rows, kv_heads, head_size, dtype=dtype, device=device)

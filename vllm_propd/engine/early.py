@@ -66,15 +66,16 @@ class EarlyJudge:
                 get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
             )
 
-    def arrays(self, step: TreeStep, most: int | None) -> Arrays:
+    def arrays(self, step: TreeStep, most: int | None, on_device: bool) -> Arrays:
         """What the device has to know of a step beside ``TreeStep.arrays``.
 
         Args:
             step: this step's trees.
             most: see ``keep``.
+            on_device: it chooses the nodes of ``path_probability``.
         """
         edges = step.edges
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "parents": edges.parents,
             "place": edges.place,
             "child_token": step.token[edges.child],
@@ -82,13 +83,11 @@ class EarlyJudge:
         if self.config.pruning == "top_k":
             return arrays
         drafted = np.concatenate([tree.score for tree in step.trees])
-        return {
-            **arrays,
-            "child": edges.child,
-            "draft": own_part(drafted, edges, step.parent_row),
-            "looked_up": step.looked_up,
-            "taken": self._taken(step, most),
-        }
+        arrays["draft"] = own_part(drafted, edges, step.parent_row)
+        arrays["looked_up"] = step.looked_up
+        if on_device:
+            arrays["child"], arrays["taken"] = edges.child, self._taken(step, most)
+        return arrays
 
     def _taken(self, step: TreeStep, most: int | None) -> Ints:
         """``[kept]`` int64 which places go on; see ``Forest.best_paths``."""

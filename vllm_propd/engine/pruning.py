@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,7 +145,7 @@ class PrunedForward:
             step: its trees, which are to be pruned.
             most: see ``run``.
         """
-        arrays = self.judge.arrays(step, most)
+        arrays = self.judge.arrays(step, most, self.on_device)
         if not self.on_device:
             return arrays
         from vllm_propd.core.pruning_triton import Forest
@@ -159,7 +158,7 @@ class PrunedForward:
             return None
         from vllm_propd.core.pruning_triton import Forest
 
-        return Forest(**{f.name: step.here[f.name] for f in fields(Forest)})
+        return Forest.at(step.here)
 
     def warm_up(self) -> None:
         """Compiles both halves, where the engine compiles its model, and all kernels."""
