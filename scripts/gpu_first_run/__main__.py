@@ -70,6 +70,10 @@ SHORTER = 0.5
 KILLED_AFTER_S = 3.0
 """Between asking a process group to end and ending it."""
 
+UNCOUNTED_S = 5.0
+"""That the items' time-outs together may be too long: most items are over before theirs. By
+default the time-outs are all of the time there is, and starting takes some, too."""
+
 LAST_LINES = 25
 
 
@@ -150,7 +154,7 @@ def run_all(
     end, wanted = time.monotonic() + seconds, {i.name: i.seconds for i in items}
     for item in items:
         left = end - time.monotonic()
-        needed = sum(wanted.values()) * setting.patience
+        needed = sum(wanted.values()) * setting.patience - UNCOUNTED_S
         if needed > left and DROPPED_FIRST in wanted and len(wanted) > 1:
             needed -= wanted.pop(DROPPED_FIRST) * setting.patience
         if needed > left and item.name == SHORTENED:

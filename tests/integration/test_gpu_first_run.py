@@ -113,6 +113,7 @@ def test_where_time_runs_short_kernel_times_go_first(
     whole = sum(item.seconds for item in first_run.ITEMS)
     for seconds, dropped, short in (
         (whole + 5, 0, False),
+        (whole, 0, False),
         (whole - 30, 1, False),
         (70, 1, True),
     ):
