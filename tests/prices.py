@@ -53,4 +53,4 @@ class AnySizes:
         room = max(0, batch.budget - batch.sequences - batch.others) // batch.sequences
         sizes = rng.integers(0, np.minimum(whole, room) + 1) * (self.plans % 12 < 9)
         keep = int(rng.integers(0, sizes.sum() + 1)) if self.prunes else None
-        return Plan(sizes, keep, 1.0, 1.0)
+        return Plan(sizes, keep, 1.0, 1.0, 1.0)

@@ -38,10 +38,13 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> float:
-    """Tokens per second of trees of these sizes."""
-    tokens, nodes = float(batch.sequences), sum(sizes)
-    for tree, size in enumerate(sizes):
-        tokens += batch.probability[batch.tree == tree][:size].sum()
+    """Tokens per second of trees of these sizes: of their harmonic mean, times them."""
+    nodes = sum(sizes)
+    each = [
+        1.0 + batch.probability[batch.tree == tree][:size].sum()
+        for tree, size in enumerate(sizes)
+    ]
+    tokens = batch.sequences * batch.sequences / sum(1.0 / x for x in each)
     seconds = price.estimate(np.array(batch.sequences + batch.others + nodes))
     return tokens / (float(seconds) + draft * (nodes > 0))
 
@@ -69,7 +72,7 @@ def test_no_sizes_within_the_budget_are_worth_more(
 
 def test_where_tokens_cost_what_they_do_alone_nothing_is_drafted() -> None:
     plan = Planner(Line(0.0, 1.0), NOTHING).plan(batch_of([0.9, 0.5], [0.8]))
-    assert plan == Plan(plan.sizes, None, 2.0, 2.0)
+    assert plan == Plan(plan.sizes, None, 2.0, 2.0, 1.0)
     assert plan.sizes.tolist() == [0, 0]
 
 
@@ -80,9 +83,26 @@ def test_where_they_cost_nothing_everything_is() -> None:
 
 def test_sure_sequences_get_the_nodes() -> None:
     plan = Planner(Line(4.0, 1.0, flat=4), NOTHING).plan(
-        batch_of([0.9, 0.8, 0.7], [0.2, 0.1])
+        batch_of([0.9, 0.8, 0.7], [0.1, 0.05])
     )
     assert plan.sizes.tolist() == [2, 0]
+
+
+def test_a_few_do_not_gain_at_the_cost_of_all() -> None:
+    """A step of twice the tokens takes 1.75 times as long.
+
+    Half of the sequences repeat themselves: two sure nodes for each of them give twice the
+    tokens, but the other half would wait 1.75 times as long for each of theirs.
+    """
+    price = Line(0.25, 0.75 / 8)
+    few = batch_of(*[[0.99, 0.98]] * 4, *[[0.01]] * 4)
+    plan = Planner(price, NOTHING, totals=ANY).plan(few)
+    assert plan.sizes.sum() == 0
+    everyone = batch_of(*[[0.99]] * 8)
+    plan = Planner(price, NOTHING, totals=ANY).plan(everyone)
+    assert plan.sizes.tolist() == [1] * 8
+    assert plan.tokens == pytest.approx(8 * 1.99)
+    assert plan.rate == pytest.approx(8 * 1.99 / 1.75)
 
 
 def test_pruning_is_used_where_it_pays() -> None:
@@ -107,6 +127,22 @@ def test_pruning_that_leaves_nothing_is_not_used() -> None:
     assert plan.keep is None
 
 
+def fair_gains(batch: Batch) -> list[float]:
+    """What the best 1, 2, ... nodes add to the harmonic mean of tokens, times them."""
+    reached, gains = [1.0] * batch.sequences, []
+    waiting = [list(batch.probability[batch.tree == t]) for t in range(batch.sequences)]
+    while any(waiting):
+        _, best = max(
+            (1.0 / reached[t] - 1.0 / (reached[t] + tree[0]), -t)
+            for t, tree in enumerate(waiting)
+            if tree
+        )
+        reached[-best] += waiting[-best].pop(0)
+        mean = batch.sequences / sum(1.0 / x for x in reached)
+        gains.append(batch.sequences * (mean - 1.0))
+    return gains
+
+
 @relaxed
 @given(batches(), st.integers(1, 20), st.integers(0, 4), st.floats(0, 1))
 def test_no_pair_of_drafted_and_kept_is_worth_more(
@@ -118,7 +154,7 @@ def test_no_pair_of_drafted_and_kept_is_worth_more(
         batch
     )
     taken, sequences = batch.sequences + batch.others, batch.sequences
-    gained = np.concatenate([[0.0], np.cumsum(-np.sort(-batch.probability))])
+    gained = np.array([0.0, *fair_gains(batch)])
     most = min(len(batch.probability), batch.budget - taken)
     rates = []
     for drafted in range(most + 1):

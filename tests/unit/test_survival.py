@@ -109,3 +109,11 @@ def test_a_step_is_graded_when_its_text_is_there() -> None:
     assert survival.share == pytest.approx(TRUST * START / (TRUST + 3))
     grader.grade(text)
     assert survival.share == pytest.approx(TRUST * START / (TRUST + 3))
+
+
+def test_an_unlucky_step_is_not_the_end() -> None:
+    """Three tokens lost at once: what is never tried again cannot be found to pay."""
+    found = Survival()
+    narrow = np.array([True, True, True, False])
+    found.observe(np.ones(4, np.bool_), narrow, np.zeros(4, np.bool_))
+    assert found.share > 0.1

@@ -1,9 +1,16 @@
 """How large the next step's trees are: where expected tokens per second are most.
 
 The nodes of all sequences stand in one best-first order. Each cut of it is a plan; its
-worth is the tokens it is expected to give over the seconds it is expected to take (paper
-section 3.3, for the whole batch at once). With early pruning a plan is a pair: n nodes
-drafted, the best m of them kept after the shallow layers. No node at all is a plan, too.
+worth is what it is expected to give over the seconds it is expected to take (paper section
+3.3, for the whole batch at once). With early pruning a plan is a pair: n nodes drafted, the
+best m of them kept after the shallow layers. No node at all is a plan, too.
+
+What a plan gives is the harmonic mean of the sequences' tokens: it makes the mean time per
+output token (TPOT) least. (The paper's batch has one sum.) All sequences wait for a step.
+Where a few of them gain and the rest wait longer for it, more tokens come in a second, and
+yet the batch ends later than without drafts: those that gained leave, and the others, which
+decide when it ends, have had as many steps, and slower ones. Where all gain alike, and for
+one sequence, all means are the same.
 """
 
 from __future__ import annotations
@@ -60,32 +67,51 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 
 
 @njit(cache=True, nogil=True)
-def _cuts(probability, totals, taken, most):  # type: ignore[no-untyped-def]
-    """The nodes from best to worst; numbers of them to choose from, ascending, and the
-    tokens expected of so many.
+def _cuts(probability, tree, sequences, totals, taken, most):  # type: ignore[no-untyped-def]
+    """The nodes from best to worst; numbers of them to choose from, ascending; and of so
+    many the tokens expected beside the roots', in sum, and if all had the harmonic mean.
+
+    A node is worth what it takes from its sequence's share of a step for each token, which
+    falls along a tree: parents are worth more.
     """
+    worth, reached = np.empty(len(probability)), np.ones(sequences)
+    for node in range(len(probability)):
+        without = reached[tree[node]]
+        reached[tree[node]] += probability[node]
+        worth[node] = 1.0 / without - 1.0 / reached[tree[node]]
     order = np.arange(len(probability))
-    if (probability[1:] > probability[:-1]).any():
-        order = np.argsort(-probability, kind="mergesort")  # stable: parents come first
+    if (worth[1:] > worth[:-1]).any():
+        order = np.argsort(-worth, kind="mergesort")  # stable: parents come first
     low, high = np.searchsorted(totals, taken + 1), np.searchsorted(totals, taken + most)
     nodes = np.zeros(1 + max(high - low, 0) + (most > 0), np.int64)
     for i in range(low, high):
         nodes[1 + i - low] = totals[i] - taken
     if most > 0:
         nodes[-1] = most
-    gained, sum_, before = np.zeros(len(nodes)), 0.0, 0
+    gained, fair = np.zeros(len(nodes)), np.zeros(len(nodes))
+    sum_, steps, before = 0.0, float(sequences), 0
     for cut, count in enumerate(nodes):
         for node in order[before:count]:
             sum_ += probability[node]
+            steps -= worth[node]
         gained[cut], before = sum_, count
-    return order, nodes, gained
+        if sequences:
+            fair[cut] = sequences * (sequences / steps - 1.0)
+    return order, nodes, gained, fair
+
+
+@njit(cache=True, nogil=True)
+def _left(drafted, kept, share):  # type: ignore[no-untyped-def]
+    """Of what drafted nodes and the best of them gain: what pruning to so many leaves."""
+    return kept + share * (drafted - kept)
 
 
 @njit(cache=True, nogil=True)
 def _rates(gained, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
     """Tokens per second of all plans; the one without nodes, the first, does not draft.
 
-    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan.
+    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan. What
+    is gained is as the harmonic mean has it.
     """
     cuts, choices = split.shape
     rates = np.full((cuts, 1 + choices), -np.inf)
@@ -93,7 +119,7 @@ def _rates(gained, whole, split, drafting, share, sequences):  # type: ignore[no
         seconds = whole[cut] + (drafting if cut else 0.0)
         rates[cut, 0] = (sequences + gained[cut]) / seconds
         for kept in range(1, min(cut, choices)):
-            left = gained[kept] + share * (gained[cut] - gained[kept])
+            left = _left(gained[cut], gained[kept], share)
             rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + drafting)
     return rates
 
@@ -143,17 +169,15 @@ class Plan:
         keep: how many of all these nodes are left, where the step is to be pruned.
         tokens: expected of the step, over all sequences.
         seconds: that it is expected to take, drafting included.
+        rate: what plans are compared by: the harmonic mean of the sequences' tokens,
+            times the sequences, per second.
     """
 
     sizes: Ints
     keep: int | None
     tokens: float
     seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Expected tokens per second."""
-        return self.tokens / self.seconds
+    rate: float
 
 
 @dataclass
@@ -191,11 +215,13 @@ class Planner:
         """
         taken = batch.sequences + batch.others
         most = min(len(batch.probability), max(0, batch.budget - taken))
-        order, nodes, gained = _cuts(batch.probability, self.totals, taken, most)
+        order, nodes, gained, fair = _cuts(
+            batch.probability, batch.tree, batch.sequences, self.totals, taken, most
+        )
         whole, split = self._priced(nodes, taken, batch.context)
         drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
         share = self.survival.share if self.survival else 0.0
-        rate = _rates(gained, whole, split, drafting, share, batch.sequences)
+        rate = _rates(fair, whole, split, drafting, share, batch.sequences)
         cut, kept = self._chosen(rate, nodes, batch.sequences)
         keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
@@ -203,11 +229,13 @@ class Planner:
             self._last = each * nodes[cut], None if keep is None else each * keep
         seconds = float(split[cut, kept - 1] if kept else whole[cut])
         seconds += drafting if cut else 0.0
+        left = _left(gained[cut], gained[kept - 1], share) if kept else gained[cut]
         return Plan(
             _sizes(batch.tree, order[: nodes[cut]], batch.sequences),
             keep,
-            tokens=float(rate[cut, kept]) * seconds,
+            tokens=batch.sequences + float(left),
             seconds=seconds,
+            rate=float(rate[cut, kept]),
         )
 
     def _chosen(self, rate: Floats, nodes: Ints, sequences: int) -> tuple[int, int]:

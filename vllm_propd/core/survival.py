@@ -25,8 +25,10 @@ START = 0.3
 """Before anything is known. The demo's early heads keep 0.6 of what 64 nodes add to 16, and
 0.3 of what 4 nodes add to 1. Too low a start would never try."""
 
-TRUST = 10.0
-"""Weight of that, in tokens that wide drafting has added."""
+TRUST = 20.0
+"""Weight of that, in tokens that wide drafting has added. A single step wins or loses two or
+three by luck; a share of 0 is never tried again, and a few unlucky steps must not end there.
+"""
 
 MEMORY = 2000.0
 """Steps after which a step's weight is a third."""
