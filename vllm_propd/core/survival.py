@@ -26,8 +26,8 @@ START = 0.3
 0.3 of what 4 nodes add to 1. Too low a start would never try."""
 
 TRUST = 20.0
-"""Weight of that, in tokens that wide drafting has added. A single step wins or loses two or
-three by luck; a share of 0 is never tried again, and a few unlucky steps must not end there.
+"""Weight of that, in tokens that wide drafting has added. A single step wins or loses two
+or three by luck; a share of 0 is never tried again, and an unlucky step must not end there.
 """
 
 MEMORY = 2000.0
