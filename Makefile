@@ -161,7 +161,7 @@ bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--arms "plain propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --rounds 1 --chunks 6 --most-chunks 48 --out build/never
+		--max-tokens 48 --prompt-tokens 64 --chunks 6 --most-chunks 48 --out build/never
 
 clean:
 	rm -rf $(VENV) build *.egg-info
