@@ -107,19 +107,19 @@ def _left(drafted, kept, share):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _rates(gained, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
+def _rates(fair, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
     """Tokens per second of all plans; the one without nodes, the first, does not draft.
 
-    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan. What
-    is gained is as the harmonic mean has it.
+    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan. Tokens
+    are counted as if all sequences had the harmonic mean.
     """
     cuts, choices = split.shape
     rates = np.full((cuts, 1 + choices), -np.inf)
     for cut in range(cuts):
         seconds = whole[cut] + (drafting if cut else 0.0)
-        rates[cut, 0] = (sequences + gained[cut]) / seconds
+        rates[cut, 0] = (sequences + fair[cut]) / seconds
         for kept in range(1, min(cut, choices)):
-            left = _left(gained[cut], gained[kept], share)
+            left = _left(fair[cut], fair[kept], share)
             rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + drafting)
     return rates
 
