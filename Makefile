@@ -155,13 +155,15 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: $(READY) scripts/get_model.py
 	$(BIN)/python scripts/get_model.py $(MODEL)
 
-# By whole wall clock, chunk by chunk, until the medians are known to 2%. Into the documentation:
+# By whole wall clock, chunk by chunk, on engines that are started three times; beside a second
+# plain vLLM, which shows how far engines that are alike are apart. Into the documentation:
 # python scripts/docs_bench.py never build/never
 bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
-		--arms "plain propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --chunks 6 --most-chunks 48 --out build/never
+		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
+		--max-tokens 48 --prompt-tokens 64 --chunks 6 --most-chunks 16 --starts 3 \
+		--out build/never
 
 clean:
 	rm -rf $(VENV) build *.egg-info

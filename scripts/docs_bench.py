@@ -35,8 +35,8 @@ PLACE = re.compile(
 )
 """Of a table in a page: whether it is a short one, the result's name, what measures it."""
 
-SHORT = ("medusa", "ngram", "chain", "propd-no-lookup", "propd")
-"""Arms of a short table: our peers, and ourselves."""
+SHORT = ("control", "medusa", "ngram", "chain", "propd-no-lookup", "propd")
+"""Arms of a short table: plain vLLM once more, our peers, and ourselves."""
 
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],

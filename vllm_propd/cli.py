@@ -213,6 +213,13 @@ def bench(
             min=1, help="Where the medians are not known to 2% (quartiles) before."
         ),
     ] = 12,
+    starts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Of all engines: as many times as many chunks. Alike engines differ.",
+        ),
+    ] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     dtype: Dtype = "auto",
     enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
@@ -234,6 +241,7 @@ def bench(
             seconds=seconds,
             chunks=chunks,
             most_chunks=max(chunks, most_chunks),
+            starts=starts,
             temperature=temperature,
             dtype=_dtype(dtype),
             enforce_eager=enforce_eager,

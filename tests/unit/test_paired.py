@@ -46,6 +46,18 @@ def test_texts_of_other_lengths_are_compared_by_their_tokens() -> None:
     assert chunks.median("ours") == 1.0
 
 
+def test_the_luck_of_engines_is_in_the_quartiles() -> None:
+    """Chunks of one start agree with each other, and say nothing of the next start's."""
+    chunks = Chunks()
+    for start, speed in enumerate((0.96, 1.0, 1.04)):
+        for _ in range(FEWEST):
+            chunks.add({"plain": Timed(100, 1.0), "ours": Timed(100, 1.0 / speed)}, start)
+    assert chunks.median("ours") == pytest.approx(1.0)
+    low, high = chunks.quartiles_of_median("ours")
+    assert low <= 0.98 and high >= 1.02
+    assert not chunks.are_enough(["plain", "ours"], 0.02)
+
+
 def test_it_goes_on_until_the_median_is_known() -> None:
     arms = ["plain", "ours"]
     assert not chunks_of(1.2, FEWEST - 1, 0.0).are_enough(arms, 0.02)

@@ -66,6 +66,7 @@ FIXED_NODES = 16
 
 ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "plain": lambda heads: None,
+    "control": lambda heads: None,
     "medusa": lambda heads: {
         "method": "medusa",
         "model": str(heads.for_vllm),
@@ -99,7 +100,8 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "propd-no-lookup": lambda heads: _propd(heads, lookup=False),
     "propd": _propd,
 }
-"""Plain vLLM; its own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
+"""Plain vLLM, and once more in engines of its own, as far from it as two engines that are
+alike; vLLM's own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
 our chain, a tree of fixed shape, and ProPD as it is by default, or without one of its
 parts: early pruning, sizes in real time, what is looked up in the text. Without the last
 it is the paper's."""

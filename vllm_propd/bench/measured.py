@@ -61,40 +61,53 @@ class Measured:
             return self.turns.share(engine.arm.name, rounds, settings.seconds)
 
         if not self.turns.plain:
-            self._warm_up(params, WARM_UP * settings.seconds)
+            self._warm_up(self.engines, params, WARM_UP * settings.seconds)
         for engine in in_turns(self.engines, lambda engine: had(engine) < share):
             name = engine.arm.name
             group = len(self.turns.of(name)) % groups
             self.turns.add(name, self._turn(engine, params, group))
             self._bar.update(self._task, completed=sum(map(had, self.engines)))
 
-    def pair(self, params: SamplingParams, settings: BenchSettings) -> None:
+    def pair(
+        self,
+        engines: list[ArmEngine],
+        params: SamplingParams,
+        settings: BenchSettings,
+        start: int = 0,
+    ) -> None:
         """Takes chunks, until the arms' medians are known or there are as many as may be.
 
         Args:
+            engines: of the arms; if they are new, they are warmed up.
             params: of every request; texts end where they do.
             settings: how many, and how well known.
+            start: how often the engines have been started anew.
         """
-        arms, groups = [engine.arm.name for engine in self.engines], self.point.groups
+        arms, groups = [engine.arm.name for engine in engines], self.point.groups
+        if start:
+            self._warm_up(engines, params, WARM_UP * settings.seconds)
         params = params.clone()
         params.ignore_eos = False
-        task = self._bar.add_task(f"{self.point.name}: chunks", total=settings.most_chunks)
+        title = f"{self.point.name}: chunks" + (f", start {start + 1}" if start else "")
+        task = self._bar.add_task(title, total=settings.most_chunks)
         for done in range(settings.most_chunks):
             enough = self.chunks.are_enough(arms, settings.precision)
             if done >= settings.chunks and enough:
                 break
             chunk: dict[str, Timed] = {}
-            for engine in self.engines[:: -1 if done % 2 else 1]:
+            for engine in engines[:: -1 if done % 2 else 1]:
                 self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
                 turn = engine.run(groups[done % len(groups)], params)
                 chunk[engine.arm.name] = timed(turn)
-            self.chunks.add(chunk)
+            self.chunks.add(chunk, start)
             self._bar.update(task, completed=done + 1)
         self._bar.update(task, completed=settings.most_chunks)
 
-    def _warm_up(self, params: SamplingParams, least: float) -> None:
+    def _warm_up(
+        self, engines: list[ArmEngine], params: SamplingParams, least: float
+    ) -> None:
         short = at_most(params, SHORT)
-        for engine in self.engines:
+        for engine in engines:
             if not engine.arm.learns:
                 self._turn(engine, short)
                 continue

@@ -4,6 +4,10 @@ A machine that others share is faster and slower by the minute. So every arm gen
 chunk's prompts right after another, in an order that turns round each time, from the first
 request to the last token, to where texts end by themselves. A chunk has a ratio to plain
 vLLM for each arm; their median bears a chunk that something else fell into.
+
+Engines that are alike differ, too, and all their lives: one process has better luck with
+its memory than the next. More chunks of the same engines do not show it. So engines are
+started anew for some of the chunks, and what a median could be is drawn from starts first.
 """
 
 from __future__ import annotations
@@ -53,10 +57,17 @@ class Chunks:
     def __init__(self, plain: str = "plain"):
         self._plain = plain
         self.done: list[dict[str, Timed]] = []
+        self._starts: list[int] = []
 
-    def add(self, chunk: dict[str, Timed]) -> None:
-        """The next chunk is over, for every arm."""
+    def add(self, chunk: dict[str, Timed], start: int = 0) -> None:
+        """The next chunk is over, for every arm.
+
+        Args:
+            chunk: by arm.
+            start: which engines it ran on: those of the first start, of the second, ...
+        """
         self.done.append(chunk)
+        self._starts.append(start)
 
     def ratios(self, arm: str) -> list[float]:
         """Tokens/s over plain vLLM's, of each chunk."""
@@ -85,10 +96,18 @@ class Chunks:
         return _quartiles(np.array(self.ratios(arm)))
 
     def quartiles_of_median(self, arm: str) -> tuple[float, float]:
-        """Between which the median of as many other chunks is half of the times."""
-        ratios = np.array(self.ratios(arm))
-        drawn = np.random.default_rng(0).choice(ratios, (RESAMPLED, len(ratios)))
-        return _quartiles(np.median(drawn, axis=1))
+        """Between which the median of as many other chunks, of as many other starts of the
+        engines, is half of the times: starts are drawn with replacement, then their chunks.
+        """
+        ratios, starts = np.array(self.ratios(arm)), np.array(self._starts)
+        of_start = [ratios[starts == start] for start in np.unique(starts)]
+        rng, drawn = np.random.default_rng(0), np.empty(RESAMPLED)
+        for i, chosen in enumerate(
+            rng.integers(len(of_start), size=(RESAMPLED, len(of_start)))
+        ):
+            again = [rng.choice(of_start[start], len(of_start[start])) for start in chosen]
+            drawn[i] = np.median(np.concatenate(again))
+        return _quartiles(drawn)
 
     def are_enough(self, arms: Sequence[str], precision: float) -> bool:
         """Whether each arm's median is known: its quartiles are no farther apart."""

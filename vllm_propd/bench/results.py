@@ -187,6 +187,7 @@ class Results(BaseModel):
     prompt_tokens: int = Field(description="Of each prompt, on the axis of batch size.")
     max_tokens: int = Field(description="New ones of each sequence.")
     rounds: int = Field(description="Turns of each arm at each point; at least.")
+    starts: int = Field(1, description="Of all engines, for the chunks.")
     temperature: float
     machine: Machine
     versions: dict[str, str]
@@ -235,10 +236,11 @@ class Results(BaseModel):
     def _measure(self) -> str:
         """What ratios are of."""
         if any(row.wall_ratio_median is not None for row in self.rows):
-            return (
+            measure = (
                 "whole wall clock, prompts included: the median of chunks, in which all "
                 "arms have the same prompts within seconds (and its own quartiles)"
             )
+            return measure + (f"; {self.starts} starts of all engines" * (self.starts > 1))
         return f"{self.rounds} or more rounds, of whose fast steps ratios are"
 
 

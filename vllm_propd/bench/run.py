@@ -97,13 +97,17 @@ def run_bench(
                 for one in measured:
                     results.rows += _rows(arms, one.point, one.turns, peaks, settings)
                 _save(results, out)  # hours of measuring may end early
-            for one in measured if settings.chunks else ():
-                one.pair(params, settings)
-                for row in results.rows:
-                    if row.point == one.point.name:
-                        _add_chunks(row, one.chunks)
-                _save(results, out)
             _tell_of_trees(results, engines, points[0], params)
+            for start in range(settings.starts if settings.chunks else 0):
+                if start:
+                    close_engines(engines)
+                    engines = start_engines(arms, options, bar, timed=True)
+                for one in measured:
+                    one.pair(engines, params, settings, start)
+                    for row in results.rows:
+                        if row.point == one.point.name:
+                            _add_chunks(row, one.chunks)
+                    _save(results, out)
             # Before the trace's engines start: memory is for one set of them.
             close_engines(engines)
             if trace is not None:
@@ -206,6 +210,7 @@ def _results(model: Path, settings: BenchSettings) -> Results:
         prompt_tokens=settings.prompt_tokens,
         max_tokens=settings.max_tokens,
         rounds=settings.rounds,
+        starts=settings.starts,
         temperature=settings.temperature,
         machine=this_machine(),
         versions=installed_versions(),

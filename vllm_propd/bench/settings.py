@@ -25,6 +25,7 @@ class BenchSettings:
         seconds: so long each arm runs at each point; at least.
         chunks: of the same prompts for all arms, at least (``bench.paired``); 0: none.
         most_chunks: where their medians are not known to ``precision`` before.
+        starts: of all engines; so many times as many chunks.
         precision: how far apart the quartiles of each median may be, relatively.
         temperature: 0: greedy.
         dtype: of weights and activations, as vLLM names it.
@@ -45,6 +46,7 @@ class BenchSettings:
     seconds: float = 0.0
     chunks: int = FEWEST
     most_chunks: int = 2 * FEWEST
+    starts: int = 1
     precision: float = 0.02
     temperature: float = 0.0
     dtype: str = "bfloat16"
