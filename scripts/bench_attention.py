@@ -20,7 +20,7 @@ from rich.table import Table
 from vllm import _custom_ops as ops
 
 from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.core.tree_attention import QueryTiles, tree_attention
+from vllm_propd.kernels.tree_attention_cpu import QueryTiles, tree_attention
 
 BLOCK, ROUNDS = 128, 60
 

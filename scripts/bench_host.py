@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from vllm import LLM, SamplingParams
 
-from vllm_propd.training.corpus import held_out_snippets
+from vllm_propd.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
 CASES = ((1, 48, 1.5), (32, 16, 6.0))
@@ -46,10 +46,10 @@ PHASES = {
 
 SIZING = {
     "lookup": (("look_up", +1), ("looked_up_trees", +1)),
-    "plan": (("asks_heads", +1), ("plan", +1)),
-    "grading": (("_learn", +1), ("survival", +1)),
+    "plan": (("asks_heads", +1), ("plan", +1), ("recall", -1)),
+    "grading": (("_learn", +1), ("recall", +1)),
     "node values": (("values", +1),),
-    "step costs": (("step_begins", +1), ("step_verified", +1), ("step_ends", +1)),
+    "step costs": (("begin", +1), ("verified", +1), ("end", +1)),
 }
 
 
@@ -58,6 +58,8 @@ def install_stopwatches(worker: Any) -> None:
     import time
 
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from vllm_propd.core.sizing.controller import DynamicDrafting, DynamicTimer
 
     runner = worker.model_runner
     worker.laps = []
@@ -87,9 +89,16 @@ def install_stopwatches(worker: Any) -> None:
         setattr(drafter, name, timed(name, getattr(drafter, name)))
     if drafter.estimator is not None:
         drafter.estimator.values = timed("values", drafter.estimator.values)
-    sizing.learn = timed("survival", sizing.learn)
-    for name in ("asks_heads", "plan", "step_begins", "step_verified", "step_ends"):
-        setattr(sizing, name, timed(name, getattr(sizing, name)))
+    if sizing.grader is not None:
+        sizing.grader.grade = timed("recall", sizing.grader.grade)
+    sizing.begin = timed("begin", sizing.begin)
+    for cls, name in (
+        (DynamicTimer, "verified"),
+        (DynamicDrafting, "asks_heads"),
+        (DynamicDrafting, "plan"),
+        (DynamicDrafting, "end"),
+    ):
+        setattr(cls, name, timed(name, getattr(cls, name)))
 
 
 def read_stopwatches(worker: Any) -> list[tuple[int, dict[str, float]]]:

@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vllm_propd.core.growth import grow
-from vllm_propd.core.pruning import edges_of, keep_top_k, ranks
+from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.pruning import edges_of, keep_top_k
 from vllm_propd.core.tree import TokenTree, ancestor_masks
 from vllm_propd.heads.early import EarlyHead
+from vllm_propd.kernels.early_head_ranks import ranks
 
 HIDDEN, NODES, ROUNDS, KEPT = 2048, 64, 30, 20
 VOCABULARIES, RANKS, BATCHES = (2048, 32_000, 151_936), (0, 256), (1, 16)

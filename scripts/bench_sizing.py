@@ -27,9 +27,9 @@ from rich.table import Table
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform
 
-from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.run import tokenizer_of
+from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.fast_dtype import fast_dtype
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vllm_propd.config import ProPDConfig
+from vllm_propd.config import METRIC_PREFIX, ProPDConfig
 from vllm_propd.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def metrics() -> Iterator[str]:
     yield "|---|---|---|"
     for kind, suffix, group in (("gauge", "", "GAUGES"), ("counter", "_total", "COUNTERS")):
         for name, text in names[group].items():
-            yield f"| `{names['PREFIX']}{name}{suffix}` | {kind} | {text} |"
+            yield f"| `{METRIC_PREFIX}{name}{suffix}` | {kind} | {text} |"
 
 
 def text_of(node: ast.expr, names: dict[str, Any]) -> str:
@@ -104,8 +104,8 @@ def text_of(node: ast.expr, names: dict[str, Any]) -> str:
 
 
 def refusals() -> Iterator[str]:
-    """What stops an engine at its start: the reasons of ``engine/support.py``."""
-    path = ENGINE / "support.py"
+    """What stops an engine at its start: the reasons of the support matrix."""
+    path = ENGINE / "integration" / "support_matrix.py"
     names, tree = constants(path), ast.parse(path.read_text())
     yield "| refused at start-up | instead | where |"
     yield "|---|---|---|"

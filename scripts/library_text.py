@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vllm_propd.training.corpus import library_files, read_text
+from vllm_propd.corpus import library_files, read_text
 
 SPLITS: tuple[Literal["train", "held_out"], ...] = ("train", "held_out")
 

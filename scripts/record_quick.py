@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from gpu_first_run.setting import margins
 from vllm import LLM, SamplingParams
 
-from vllm_propd.training.corpus import held_out_snippets
+from vllm_propd.corpus import held_out_snippets
 
 ROOT = Path(__file__).parents[1]
 MODEL, OUT = ROOT / "demo" / "model", ROOT / "tests" / "integration" / "quick.json"

@@ -29,8 +29,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vllm_propd.corpus import library_files, read_text
 from vllm_propd.fast_dtype import fast_dtype
-from vllm_propd.training.corpus import library_files, read_text
 from vllm_propd.training.run import Inputs, train_heads
 from vllm_propd.training.settings import TrainSettings
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vllm_propd.core.planner import Batch, Plan
+from vllm_propd.core.sizing.planner import Batch, Plan
+from vllm_propd.core.sizing.protocol import Choice, Drafts
 
 
 @dataclass
@@ -44,7 +46,7 @@ class AnySizes:
     def take_over(self, sizing: Any) -> None:
         """Plans for an engine, which asks its heads whether it pays or not."""
         sizing.planner.plan = self.plan
-        sizing.wait = lambda steps: None
+        sizing.backoff.wait = lambda steps: None
 
     def plan(self, batch: Batch) -> Plan:
         self.plans += 1
@@ -54,3 +56,31 @@ class AnySizes:
         sizes = rng.integers(0, np.minimum(whole, room) + 1) * (self.plans % 12 < 9)
         keep = int(rng.integers(0, sizes.sum() + 1)) if self.prunes else None
         return Plan(sizes, keep, 1.0, 1.0, 1.0)
+
+
+@dataclass
+class _Watched:
+    """A step of an engine's, whose plan is seen."""
+
+    inner: Any
+    see: Callable[[Drafts, Choice], None]
+
+    def verified(self, pruned: Any) -> _Watched:
+        return _Watched(self.inner.verified(pruned), self.see)
+
+    def asks_heads(self, looked_up: Any) -> bool:
+        return bool(self.inner.asks_heads(looked_up))
+
+    def plan(self, drafts: Drafts) -> Choice:
+        choice: Choice = self.inner.plan(drafts)
+        self.see(drafts, choice)
+        return choice
+
+    def end(self, kept: int, emitted: int) -> Any:
+        return self.inner.end(kept, emitted)
+
+
+def watch_plans(sizing: Any, see: Callable[[Drafts, Choice], None]) -> None:
+    """Shows every plan of an engine from now on."""
+    begin = sizing.begin
+    sizing.begin = lambda *args: _Watched(begin(*args), see)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vllm_propd.core.tree import Ints, TokenTree
-from vllm_propd.engine.step import TreeStep, build_step
+from vllm_propd.engine.step.tree_step import TreeStep, build_step
 
 
 def random_parents(rng: np.random.Generator, rows: int) -> Ints:

@@ -1,4 +1,4 @@
-"""The command ``vllm-propd`` as it is installed: first what it needs, then ``cli.py``.
+"""The command ``vllm-propd`` as it is installed: first what it needs, then ``cli``.
 
 A serving process imports none of it, so it comes with an extra of its own.
 """

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 METHOD = "propd"
+METRIC_PREFIX = "vllm:propd_"
 """The word users put into ``method``, or give alone."""
 
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {

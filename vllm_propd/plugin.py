@@ -38,8 +38,8 @@ def supported_vllm() -> Requirement:
 def register() -> None:
     """Entry point ``vllm.general_plugins``: safe to call any number of times.
 
-    On a vLLM that this release was not made for, nothing is touched and an error is
-    logged, so that plain vLLM goes on working.
+    On a vLLM that this release was not made for, or that someone else has changed where
+    ours would, nothing is touched and an error is logged: plain vLLM goes on working.
     """
     found, wanted = installed_vllm(), supported_vllm().specifier
     fits = wanted.contains(found.split("+")[0], prereleases=True)
@@ -53,8 +53,14 @@ def register() -> None:
             SKIP_VERSION_CHECK,
         )
         return
-    from vllm_propd.engine import delivery, doors, sessions
+    from vllm_propd.engine.integration import (
+        config_patch,
+        draft_delivery,
+        patches,
+        sessions,
+    )
 
-    doors.open_doors()
-    delivery.patch_executor()
-    sessions.patch_scheduler()
+    try:
+        patches.apply((*config_patch.PATCHES, *draft_delivery.PATCHES, *sessions.PATCHES))
+    except patches.PatchedByOthersError as error:
+        logger.error("vllm-propd: the method 'propd' is not available: %s", error)

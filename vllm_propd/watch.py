@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-PROPD = "vllm:propd_"
+from vllm_propd.config import METRIC_PREFIX
+
 PER_DEPTH = "vllm:spec_decode_num_accepted_tokens_per_pos"
 BARS = " ▁▂▃▄▅▆▇█"
 HISTORY = 60
@@ -55,8 +56,10 @@ def parse(text: str, at: float) -> Reading:
             else:
                 name = family.name.removeprefix("vllm:")
                 reading.values[name] = reading.values.get(name, 0.0) + sample.value
-    if not any(f"vllm:{name}".startswith(PROPD) for name in reading.values):
-        raise ValueError("no vllm:propd_ metrics there: does the server run with propd?")
+    if not any(f"vllm:{name}".startswith(METRIC_PREFIX) for name in reading.values):
+        raise ValueError(
+            f"no {METRIC_PREFIX} metrics there: does the server run with propd?"
+        )
     return reading
 
 

@@ -15,8 +15,9 @@ from gpu_first_run.setting import Notes, Setting
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("torch", "triton", "vllm", "transformers", "numpy", "numba")
 OURS = (
-    "engine.cuda_worker", "engine.cuda_attention", "engine.graphs", "engine.pruning",
-    "engine.runner", "core.pruning_triton", "core.tree_attention_triton",
+    "engine.cuda_worker", "engine.attention.cuda", "engine.pruning.cuda_graphs",
+    "engine.pruning.pruned_forward", "engine.runner", "kernels.pruning_triton",
+    "kernels.tree_attention_triton",
 )  # fmt: skip
 WATCHED = (
     "Event", "Stream", "stream", "current_stream", "synchronize", "pin_memory",

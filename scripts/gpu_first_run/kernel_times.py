@@ -20,9 +20,9 @@ import torch
 
 from gpu_first_run.setting import Notes, Setting
 from vllm_propd.core.pruning import edges_of
-from vllm_propd.core.pruning_triton import Forest, count_larger, relative_mass
 from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
+from vllm_propd.kernels.pruning_triton import DeviceTreeBatch, count_larger, relative_mass
+from vllm_propd.kernels.tree_attention_triton import DeviceTrees, attend_in_step
 
 MOST_ERROR = 5e-3
 """Of a kernel, relative to float64."""
@@ -237,7 +237,7 @@ def pruning_rows(plan: Plan) -> list[Row]:
         place = torch.from_numpy(edges.place).to(DEVICE)
         token = torch.randint(vocabulary, (len(place),), device=DEVICE)
         masks = ancestor_masks(parents, first, sizes)
-        forest = Forest.of(masks, first, sizes, DEVICE)
+        tree_batch = DeviceTreeBatch.of(masks, first, sizes, DEVICE)
         hidden = torch.randn(rows, plan.shape.hidden, device=DEVICE).bfloat16()
         states = hidden[torch.from_numpy(edges.parents).to(DEVICE)]
         output = torch.randn(vocabulary, plan.shape.hidden, device=DEVICE).bfloat16()
@@ -246,11 +246,13 @@ def pruning_rows(plan: Plan) -> list[Row]:
         log_prob = torch.zeros(rows, device=DEVICE)
         log_prob[torch.from_numpy(edges.child).to(DEVICE)] = -relative_mass(*asked).log()
         half = torch.arange(batch + batch * plan.nodes // 2, device=DEVICE)
-        choose = partial(forest.best_paths, log_prob, half, True)
+        choose = partial(tree_batch.best_paths, log_prob, half, True)
         kept = choose()
 
-        def narrow(forest: Forest = forest, kept: torch.Tensor = kept) -> torch.Tensor:
-            return forest.narrowed_masks(kept, forest.starts(kept))
+        def narrow(
+            tree_batch: DeviceTreeBatch = tree_batch, kept: torch.Tensor = kept
+        ) -> torch.Tensor:
+            return tree_batch.narrowed_masks(kept, tree_batch.starts(kept))
 
         ways: dict[str, Callable[[], object]] = {
             "output_layer_us": partial(torch.matmul, states, output.T),

@@ -141,7 +141,7 @@ def prompts(setting: Setting, count: int = PROMPTS, tokens: int = PROMPT_TOKENS)
     """Token ids of places in Python's own library."""
     from transformers import AutoTokenizer
 
-    from vllm_propd.training.corpus import held_out_snippets
+    from vllm_propd.corpus import held_out_snippets
 
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     texts = held_out_snippets(count, seed=1, min_chars=2000)

@@ -21,9 +21,9 @@ MODULES = (
     "vllm.entrypoints.llm",
     "vllm_propd.plugin",
     "vllm_propd.engine.cuda_worker",
-    "vllm_propd.engine.cuda_attention",
-    "vllm_propd.core.tree_attention_triton",
-    "vllm_propd.core.pruning_triton",
+    "vllm_propd.engine.attention.cuda",
+    "vllm_propd.kernels.tree_attention_triton",
+    "vllm_propd.kernels.pruning_triton",
 )
 
 

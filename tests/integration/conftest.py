@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 
@@ -27,8 +27,8 @@ from vllm.config import LoggingConfig
 from vllm.logger import configure_logging
 from vllm.outputs import CompletionOutput
 
-from vllm_propd.engine.doors import find_config
-from vllm_propd.training.corpus import held_out_snippets
+from vllm_propd.corpus import held_out_snippets
+from vllm_propd.engine.integration.config_patch import find_config
 
 # Once, here: the first engine does it otherwise, and where a command's test makes that one,
 # vLLM logs into that command's output for ever.

@@ -23,7 +23,7 @@ from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 
-from vllm_propd.engine.graphs import in_the_models_place
+from vllm_propd.engine.pruning.cuda_graphs import in_the_models_place
 
 BLOCK = 32
 OPTIONS: dict[str, Any] = {

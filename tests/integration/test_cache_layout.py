@@ -6,8 +6,8 @@ import torch
 from vllm import _custom_ops as ops
 
 from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.core.tree_attention import QueryTiles, tree_attention
-from vllm_propd.engine.attention import ISA
+from vllm_propd.engine.attention.cpu import ISA
+from vllm_propd.kernels.tree_attention_cpu import QueryTiles, tree_attention
 
 BLOCK, CONTEXT, KV_HEADS, GROUP = 32, 77, 2, 2
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import MODEL
 
-from vllm_propd.engine import continuations
-from vllm_propd.engine.continuations import BLOCK, MOST_SEQUENCES, _options
+from vllm_propd.engine import target_text
+from vllm_propd.engine.target_text import BLOCK, MOST_SEQUENCES, _options
 from vllm_propd.fast_dtype import fast_dtype
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -34,8 +34,8 @@ def test_as_many_write_together_as_the_cache_holds() -> None:
 def test_fewer_write_where_memory_is_short(
     room: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = room * BLOCK * per_token() / continuations.CACHE_SHARE + 1
+    free = room * BLOCK * per_token() / target_text.CACHE_SHARE + 1
     monkeypatch.setattr(
-        continuations.psutil, "virtual_memory", lambda: SimpleNamespace(available=free)
+        target_text.psutil, "virtual_memory", lambda: SimpleNamespace(available=free)
     )
     assert _options(str(MODEL), [2 * BLOCK] * 9)["max_num_seqs"] == together

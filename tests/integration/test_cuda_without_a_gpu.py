@@ -20,10 +20,10 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 
-from vllm_propd.engine import support
-from vllm_propd.engine.delivery import DRAFTS, enclose
-from vllm_propd.engine.doors import _use_flash_attention
-from vllm_propd.engine.support import unsupported_features
+from vllm_propd.engine.integration import support_matrix
+from vllm_propd.engine.integration.config_patch import _use_flash_attention
+from vllm_propd.engine.integration.draft_delivery import DRAFTS, attach_drafts
+from vllm_propd.engine.integration.support_matrix import unsupported_features
 
 TOUCHES = """
 from gpu_first_run.imports import replaced_parts
@@ -104,8 +104,8 @@ def test_what_trees_cannot_do_on_cuda_is_refused(
         is_cuda=lambda: True,
         get_device_capability=lambda: SimpleNamespace(major=9, minor=0),
     )
-    monkeypatch.setattr(support, "current_platform", platform)
-    monkeypatch.setenv(support.UNTESTED_CUDA, "1")
+    monkeypatch.setattr(support_matrix, "current_platform", platform)
+    monkeypatch.setenv(support_matrix.UNTESTED_CUDA, "1")
     object.__setattr__(vllm_config.device_config, "device_type", "cuda")
     vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
     # As vLLM has it there.
@@ -136,7 +136,7 @@ def test_executors_get_drafts_with_the_steps_output(
     chosen = Executor.get_class(config)
     assert issubclass(chosen, MultiprocExecutor) == (backend == "mp")
     output = ModelRunnerOutput(req_ids=["0"], req_id_to_index={"0": 0})
-    enclose(output, "drafts")  # type: ignore[arg-type]
+    attach_drafts(output, "drafts")  # type: ignore[arg-type]
 
     class WithoutWorkers(chosen):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:

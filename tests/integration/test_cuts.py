@@ -9,7 +9,7 @@ import pytest
 from conftest import PRUNING, engine, greedy, prompts_of, run, use
 from vllm.config import set_current_vllm_config
 
-from vllm_propd.engine import halves
+from vllm_propd.engine.pruning import split_model
 
 
 def test_halves_are_compiled_under_their_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,14 +19,14 @@ def test_halves_are_compiled_under_their_cut(monkeypatch: pytest.MonkeyPatch) ->
     def compile_anew(module: Any, tag: str, vllm_config: Any) -> None:
         names.append((tag, f"{module.start_layer} to {module.end_layer}"))
 
-    monkeypatch.setattr(halves, "_compile_anew", compile_anew)
+    monkeypatch.setattr(split_model, "_compile_anew", compile_anew)
     with engine() as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         model = runner.get_model()
         monkeypatch.setattr(model.model, "do_not_compile", False, raising=False)
         with set_current_vllm_config(runner.vllm_config):
             for layer in (1, 2, 3):
-                halves.ModelHalves(model, layer, runner.vllm_config)
+                split_model.SplitModel(model, layer, runner.vllm_config)
     assert len(names) == len({tag for tag, _ in names}) == 6
     assert all(bounds.replace(" ", "_") in tag for tag, bounds in names), names
 

@@ -17,9 +17,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_propd import plugin
 from vllm_propd.config import ProPDConfig
-from vllm_propd.engine import doors
-from vllm_propd.engine.doors import PROPOSER
-from vllm_propd.engine.proposer import engine_config
+from vllm_propd.engine.integration import config_patch, patches
+from vllm_propd.engine.integration.config_patch import PROPOSER
+from vllm_propd.engine.step.propose import engine_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -100,7 +100,8 @@ def test_without_the_option_nothing_changes() -> None:
 
 def test_the_doors_bring_no_compiler_along() -> None:
     """Plain vLLM engines stumble over numba, which only our workers make harmless."""
-    code = "import sys, vllm_propd.engine.doors; sys.exit('numba' in sys.modules)"
+    module = "vllm_propd.engine.integration.config_patch"
+    code = f"import sys, {module}; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -181,12 +182,12 @@ def test_heads_may_lie_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(
-        doors, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path)
+        config_patch, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path)
     )
     config = ProPDConfig(model="someone/heads")
-    assert doors.find_heads(config, str(MODEL)).resolve() == snapshot
+    assert config_patch.find_heads(config, str(MODEL)).resolve() == snapshot
     with pytest.raises(ValueError, match="the model hub \\(someone/nothing\\)"):
-        doors.find_heads(ProPDConfig(model="someone/nothing"), str(MODEL))
+        config_patch.find_heads(ProPDConfig(model="someone/nothing"), str(MODEL))
 
 
 class TestVersions:
@@ -197,7 +198,7 @@ class TestVersions:
         monkeypatch.setattr(plugin, "installed_vllm", lambda: "0.99.1")
 
     def test_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vllm_propd.engine.doors.open_doors", pytest.fail)
+        monkeypatch.setattr("vllm_propd.engine.integration.patches.apply", pytest.fail)
         errors: list[str] = []
         monkeypatch.setattr(plugin.logger, "error", lambda m, *a: errors.append(m % a))
         plugin.register()
@@ -206,8 +207,44 @@ class TestVersions:
     def test_escape(self, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[bool] = []
         monkeypatch.setattr(
-            "vllm_propd.engine.doors.open_doors", lambda: opened.append(True)
+            "vllm_propd.engine.integration.patches.apply",
+            lambda patches: opened.append(len(patches) > 5),
         )
         monkeypatch.setenv(plugin.SKIP_VERSION_CHECK, "1")
         plugin.register()
         assert opened == [True]
+
+
+def test_what_another_plugin_has_replaced_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither is anything else touched, nor is plain vLLM stopped."""
+
+    class Theirs:
+        def one(self) -> int:
+            return 1
+
+        def two(self) -> int:
+            return 2
+
+    def negative(original: Any) -> Any:
+        return lambda self: -original(self)
+
+    mine = ((Theirs, "one", negative), (Theirs, "two", negative))
+    space: dict[str, Any] = {"__name__": "another_plugin", "original": Theirs.two}
+    exec("import functools; theirs = functools.wraps(original)(lambda self: 3)", space)
+    with monkeypatch.context() as patch:
+        patch.setattr(Theirs, "two", space["theirs"])
+        with pytest.raises(
+            patches.PatchedByOthersError, match=r"two has .* by another_plugin"
+        ):
+            patches.apply(mine)
+        assert (Theirs().one(), Theirs().two()) == (1, 3)
+        patch.setattr(config_patch, "PATCHES", mine)
+        errors: list[str] = []
+        patch.setattr(plugin.logger, "error", lambda m, *a: errors.append(m % a))
+        plugin.register()
+        assert "Theirs.two has been replaced by another_plugin" in errors[0]
+    patches.apply(mine)
+    patches.apply(mine)  # once is enough
+    assert (Theirs().one(), Theirs().two()) == (-1, -2)

@@ -21,12 +21,12 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.spec_decode.metrics import SpecDecodingLogging, SpecDecodingStats
 
-from vllm_propd.engine.attention import (
+from vllm_propd.engine.attention.cpu import (
     TreeAttentionBackend,
     TreeAttentionMetadataBuilder,
 )
+from vllm_propd.engine.attention.tree_split import refuse_other_builders
 from vllm_propd.engine.metrics import cut_depths
-from vllm_propd.engine.split import refuse_other_builders
 
 
 def runner_of(llm: LLM) -> Any:

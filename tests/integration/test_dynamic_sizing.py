@@ -19,12 +19,12 @@ from conftest import (
     prompts_of,
     run,
 )
-from prices import AnySizes, Line
+from prices import AnySizes, Line, watch_plans
 from vllm import LLM
 
-from vllm_propd.core.survival import START
-from vllm_propd.engine import costs
-from vllm_propd.engine.costs import SHORT, CostTable
+from vllm_propd.core.sizing.pruning_recall import START
+from vllm_propd.engine.startup import cost_table
+from vllm_propd.engine.startup.cost_table import SHORT, CostTable
 
 DYNAMIC = {"sizing": "dynamic", "lookup": False}
 
@@ -64,13 +64,7 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
     with engine(24, propd=DYNAMIC) as llm:
         sizing = sizing_of(llm)
         drafts: list[int] = []
-        before = sizing.plan
-
-        def counted(trees: Any, *rest: Any) -> Any:
-            drafts.append(len(trees))
-            return before(trees, *rest)
-
-        sizing.plan = counted
+        watch_plans(sizing, lambda drafted, choice: drafts.append(len(drafted.trees)))
         found = {}
         for slope in (0.0, 1.0):
             sizing.planner.step = Line(0.01, slope, below=1.0)
@@ -139,7 +133,7 @@ def test_early_pruning_is_planned_where_it_pays() -> None:
             records = llm.collective_rpc("take_sizing_records")[0]
             nodes = sum(record["nodes"] for record in records)
             kept[below] = sum(record["kept"] for record in records) / nodes
-        assert sizing_of(llm).survival.share != START
+        assert sizing_of(llm).recall.share != START
     assert kept[1.0] == 1
     assert kept[0.02] < 0.7
 
@@ -173,11 +167,11 @@ def test_a_slow_machine_times_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None
         is_step = isinstance(work, partial) and work.func.__name__ == "whole"
         return float(work.args[0]) if is_step else seconds
 
-    real = costs._seconds
+    real = cost_table._seconds
     prompts = prompts_of([24, 40], seed=3)
     with engine() as llm:
         expected = run(llm, prompts, greedy())
-    monkeypatch.setattr(costs, "_seconds", as_if_slow)
+    monkeypatch.setattr(cost_table, "_seconds", as_if_slow)
     with engine(8, propd=DYNAMIC) as llm:
         (table,) = llm.collective_rpc("step_costs")
         found = run(llm, prompts, greedy())

@@ -13,7 +13,7 @@ from vllm.distributed import (
     initialize_model_parallel,
 )
 
-from vllm_propd.engine.heads import ServedHeads
+from vllm_propd.engine.step.served_heads import ServedHeads
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.medusa import MedusaHeads
 

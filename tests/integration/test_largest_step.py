@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from conftest import engine, greedy, prompts_of, run
 
-from vllm_propd.engine import proposer
-from vllm_propd.engine.largest_step import LargestStep, run_largest_step
+from vllm_propd.engine.startup.largest_step import LargestStep, run_largest_step
+from vllm_propd.engine.step import propose
 
 
 class Most:
@@ -67,8 +67,8 @@ def test_a_crowd_is_drafted_for_in_parts(monkeypatch: Any) -> None:
 
         monkeypatch.setattr(runner.model, "compute_logits", watched)
         tokens, said = drafter.candidates(hidden)
-        assert max(seen) <= proposer.ROWS_AT_ONCE and sum(seen) == 1000 * heads
-        monkeypatch.setattr(proposer, "ROWS_AT_ONCE", 1000 * heads)
+        assert max(seen) <= propose.ROWS_AT_ONCE and sum(seen) == 1000 * heads
+        monkeypatch.setattr(propose, "ROWS_AT_ONCE", 1000 * heads)
         at_once, said_at_once = drafter.candidates(hidden)
         assert tokens.shape == at_once.shape == (1000, heads, 10)
         assert (tokens == at_once).mean() > 0.999  # sums may be ordered otherwise

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run
-from prices import Line
+from prices import Line, watch_plans
 from vllm import LLM
+
+from vllm_propd.core.sizing.protocol import Choice, Drafts
 
 DEFAULT = {"sizing": "dynamic"}
 
@@ -15,17 +17,15 @@ DEFAULT = {"sizing": "dynamic"}
 def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:
     """Sets prices; notes of each plan: heads asked, their trees chosen, nodes."""
     sizing: Any = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
-    before, found = sizing.plan, []
+    found: list[tuple[bool, bool, int]] = []
     sizing.planner.draft = Line(draft_s)
     for planner in (sizing.planner, sizing.planner_without):
         planner.step = Line(0.01, 2e-4, below=0.02)
 
-    def noted(trees: Any, *rest: Any) -> Any:
-        plan = before(trees, *rest)
-        found.append((bool(trees), plan.heads, int(plan.sizes.sum())))
-        return plan
+    def note(drafts: Drafts, choice: Choice) -> None:
+        found.append((bool(drafts.trees), choice.heads, int(choice.sizes.sum())))
 
-    sizing.plan = noted
+    watch_plans(sizing, note)
     return found
 
 

@@ -11,7 +11,7 @@ from prices import AnySizes
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor
 
-from vllm_propd.engine.graphs import HalfGraphs, in_the_models_place
+from vllm_propd.engine.pruning.cuda_graphs import HalfGraphs, in_the_models_place
 
 SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 200]
 RULES: dict[str, dict[str, Any]] = {

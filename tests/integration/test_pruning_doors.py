@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.engine import support
-from vllm_propd.engine.proposer import engine_config
+from vllm_propd.engine.integration import support_matrix
+from vllm_propd.engine.step.propose import engine_config
 from vllm_propd.heads.checkpoint import EARLY_FILE
 
 
@@ -67,7 +67,7 @@ def says_that_pruning_is_off(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if "is off" in text:
             said.append(text)
 
-    monkeypatch.setattr(support.logger, "info", info)
+    monkeypatch.setattr(support_matrix.logger, "info", info)
     return said
 
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from vllm_propd.bench.simulate import texts_of
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
-from vllm_propd.core.planned_replay import replay_planned
-from vllm_propd.core.planner import Planner
-from vllm_propd.core.replay import RecordedText, replay
-from vllm_propd.core.survival import Survival
+from vllm_propd.core.sizing.planner import Planner
+from vllm_propd.core.sizing.pruning_recall import PruningRecall
+from vllm_propd.simulation.planned_replay import replay_planned
+from vllm_propd.simulation.replay import RecordedText, replay
 
 PROMPTS = prompts_of([90 + 3 * i for i in range(16)], seed=71)
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -74,7 +74,7 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
         for name in ("sequences", "nodes", "kept", "emitted")
     )
     config = parse_config({"num_speculative_tokens": 48, **keys})
-    planner = Planner(step, draft, Survival() if pruning == "auto" else None)
+    planner = Planner(step, draft, PruningRecall() if pruning == "auto" else None)
     replay_planned(recording, config, planner, 4)  # likewise
     found = replay_planned(recording, config, planner, 4)
     assert found.tokens_per_step == pytest.approx(emitted / steps, rel=0.05)

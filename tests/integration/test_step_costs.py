@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_propd.engine import costs
-from vllm_propd.engine.costs import CostTable
+from vllm_propd.engine.startup import cost_table
+from vllm_propd.engine.startup.cost_table import CostTable
 
 SIZES = {1: 0.05, 8: 0.06, 48: 0.2, 256: 0.9}
 
@@ -28,8 +28,8 @@ class Clock:
     def timed(self, monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
         clock = SimpleNamespace(perf_counter=lambda: self.now)
         alone = SimpleNamespace(rank_in_group=1, broadcast_object=lambda said: said)
-        monkeypatch.setattr(costs, "time", clock)
-        found = costs._timed(self.works, lambda: None, alone)
+        monkeypatch.setattr(cost_table, "time", clock)
+        found = cost_table._timed(self.works, lambda: None, alone)
         return {size: seconds for (_, size), seconds in found.items()}
 
 
@@ -39,7 +39,7 @@ def test_a_slow_moment_spoils_no_size(
 ) -> None:
     clock = Clock(slow_from)
     assert clock.timed(monkeypatch) == pytest.approx(SIZES)
-    assert clock.calls == 3 * costs.OFTEN + costs.REPEATS
+    assert clock.calls == 3 * cost_table.OFTEN + cost_table.REPEATS
 
 
 @pytest.mark.parametrize("times", [10, 100])
@@ -50,7 +50,9 @@ def test_timing_ends_on_a_slow_machine(
     found = clock.timed(monkeypatch)
     assert found == pytest.approx({size: times * SIZES[size] for size in SIZES})
     a_round = times * sum(SIZES.values())
-    assert costs.ENOUGH_S < clock.now < costs.ENOUGH_S + a_round or clock.calls == 4
+    assert (
+        cost_table.ENOUGH_S < clock.now < cost_table.ENOUGH_S + a_round or clock.calls == 4
+    )
 
 
 def test_a_table_of_a_bad_minute_does_not_stay() -> None:

@@ -18,14 +18,14 @@ from transformers import AutoTokenizer, Mamba2Config
 from typer.testing import CliRunner
 
 from vllm_propd.cli import app
+from vllm_propd.corpus import library_files, read_text
 from vllm_propd.heads.calibration import load_calibration
-from vllm_propd.training.corpus import library_files, read_text
-from vllm_propd.training.data import prepare
+from vllm_propd.training.data.batches import prepare
 from vllm_propd.training.history import read_losses
 from vllm_propd.training.loop import Loop
+from vllm_propd.training.model.target import load_trainee
 from vllm_propd.training.run import WORK
 from vllm_propd.training.settings import TrainSettings
-from vllm_propd.training.target import load_trainee
 from vllm_propd.training.workers import train_on_ray
 
 pytestmark = pytest.mark.alone

@@ -14,14 +14,14 @@ import sys
 import cores  # noqa: F401 - before numba counts them
 import pytest
 
-from vllm_propd.core.tree_attention_triton import SHARED_BYTES, stages_that_fit
+from vllm_propd.kernels.tree_attention_triton import SHARED_BYTES, stages_that_fit
 
 COMPILE = """
 import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vllm_propd.core.tree_attention_triton import KEY_ROWS, QUERY_ROWS, _in_step
+from vllm_propd.kernels.tree_attention_triton import KEY_ROWS, QUERY_ROWS, _in_step
 
 types = dict(prefix_lse="*fp32", masks="*i64", scale="fp32", soft_cap="fp32")
 types |= dict.fromkeys(("query", "key", "value", "out", "prefix"), "*bf16")
@@ -47,7 +47,7 @@ print(json.dumps(found))
 
 PARAMETERS = """
 import json
-from vllm_propd.core import pruning_triton, tree_attention_triton
+from vllm_propd.kernels import pruning_triton, tree_attention_triton
 
 kernels = [getattr(module, name) for module, name in (
     (tree_attention_triton, "_in_step"), (pruning_triton, "_over_vocabulary"),

@@ -15,14 +15,14 @@ import pytest
 import torch
 from random_trees import step_of_trees
 
-from vllm_propd.engine.pruned import Pruned
-from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.pruning.pruned_step import Pruned
+from vllm_propd.engine.step.tree_step import TreeStep
 
 pytest.importorskip("vllm.v1.attention.backends.flash_attn")
 
 from vllm.v1.attention.backends import fa_utils
 
-from vllm_propd.engine.cuda_attention import (
+from vllm_propd.engine.attention.cuda import (
     TreeFlashAttentionImpl,
     TreeFlashAttentionMetadata,
     send_alone,
@@ -113,7 +113,7 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
         keys, values = whole.split(HEAD, -1)
         cached.append((keys, values))
     empty = torch.empty(0, dtype=torch.int32, device=DEVICE)
-    here, forest = send_alone(step, HEADS // KV_HEADS, DEVICE)
+    here, tree_batch = send_alone(step, HEADS // KV_HEADS, DEVICE)
     meta = TreeFlashAttentionMetadata(
         0, 0, empty, 0, empty, tables, empty,
         here=here, staged=step.staged, tree_blocks=tables,
@@ -122,7 +122,7 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
     kept = np.ones(tokens, np.bool_)
     kept[[tokens - 1, tokens - 3]] = False  # what has no child
     going_on = np.flatnonzero(kept)
-    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), forest)
+    pruned = Pruned(step, torch.from_numpy(going_on).to(DEVICE), tree_batch)
     narrowed, left = meta.after_pruning(pruned), pruned.left
     assert pruned.rows.tolist() == going_on.tolist()
     assert left.rows.tolist() == list(range(len(going_on)))

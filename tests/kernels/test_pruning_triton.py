@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vllm_propd.core.pruning import edges_of, keep_best_paths
-from vllm_propd.core.pruning_triton import Forest, count_larger, relative_mass
 from vllm_propd.core.tree import Ints, ancestor_masks
+from vllm_propd.kernels.pruning_triton import DeviceTreeBatch, count_larger, relative_mass
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MOST_ERROR = 1e-3
@@ -61,12 +61,12 @@ class Trees:
             if row not in self.first:
                 self.depth[row] = self.depth[self.parent_row[row]] + 1
         masks = ancestor_masks(self.parent, self.first, self.sizes)
-        self.forest = Forest.of(masks, self.first, self.sizes, DEVICE)
+        self.tree_batch = DeviceTreeBatch.of(masks, self.first, self.sizes, DEVICE)
         self.rng = rng
 
     def best(self, log_prob: np.ndarray, taken: Ints, together: bool) -> Ints:
         """The device's choice."""
-        kept = self.forest.best_paths(
+        kept = self.tree_batch.best_paths(
             torch.from_numpy(log_prob).to(DEVICE),
             torch.from_numpy(taken).to(DEVICE),
             together,
@@ -130,8 +130,8 @@ def test_masks_of_what_is_left(sizes: list[int]) -> None:
         parent = np.searchsorted(kept, trees.parent_row[kept]) - np.repeat(first, left)
         wanted = ancestor_masks(parent, first, left)
         index = torch.from_numpy(kept).to(DEVICE)
-        starts = trees.forest.starts(index)
-        found = trees.forest.narrowed_masks(index, starts).cpu().numpy().view(np.uint64)
+        starts = trees.tree_batch.starts(index)
+        found = trees.tree_batch.narrowed_masks(index, starts).cpu().numpy().view(np.uint64)
         assert starts.tolist() == [0, *np.cumsum(left)]
         words = wanted.shape[1]
         assert np.array_equal(found[:, :words], wanted) and not found[:, words:].any()

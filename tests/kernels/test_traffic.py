@@ -1,4 +1,4 @@
-"""Copies and waits of a step: few, all of them through `core/transfer.py`.
+"""Copies and waits of a step: few, all of them through `kernels/transfer.py`.
 
 Whatever the host has to know of a GPU, it waits for. Engines run on a CPU whose nodes are
 chosen as a GPU's are (see `test_device_pruning.py`); what would wait there is looked for.
@@ -17,19 +17,20 @@ import cores  # noqa: F401 - before numba counts them
 import pytest
 import torch
 from conftest import engine, greedy, prompts_of, run
+from prices import watch_plans
 from torch.utils._python_dispatch import TorchDispatchMode
 from vllm import SamplingParams
 
 import vllm_propd
-from vllm_propd.core import transfer
+from vllm_propd.kernels import transfer
 
 OURS = str(Path(vllm_propd.__file__).parent)
-TRANSFER = "core/transfer.py"
+TRANSFER = "kernels/transfer.py"
 HOSTS_ONLY = (
-    "core/pruning.py",
-    "core/tree_attention.py",
-    "engine/attention.py",
-    "engine/record.py",
+    "kernels/early_head_ranks.py",
+    "kernels/tree_attention_cpu.py",
+    "engine/attention/cpu.py",
+    "engine/step/record.py",
 )
 """What runs on CPUs only, or while measuring."""
 
@@ -117,7 +118,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
-    """How often a function of `core/transfer.py` has been called, in a list of one."""
+    """How often a function of `kernels/transfer.py` has been called, in a list of one."""
     function, calls = getattr(transfer, name), [0]
 
     def call(*args: Any) -> Any:
@@ -137,14 +138,7 @@ def test_copies_of_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(12, propd=propd) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         if kind == "bare":
-            plan = runner.sizing.plan
-
-            def none(*args: Any) -> Any:
-                found = plan(*args)
-                found.sizes[:] = 0
-                return found
-
-            monkeypatch.setattr(runner.sizing, "plan", none)
+            watch_plans(runner.sizing, lambda drafts, choice: choice.sizes.fill(0))
         if runner._pruned_forward is not None:
             runner._pruned_forward.on_device = True
         sent, fetched = counted(monkeypatch, "to_device"), counted(monkeypatch, "to_host")

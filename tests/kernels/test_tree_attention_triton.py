@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.core.tree_attention_triton import DeviceTrees, attend_in_step
+from vllm_propd.kernels.tree_attention_triton import DeviceTrees, attend_in_step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def forest(sizes: list[int], seed: int) -> tuple[np.ndarray, ...]:
+def tree_batch(sizes: list[int], seed: int) -> tuple[np.ndarray, ...]:
     """Random trees: each row's parent in its tree, and the trees' first rows and sizes."""
     rng = np.random.default_rng(seed)
     parents = np.concatenate(
@@ -69,7 +69,7 @@ MOST_ERROR = 1e-3
 @pytest.mark.parametrize("context", [1, 37, 4096])
 def test_trees_attend_to_prefix_and_ancestors(case: str, context: int) -> None:
     sizes, heads, kv_heads, head, dtype, soft_cap = CASES[case]
-    parents, first, many = forest(sizes, seed=len(case))
+    parents, first, many = tree_batch(sizes, seed=len(case))
     rows = sum(sizes)
     torch.manual_seed(rows)
     query = noise(rows, heads, head, dtype)
@@ -106,7 +106,7 @@ def test_trees_attend_to_prefix_and_ancestors(case: str, context: int) -> None:
 
 
 def test_results_have_the_type_that_is_asked_for() -> None:
-    parents, first, many = forest([9], seed=0)
+    parents, first, many = tree_batch([9], seed=0)
     query, key, value, prefix, out = (noise(9, 2, 64, torch.bfloat16) for _ in range(5))
     trees = DeviceTrees.of(ancestor_masks(parents, first, many), first, many, 1, DEVICE)
     lse = torch.zeros(2, 9, device=DEVICE)

@@ -21,13 +21,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from vllm_propd.core import pruning, pruning_triton, tree_attention_triton
-from vllm_propd.core.tree_attention_triton import attend_in_step
-from vllm_propd.engine.pruned import Pruned
+from vllm_propd.engine.pruning.pruned_step import Pruned
+from vllm_propd.kernels import early_head_ranks, pruning_triton, tree_attention_triton
+from vllm_propd.kernels.tree_attention_triton import attend_in_step
 
 pytest.importorskip("vllm.v1.attention.backends.flash_attn")
 
-from vllm_propd.engine.cuda_attention import send_alone, warm_up
+from vllm_propd.engine.attention.cuda import send_alone, warm_up
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's monitor watches")
 
@@ -87,9 +87,9 @@ def test_attention_of_any_trees_is_warm(
     for seed, nodes in enumerate([[1], [16], [63, 1], [64], [9, 30, 2], [150]]):
         rng = np.random.default_rng(seed)
         step = step_of_trees(rng, nodes, rng.integers(1, 99, len(nodes)).tolist())
-        whole, forest = send_alone(step, heads // kv_heads, CPU)
+        whole, tree_batch = send_alone(step, heads // kv_heads, CPU)
         kept = torch.from_numpy(np.flatnonzero(step.depth <= 1 + seed % 3))
-        pruned = Pruned(step, kept, forest)
+        pruned = Pruned(step, kept, tree_batch)
         for trees, left in (
             (whole.trees, len(step.rows)),
             (whole.after_pruning(pruned).trees, len(kept)),
@@ -107,8 +107,8 @@ def test_attention_of_any_trees_is_warm(
 def test_pruning_of_any_trees_is_warm(
     launches: dict[str, Launches], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "_relative_mass", pruning_triton.relative_mass)
-    monkeypatch.setattr(pruning, "_count_larger", pruning_triton.count_larger)
+    monkeypatch.setattr(early_head_ranks, "_relative_mass", pruning_triton.relative_mass)
+    monkeypatch.setattr(early_head_ranks, "_count_larger", pruning_triton.count_larger)
     options = {**BUSY, "max_num_batched_tokens": 400, "dtype": dtype}
     propd = {"sizing": "dynamic", "lookup": False, "pruning": "auto"}
     with engine(80, propd=propd, **options) as llm:

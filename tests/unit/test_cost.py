@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vllm_propd.core.cost import BARE, CHAINS, TREES, StepCost
+from vllm_propd.core.sizing.step_cost import BARE, CHAINS, TREES, StepCost
 
 TOKENS = np.array([1, 8, 16, 32, 48, 64, 128, 256])
 STAIRCASE = np.array([50.0, 50, 51, 55, 90, 120, 230, 450]) / 1e3

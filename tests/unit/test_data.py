@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers_on_disk import ids_of, tokenizer
 
-from vllm_propd.training.data import (
+from vllm_propd.training.data.batches import (
     HELD_OUT,
     TokenData,
     check_enough,
@@ -17,7 +17,7 @@ from vllm_propd.training.data import (
     prepare,
     save_sequences,
 )
-from vllm_propd.training.documents import DataError
+from vllm_propd.training.data.documents import DataError
 
 VOCAB = 2048
 LONG = "some words of a long document " * 20

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers_on_disk import ids_of, tokenizer
 
-from vllm_propd.training.documents import DataError, Document, read_documents
+from vllm_propd.training.data.documents import DataError, Document, read_documents
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vllm_propd.core.estimates import RankAccuracy, Reliability, hits
+from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
 
 HEADS, RANKS = 3, 5
 relaxed = settings(deadline=None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_propd.core.gaps import WINDOW, Gaps
+from vllm_propd.core.sizing.engine_overhead import WINDOW, EngineOverhead
 
 
 def test_idle_times_are_no_gaps() -> None:
-    gaps = Gaps()
+    gaps = EngineOverhead()
     assert gaps.plain == gaps.extra == 0.0
     for seconds in (0.001, 9.0, 0.001, 0.002, 7.0):
         gaps.add(drafted=False, seconds=seconds)
@@ -16,7 +16,7 @@ def test_idle_times_are_no_gaps() -> None:
 
 
 def test_what_drafting_adds_is_remembered_while_all_steps_draft() -> None:
-    gaps = Gaps()
+    gaps = EngineOverhead()
     gaps.add(drafted=True, seconds=0.003)
     assert (gaps.plain, gaps.extra) == (0.003, 0.0), "nothing else is known"
     for _ in range(WINDOW):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_propd.core.grading import Ungraded
+from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 
 HEADS, RANKS = 3, 2
 
@@ -21,7 +21,7 @@ def candidates(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), max_size=12))
 def test_every_candidate_is_graded_once_with_its_text(steps: list[tuple[int, int]]) -> None:
     """Two sequences that put out some tokens at each step, and draft after each."""
-    ungraded, texts = Ungraded(), {"a": [0], "b": [1000]}
+    ungraded, texts = PendingCandidates(), {"a": [0], "b": [1000]}
     drafted: list[tuple[str, int]] = []
     truths: list[list[int]] = []
     for lengths in steps:
@@ -42,7 +42,7 @@ def test_every_candidate_is_graded_once_with_its_text(steps: list[tuple[int, int
 
 
 def test_what_was_said_meets_what_came() -> None:
-    ungraded = Ungraded()
+    ungraded = PendingCandidates()
     tokens, said = candidates(1)
     ungraded.add("a", 2, tokens, said)
     assert ungraded.take([("a", [7, 7, 1, 2])]) is None  # one token is missing
@@ -55,7 +55,7 @@ def test_what_was_said_meets_what_came() -> None:
 
 
 def test_an_ended_sequence_is_forgotten() -> None:
-    ungraded = Ungraded()
+    ungraded = PendingCandidates()
     ungraded.add("a", 0, *candidates(2))
     ungraded.forget("a")
     ungraded.forget("never seen")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vllm_propd.core.growth import grow, nodes_per_sequence
+from vllm_propd.core.drafting.growth import grow, nodes_per_sequence
 from vllm_propd.core.tree import TokenTree
 
 Floats = np.ndarray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_propd.core.head_backoff import CREDIT, IN_VAIN, LONGEST, HeadBackoff
+from vllm_propd.core.sizing.head_backoff import CREDIT, IN_VAIN, LONGEST, HeadBackoff
 
 
 def asked(

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_propd.core.lookup import (
+from vllm_propd.core.drafting.lookup import (
     ALIKE,
     LONGEST,
     MIXED,
     ONCE,
     REACH,
     TRUST,
-    Continuations,
+    LookupMatches,
     Lookups,
     paths,
 )
@@ -31,7 +31,7 @@ def rows_of(*texts: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return table, np.arange(len(texts)), lengths
 
 
-def find(lookups: Lookups, *texts: list[int]) -> Continuations:
+def find(lookups: Lookups, *texts: list[int]) -> LookupMatches:
     ids = [f"request {i}" for i in range(len(texts))]
     return lookups.find(ids, *rows_of(*texts))
 

@@ -15,7 +15,7 @@ from tiny_targets import (
 
 from vllm_propd.heads.calibration import EARLY_RANKS, TREE_SIZES
 from vllm_propd.training.measure import CANDIDATES, calibrate, ranks_of, top_accuracy
-from vllm_propd.training.trainee import Trainee
+from vllm_propd.training.model.trainee import Trainee
 
 HEADS = 3
 

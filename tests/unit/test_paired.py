@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vllm_propd.bench.paired import FEWEST, Chunks, Timed
+from vllm_propd.bench.timing.paired import FEWEST, Chunks, Timed
 
 
 def chunks_of(speed: float, count: int, noise: float, seed: int = 0) -> Chunks:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prices import Line
 
-from vllm_propd.core.planner import Batch, Plan, Planner, round_totals
-from vllm_propd.core.survival import Survival
+from vllm_propd.core.sizing.planner import Batch, Plan, Planner, round_totals
+from vllm_propd.core.sizing.pruning_recall import PruningRecall
 
 relaxed = settings(deadline=None)
 
@@ -109,7 +109,7 @@ def test_pruning_is_used_where_it_pays() -> None:
     trees = [[0.9 * 0.95**i for i in range(40)]] * 4
     for slope, pruned in ((0.0, False), (0.05, True)):
         price = Line(1.0, slope)
-        plan = Planner(price, NOTHING, Survival(start=0.9)).plan(batch_of(*trees))
+        plan = Planner(price, NOTHING, PruningRecall(start=0.9)).plan(batch_of(*trees))
         assert (plan.keep is not None) == pruned
         if plan.keep is not None:
             unpruned = Planner(price, NOTHING).plan(batch_of(*trees))
@@ -123,7 +123,9 @@ def test_pruning_is_used_where_it_pays() -> None:
 
 def test_pruning_that_leaves_nothing_is_not_used() -> None:
     trees = [[0.9 * 0.95**i for i in range(40)]] * 4
-    plan = Planner(Line(1.0, 0.05), NOTHING, Survival(start=0.0)).plan(batch_of(*trees))
+    plan = Planner(Line(1.0, 0.05), NOTHING, PruningRecall(start=0.0)).plan(
+        batch_of(*trees)
+    )
     assert plan.keep is None
 
 
@@ -149,8 +151,8 @@ def test_no_pair_of_drafted_and_kept_is_worth_more(
     batch: Batch, base: int, slope: int, share: float
 ) -> None:
     price = Line(base, slope / 4)
-    survival = Survival(start=share)
-    plan = Planner(price, NOTHING, survival, totals=ANY, hysteresis=0.0, doubt=0.0).plan(
+    recall = PruningRecall(start=share)
+    plan = Planner(price, NOTHING, recall, totals=ANY, hysteresis=0.0, doubt=0.0).plan(
         batch
     )
     taken, sequences = batch.sequences + batch.others, batch.sequences
@@ -177,7 +179,7 @@ def test_totals_are_round() -> None:
         allowed = {5, min(budget, 125), *round_totals(125).tolist()}
         met = set()
         for slope in (0.0, 0.005, 0.01, 0.02, 0.03):
-            plan = Planner(Line(1.0, slope), NOTHING, Survival()).plan(batch)
+            plan = Planner(Line(1.0, slope), NOTHING, PruningRecall()).plan(batch)
             met |= {5 + int(plan.sizes.sum()), 5 + (plan.keep or 0)}
         assert met <= allowed
         assert min(budget, 125) in met

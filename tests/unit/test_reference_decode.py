@@ -25,10 +25,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from vllm_propd.corpus import held_out_snippets
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.early import EarlyHead
 from vllm_propd.heads.medusa import MedusaHeads
-from vllm_propd.training.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[2] / "demo" / "model"
 TOKENS = 48

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from prices import Line
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.growth import grow
-from vllm_propd.core.planned_replay import replay_planned
-from vllm_propd.core.planner import Planner
-from vllm_propd.core.replay import RecordedText, replay
+from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.tree import TokenTree
+from vllm_propd.simulation.planned_replay import replay_planned
+from vllm_propd.simulation.replay import RecordedText, replay
 
 HEADS, RANKS, NODES, PLACES, VOCAB = 3, 4, 20, 30, 6
 

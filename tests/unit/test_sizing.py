@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from vllm_propd.core.cost import StepCost
-from vllm_propd.core.growth import grow
-from vllm_propd.core.sizing import DynamicSizing, FixedSizing, Load, StepRecord
+from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.sizing.controller import DynamicSizing
+from vllm_propd.core.sizing.fixed import FixedSizing
+from vllm_propd.core.sizing.protocol import Drafting, Drafts, StepLoad, StepRecord
+from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.tree import TokenTree
 
 HEADS, RANKS, NODES, BUDGET = 4, 10, 64, 2048
@@ -78,24 +80,23 @@ class Machine:
         if len(self.trees) != sequences:  # requests come and go: without trees
             self.trees, self.sizes = [], []
         nodes = sum(self.sizes)
-        load = Load(sequences, sequences + nodes, 0, 100 * sequences)
+        load = StepLoad(sequences, sequences + nodes, 0, 100 * sequences)
         self.spend(HOST_S)
-        sizing.step_begins(self.now, load)
+        timer = sizing.begin(self.now, load)
         self.spend(float(staircase(np.array([load.tokens]))[0]) / self.speed)
-        sizing.step_verified(None)
+        drafting = timer.verified(None)
         emitted = sequences + sum(
             self.accepted(tree, size)
             for tree, size in zip(self.trees, self.sizes, strict=True)
         )
         self.trees, self.sizes = [], []
-        if (most := sizing.most(sequences)) and sizing.asks_heads([]):
+        if (most := sizing.most(sequences)) and drafting.asks_heads([]):
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)
-            plan = sizing.plan(trees, before)
-            sizing.wait(plan.wait)
+            plan = drafting.plan(Drafts(trees, before))
             self.sizes, self.trees = plan.sizes.tolist(), trees
-        self.records.append(sizing.step_ends(nodes, emitted))
+        self.records.append(drafting.end(nodes, emitted))
         self.spend(self.extra * bool(self.trees))
         self.tokens_out += emitted
 
@@ -106,6 +107,11 @@ class Machine:
         for _ in range(steps):
             self.step(sizing, sequences)
         return (self.tokens_out - before) / (self.now - started)
+
+
+def verified(sizing: DynamicSizing, machine: Machine, load: StepLoad) -> Drafting:
+    """A step whose text is known as soon as it has begun."""
+    return sizing.begin(machine.now, load).verified(None)
 
 
 def recorded(machine: Machine, run: Callable[[], object]) -> list[StepRecord]:
@@ -204,9 +210,9 @@ def test_a_prompt_that_is_done_is_not_in_the_next_step(waiting: int, few: bool) 
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 16, 50)
     steady = mean_nodes(machine.records[-20:])
-    sizing.step_begins(machine.now, Load(16, 1016, 1000, 1600, waiting))
-    sizing.step_verified(None)
-    nodes = sizing.plan(machine.draft(16, 48), machine.now - DRAFT_S).sizes.mean()
+    drafting = verified(sizing, machine, StepLoad(16, 1016, 1000, 1600, waiting))
+    drafts = Drafts(machine.draft(16, 48), machine.now - DRAFT_S)
+    nodes = drafting.plan(drafts).sizes.mean()
     assert (nodes <= steady + 1.0) == few
 
 
@@ -222,14 +228,13 @@ def test_looked_up_nodes_pay_without_the_heads(looked_up: float, by_heads: bool)
     machine = Machine()
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 4, 50)
-    sizing.step_begins(machine.now, Load(4, 4, 0, 400))
-    sizing.step_verified(None)
+    drafting = verified(sizing, machine, StepLoad(4, 4, 0, 400))
     without = [path_of(looked_up, 16)] * 4
     surer = [path_of(max(looked_up, 0.8), 16)] * 4
-    plan = sizing.plan(surer, machine.now - DRAFT_S, without)
+    plan = drafting.plan(Drafts(surer, machine.now - DRAFT_S, without))
     assert plan.heads is by_heads
     assert plan.sizes.min() >= 4
-    assert not sizing.plan([], machine.now, without).heads
+    assert not drafting.plan(Drafts([], machine.now, without)).heads
 
 
 def test_what_drafting_costs_without_the_heads_is_learned_apart() -> None:
@@ -237,12 +242,11 @@ def test_what_drafting_costs_without_the_heads_is_learned_apart() -> None:
     sizing = machine.sizing()
     before = sizing.draft.seconds_of(4)
     for _ in range(100):
-        sizing.step_begins(machine.now, Load(4, 4, 0, 400))
-        sizing.step_verified(None)
+        drafting = verified(sizing, machine, StepLoad(4, 4, 0, 400))
         began = machine.now
         machine.spend(5e-4)
-        sizing.plan([], began, [path_of(0.9, 8)] * 4)
-        sizing.step_ends(0, 4)
+        drafting.plan(Drafts([], began, [path_of(0.9, 8)] * 4))
+        drafting.end(0, 4)
     assert sizing.looking_up.seconds_of(4) == pytest.approx(5e-4, rel=0.1)
     assert sizing.draft.seconds_of(4) == before
 
@@ -251,7 +255,7 @@ def test_fixed_sizes_are_fixed() -> None:
     sizing = FixedSizing(8, 64)
     assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]
     trees = Machine().draft(3, 5)
-    plan = sizing.plan(trees, 0.1)
+    drafting = sizing.begin(0.0, StepLoad(3, 20, 2, 100)).verified(None)
+    plan = drafting.plan(Drafts(trees, 0.1))
     assert (plan.sizes.tolist(), plan.keep, plan.heads) == ([5, 5, 5], None, True)
-    sizing.step_begins(0.0, Load(3, 20, 2, 100))
-    assert sizing.step_ends(7, 6) == StepRecord(3, 20, 15, 7, 6)
+    assert drafting.end(7, 6) == StepRecord(3, 20, 15, 7, 6)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_trees import random_tree
 
 from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.engine.step import TreeStep, build_step
+from vllm_propd.engine.step.tree_step import TreeStep, build_step
 
 GROUPS = 2
 OF_TREES = ("request", "root_position", "first", "sizes")

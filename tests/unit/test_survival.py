@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vllm_propd.core.survival import (
+from vllm_propd.core.sizing.pruning_recall import (
     START,
     TRUST,
     Grader,
     PrunedStep,
-    Survival,
+    PruningRecall,
     best_by_draft,
 )
 
 
-def serve(found: Survival, share: float, steps: int) -> None:
+def serve(found: PruningRecall, share: float, steps: int) -> None:
     """The best of two nodes is right half the time, then kept; the other, often not."""
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -27,24 +27,24 @@ def serve(found: Survival, share: float, steps: int) -> None:
 
 
 def test_the_prior_is_what_is_known_at_first() -> None:
-    assert Survival().share == START
+    assert PruningRecall().share == START
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_the_share_is_learned_in_a_few_hundred_steps(share: float) -> None:
-    found = Survival()
+    found = PruningRecall()
     serve(found, share, 400)
     assert found.share == pytest.approx(share, abs=0.1)
 
 
 def test_a_few_steps_say_little() -> None:
-    found = Survival()
+    found = PruningRecall()
     serve(found, 0.0, 5)
     assert START - 0.1 < found.share < START
 
 
 def test_what_pruning_loses_counts_against_it() -> None:
-    found, yes, no = Survival(), np.array([True]), np.array([False])
+    found, yes, no = PruningRecall(), np.array([True]), np.array([False])
     found.observe(right=yes, narrow=yes, kept=no)
     assert found.share == pytest.approx((TRUST * START - 1) / TRUST)
     for _ in range(100):
@@ -94,26 +94,26 @@ def test_who_is_gone_or_has_too_little_text_is_not_graded() -> None:
 
 
 def test_a_step_is_graded_when_its_text_is_there() -> None:
-    survival = Survival()
-    grader = Grader(survival)
+    recall = PruningRecall()
+    grader = Grader(recall)
     grader.add(pruned())
     text: dict[str, list[int]] = {"a": [8, 8], "b": []}
     for token_of_a, token_of_b in ((1, 5), (3, 6), (4, 7)):
         text["a"].append(token_of_a)
         text["b"].append(token_of_b)
         grader.grade(text)
-        assert survival.share == START  # not yet
+        assert recall.share == START  # not yet
     text["a"].append(0)
     grader.grade(text)
     # Right are 1, 3, 4 and 5, 6. The draft's best two are 5 and 6; kept were 1 and 3.
-    assert survival.share == pytest.approx(TRUST * START / (TRUST + 3))
+    assert recall.share == pytest.approx(TRUST * START / (TRUST + 3))
     grader.grade(text)
-    assert survival.share == pytest.approx(TRUST * START / (TRUST + 3))
+    assert recall.share == pytest.approx(TRUST * START / (TRUST + 3))
 
 
 def test_an_unlucky_step_is_not_the_end() -> None:
     """Three tokens lost at once: what is never tried again cannot be found to pay."""
-    found = Survival()
+    found = PruningRecall()
     narrow = np.array([True, True, True, False])
     found.observe(np.ones(4, np.bool_), narrow, np.zeros(4, np.bool_))
     assert found.share > 0.1

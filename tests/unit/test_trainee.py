@@ -22,7 +22,7 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig, PretrainedCo
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.early import EarlyHead
 from vllm_propd.heads.medusa import MedusaHeads
-from vllm_propd.training.trainee import Trainee, check_early_layers
+from vllm_propd.training.model.trainee import Trainee, check_early_layers
 
 
 @torch.no_grad()

@@ -19,12 +19,12 @@ from tiny_targets import (
     target,
 )
 
-from vllm_propd.training.checkpoint import FILE, SMOOTHING, Progress
-from vllm_propd.training.data import TokenData
+from vllm_propd.training.data.batches import TokenData
 from vllm_propd.training.history import History, read_losses
 from vllm_propd.training.loop import WARMUP_STEPS, Loop, learning_rate
+from vllm_propd.training.model.checkpoint import FILE, SMOOTHING, Progress
+from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
-from vllm_propd.training.trainee import Trainee
 
 STEPS = 8
 Then = Callable[[Progress], None]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_propd.core.transfer import ALIGNED, packed, to_device, to_host, unpacked
+from vllm_propd.kernels.transfer import ALIGNED, packed, to_device, to_host, unpacked
 
 
 def arrays(seed: int) -> dict[str, np.ndarray]:

@@ -20,11 +20,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_propd.core import gemm
-from vllm_propd.core import tree_attention as module
-from vllm_propd.core.gemm import LANES, ROWS, accumulate
 from vllm_propd.core.tree import ancestor_masks
-from vllm_propd.core.tree_attention import QUERY_TILE, QueryTiles, tree_attention
+from vllm_propd.kernels import gemm
+from vllm_propd.kernels import tree_attention_cpu as module
+from vllm_propd.kernels.gemm import LANES, ROWS, accumulate
+from vllm_propd.kernels.tree_attention_cpu import QUERY_TILE, QueryTiles, tree_attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-3}
 """Against the reference rounded to the type: bfloat16 differs in a rare tie only."""
@@ -235,7 +235,7 @@ def test_the_kernels_cache_file_changes_with_gemm(
     before, again = cache_file(), cache_file()
     edited = tmp_path / "gemm.py"
     edited.write_text(Path(str(gemm.__file__)).read_text() + "# edited\n")
-    monkeypatch.setattr("vllm_propd.core.gemm", load("edited", edited))
+    monkeypatch.setattr("vllm_propd.kernels.gemm", load("edited", edited))
     assert before == again != cache_file()
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_propd.bench.stopwatch import Work, install, take
-from vllm_propd.bench.turn import Turn
+from vllm_propd.bench.timing.step_profiler import Work, install, take
+from vllm_propd.bench.timing.turn import Turn
 
 
 def test_parts_of_steps_of_several_kinds_add_up() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_propd.bench.turn import Turn
-from vllm_propd.bench.turns import OFTEN, Turns, fast_steps, in_turns, turns_in
+from vllm_propd.bench.timing.turn import Turn
+from vllm_propd.bench.timing.turns import OFTEN, Turns, fast_steps, in_turns, turns_in
 
 SECONDS = 2.0
 """Of every turn; they follow one another without a gap."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_propd.core.growth import grow
+from vllm_propd.core.drafting.growth import grow
 from vllm_propd.core.tree import TokenTree
-from vllm_propd.core.walk import accepted_path, tokens_per_step
+from vllm_propd.simulation.offline_acceptance import accepted_path, tokens_per_step
 
 relaxed = settings(deadline=None)
 VOCAB = 4  # small, so that drafts are often right

@@ -11,13 +11,18 @@ from statistics import mean
 import pytest
 from bench_rows import measured
 
-from vllm_propd.bench import tasks
-from vllm_propd.bench.points import Point, batch_points, cut_prompts, workload_points
 from vllm_propd.bench.report import COLUMNS, LATENCY_COLUMNS, cells, write_report
 from vllm_propd.bench.results import Machine, Results, Row
 from vllm_propd.bench.settings import BenchSettings
-from vllm_propd.bench.tasks import task_texts, text_of
-from vllm_propd.training.corpus import held_out_snippets
+from vllm_propd.bench.workloads import tasks
+from vllm_propd.bench.workloads.points import (
+    Point,
+    batch_points,
+    cut_prompts,
+    workload_points,
+)
+from vllm_propd.bench.workloads.tasks import task_texts, text_of
+from vllm_propd.corpus import held_out_snippets
 
 SETTINGS = BenchSettings(
     batch_sizes=(1, 2, 8), prompt_tokens=24, lengths=(8, 32), workload=True

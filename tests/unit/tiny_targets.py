@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
-from vllm_propd.training.trainee import Trainee
 
 VOCAB, HIDDEN, LAYERS = 64, 32, 3
 SIZES: dict[str, Any] = {

@@ -9,13 +9,13 @@ import psutil
 from rich.progress import Progress
 from vllm import LLM, SamplingParams
 
-from vllm_propd.bench import stopwatch
 from vllm_propd.bench.arms import Arm, most_nodes
-from vllm_propd.bench.stopwatch import Work
-from vllm_propd.bench.turn import DraftCounter, Recording, Turn
+from vllm_propd.bench.timing import step_profiler
+from vllm_propd.bench.timing.step_profiler import Work
+from vllm_propd.bench.timing.turn import DraftCounter, Recording, Turn
 from vllm_propd.config import ProPDConfig
-from vllm_propd.engine.doors import find_config
-from vllm_propd.engine.support import check_engine
+from vllm_propd.engine.integration.config_patch import find_config
+from vllm_propd.engine.integration.support_matrix import check_engine
 
 FASTEST = 3
 """No request of a full batch puts out more than so many times its share."""
@@ -105,7 +105,7 @@ class Engine:
     def _watch(self) -> None:
         """Puts stopwatches into the worker, anew where what they time has changed."""
         if self.timed:
-            self.llm.collective_rpc(stopwatch.install)
+            self.llm.collective_rpc(step_profiler.install)
 
     def close(self) -> None:
         """Ends the engine's processes."""
@@ -158,7 +158,7 @@ class ArmEngine:
         engine = llm.llm_engine
         drafts.reset()
         if self.engine.timed:  # what ran ahead of the turn before has been timed, too
-            llm.collective_rpc(stopwatch.take)
+            llm.collective_rpc(step_profiler.take)
         recording = self.engine.timed and self.arm.is_ours
         if recording:
             llm.collective_rpc("start_sizing_records")
@@ -196,7 +196,7 @@ class ArmEngine:
         while engine.has_unfinished_requests():
             engine.step()
         if self.engine.timed:
-            steps, work = llm.collective_rpc(stopwatch.take)[0]
+            steps, work = llm.collective_rpc(step_profiler.take)[0]
             laps = [parts for ended, parts in steps if ended > turn.began]
             turn.parts = laps[: len(turn.step_seconds)]  # the worker may be a step ahead
             turn.work = Work(**work)
@@ -235,7 +235,7 @@ class ArmEngine:
     def peak_rss_mib(self) -> float:
         """The most memory that the workers have held, together, MiB."""
         self.engine.take_over()
-        return sum(self.engine.llm.collective_rpc(stopwatch.peak_rss))
+        return sum(self.engine.llm.collective_rpc(step_profiler.peak_rss))
 
 
 def start_engines(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from torch.backends.cpu import get_cpu_capability
 
-from vllm_propd.bench.turns import FAST, SHOWN
+from vllm_propd.bench.timing.turns import FAST, SHOWN
 
 PACKAGES = ("vllm-propd", "torch", "transformers", "numba", "numpy")
 
@@ -53,7 +53,7 @@ class Row(BaseModel):
         default=None,
         description="Tokens/s over plain vLLM's by whole wall clock, prompts included and "
         "texts to their natural ends: all tokens of the chunks over all their seconds "
-        "(`bench/paired.py`). None where there were no chunks.",
+        "(`bench/timing/paired.py`). None where there were no chunks.",
     )
     wall_ratio_median: float | None = Field(
         default=None, description="The same of each chunk; their median."
@@ -113,8 +113,8 @@ class Row(BaseModel):
         "come true after the whole benchmark; empty where nothing is learned.",
     )
     step_ms: dict[str, float] = Field(
-        description="Means by part of a step (`bench/stopwatch.py`), in milliseconds; "
-        "`rest`: what no part explains; `step`: all of it, seen from outside."
+        description="Means by part of a step (`bench/timing/step_profiler.py`), in "
+        "milliseconds; `rest`: what no part explains; `step`: all of it, seen from outside."
     )
     host_ms_per_step: float = Field(
         description="Of `step`, all but the forward passes: on GPUs, asynchronous "

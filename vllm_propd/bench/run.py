@@ -24,16 +24,16 @@ from vllm_propd.bench.engines import (
     close_engines,
     start_engines,
 )
-from vllm_propd.bench.measured import Measured
-from vllm_propd.bench.paired import Chunks
-from vllm_propd.bench.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
 from vllm_propd.bench.settings import PASSES, BenchSettings
-from vllm_propd.bench.trace import latencies, run_trace
+from vllm_propd.bench.timing.measured import Measured
+from vllm_propd.bench.timing.paired import Chunks
+from vllm_propd.bench.timing.turn import Recording
+from vllm_propd.bench.timing.turns import SHOWN, AnyTurn, Turns, at
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
-from vllm_propd.bench.turn import Recording
-from vllm_propd.bench.turns import SHOWN, AnyTurn, Turns, at
+from vllm_propd.bench.workloads.points import Point, Tokenize, batch_points, workload_points
+from vllm_propd.bench.workloads.trace import latencies, run_trace
 from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
@@ -59,8 +59,8 @@ def run_bench(
         ValueError: unknown arms, unusable heads, too little text.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # vLLM's n-gram proposer imports numba too late, too (`engine/numba_beside_vllm.py`):
-    # the model would run on one thread, in that arm only.
+    # vLLM's n-gram proposer imports numba too late, too (`numba_beside_vllm.py`): the model
+    # would run on one thread, in that arm only.
     os.environ.setdefault("NUMBA_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     for name, value in HUGE_PAGES.items():
         os.environ.setdefault(name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_propd.bench.paired import FEWEST
+from vllm_propd.bench.timing.paired import FEWEST
 
 PASSES = 6
 """Rounds through all points: a machine that is slow for minutes, as one that others share

@@ -1,4 +1,4 @@
-"""``vllm-propd simulate``: settings predicted from one recording (see ``core.replay``)."""
+"""``vllm-propd simulate``: settings predicted from one recording (``simulation``)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, parse_arm
 from vllm_propd.bench.engines import NEVER_FULL, ArmEngine, Engine
-from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.config import ProPDConfig, parse_config
-from vllm_propd.core.cost import StepCost
-from vllm_propd.core.planned_replay import replay_planned
-from vllm_propd.core.planner import Planner
-from vllm_propd.core.replay import RecordedText, Replayed, replay
-from vllm_propd.core.survival import Survival
-from vllm_propd.engine.costs import CostTable
+from vllm_propd.core.sizing.planner import Planner
+from vllm_propd.core.sizing.pruning_recall import PruningRecall
+from vllm_propd.core.sizing.step_cost import StepCost
+from vllm_propd.engine.startup.cost_table import CostTable
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
+from vllm_propd.simulation.planned_replay import replay_planned
+from vllm_propd.simulation.replay import RecordedText, Replayed, replay
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Costs:
 
     def planner(self, config: ProPDConfig) -> Planner:
         """One that has learned nothing yet."""
-        survival = Survival() if config.plans_pruning else None
-        return Planner(self.step, self.draft, survival)
+        recall = PruningRecall() if config.plans_pruning else None
+        return Planner(self.step, self.draft, recall)
 
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
         """Of a step with trees, drafting included."""

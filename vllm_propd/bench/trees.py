@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_propd.bench.turn import Recording
+from vllm_propd.bench.timing.turn import Recording
 
 
 def _trees(recording: Recording) -> Iterator[dict[str, Any]]:

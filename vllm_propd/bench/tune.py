@@ -21,12 +21,12 @@ from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.engines import ArmEngine, Engine
-from vllm_propd.bench.points import cut_prompts
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.results import this_machine
 from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
-from vllm_propd.bench.turn import Turn
+from vllm_propd.bench.timing.turn import Turn
+from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.heads.early import early_layers
 
 OFF: dict[str, Any] = {"pruning": "off"}
@@ -81,7 +81,7 @@ class Search:
 
 
 @dataclass
-class Tried:
+class Trial:
     """One setting and its turns.
 
     Attributes:
@@ -127,7 +127,7 @@ def run_tune(
     out: Path,
     settings: BenchSettings,
     search: Search,
-) -> list[Tried]:
+) -> list[Trial]:
     """Measures, prints a table, writes the best setting as a preset, and a plot beside it.
 
     Args:
@@ -141,7 +141,7 @@ def run_tune(
     Raises:
         ValueError: early heads that are wanted are not there, or too little text.
     """
-    tried = [Tried(keys) for keys in search.tried(heads)]
+    tried = [Trial(keys) for keys in search.tried(heads)]
     size = settings.batch_sizes[0]
     tokenize, length = tokenizer_of(model), settings.prompt_tokens
     ids = cut_prompts(tokenize, prompts, search.num_prompts, length, settings.seed)
@@ -183,7 +183,7 @@ def run_tune(
     return tried
 
 
-def show(tried: list[Tried], best: Tried, console: Console) -> None:
+def show(tried: list[Trial], best: Trial, console: Console) -> None:
     """Prints the table."""
     table = Table(
         "layer", "rule", "K, m", "kept", "tokens/step", "share", "work", "step, ms",
@@ -208,7 +208,7 @@ def show(tried: list[Tried], best: Tried, console: Console) -> None:
     console.print(table)
 
 
-def write_curve(tried: list[Tried], model: str, batch_size: int, path: Path) -> None:
+def write_curve(tried: list[Trial], model: str, batch_size: int, path: Path) -> None:
     """Every setting's row, as JSON, with what it was measured on."""
     rows = [
         {
@@ -229,7 +229,7 @@ def write_curve(tried: list[Tried], model: str, batch_size: int, path: Path) -> 
     path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
-def write_preset(out: Path, nodes: int, best: Tried, off: Tried, batch_size: int) -> None:
+def write_preset(out: Path, nodes: int, best: Trial, off: Trial, batch_size: int) -> None:
     """The best setting, with what it was worth in a comment."""
     speed = best.tokens_per_s / off.tokens_per_s
     accepted = best.last.tokens_per_step / off.last.tokens_per_step
@@ -245,14 +245,14 @@ def write_preset(out: Path, nodes: int, best: Tried, off: Tried, batch_size: int
     )
 
 
-def plot(tried: list[Tried], best: Tried, path: Path) -> None:
+def plot(tried: list[Trial], best: Trial, path: Path) -> None:
     """Kept nodes against kept acceptance, and against a step's time."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     off = tried[0].last
-    families: dict[str, list[Tried]] = {}
+    families: dict[str, list[Trial]] = {}
     for one in tried[1:]:
         name = f"layer {one.keys['early_layer']}, {one.keys['pruning']}"
         families.setdefault(name, []).append(one)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from vllm_propd.core.tree import Float64s
 
 
-def rising(values: Floats, weights: Floats) -> Floats:
+def rising(values: Float64s, weights: Float64s) -> Float64s:
     """The nearest non-falling sequence in weighted least squares.
 
     Args:

@@ -16,10 +16,10 @@ from vllm import SamplingParams
 from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.engines import ArmEngine, close_engines, start_engines
 from vllm_propd.bench.results import installed_versions, this_machine
-from vllm_propd.bench.turn import Recording, Turn
-from vllm_propd.bench.turns import Turns, in_turns, turns_in
+from vllm_propd.bench.timing.turn import Recording, Turn
+from vllm_propd.bench.timing.turns import Turns, in_turns, turns_in
+from vllm_propd.corpus import held_out_snippets
 from vllm_propd.demo.picture import draw_tree
-from vllm_propd.training.corpus import held_out_snippets
 
 PROMPT_TOKENS = 160
 

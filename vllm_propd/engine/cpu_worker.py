@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 
@@ -11,9 +11,9 @@ from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from vllm_propd.engine.patches import replaced
+from vllm_propd.engine.integration.patches import replaced
 from vllm_propd.engine.runner import ProPDRunner
-from vllm_propd.engine.warmup import warm_up_cpu_attention
+from vllm_propd.engine.startup.warmup import warm_up_cpu_attention
 from vllm_propd.engine.worker import ProPDWorker
 
 
@@ -26,7 +26,7 @@ class ProPDCPUWorker(ProPDWorker, CPUWorker):
 
     attention = (
         AttentionBackendEnum.CPU_ATTN,
-        "vllm_propd.engine.attention.TreeAttentionBackend",
+        "vllm_propd.engine.attention.cpu.TreeAttentionBackend",
     )
 
     def init_device(self) -> None:

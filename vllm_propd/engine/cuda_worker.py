@@ -10,17 +10,17 @@ from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_propd.core.transfer import Arrays
-from vllm_propd.engine.cuda_attention import (
+from vllm_propd.engine.attention.cuda import (
     TreeFlashAttentionImpl,
     attention_arrays,
     warm_up,
 )
-from vllm_propd.engine.graphs import in_the_models_place
-from vllm_propd.engine.largest_step import run_largest_step
+from vllm_propd.engine.pruning.cuda_graphs import in_the_models_place
 from vllm_propd.engine.runner import ProPDRunner
-from vllm_propd.engine.step import TreeStep
+from vllm_propd.engine.startup.largest_step import run_largest_step
+from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.engine.worker import ProPDWorker
+from vllm_propd.kernels.transfer import Arrays
 
 logger = init_logger("vllm.propd.cuda_worker")
 
@@ -74,7 +74,7 @@ class ProPDCUDAWorker(ProPDWorker, Worker):
 
     attention = (
         AttentionBackendEnum.FLASH_ATTN,
-        "vllm_propd.engine.cuda_attention.TreeFlashAttentionBackend",
+        "vllm_propd.engine.attention.cuda.TreeFlashAttentionBackend",
     )
 
     def _make_model_runner(self) -> ProPDCUDARunner:

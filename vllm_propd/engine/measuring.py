@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.sizing import Sizing, StepRecord
-from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
-from vllm_propd.engine.pruning import PrunedForward
-from vllm_propd.engine.record import EXTRA_NODES, Recorder
-from vllm_propd.engine.sampling import Verified
-from vllm_propd.engine.step import TreeStep
+from vllm_propd.core.sizing.protocol import Sizing, StepRecord
+from vllm_propd.engine.pruning.pruned_forward import PrunedForward
+from vllm_propd.engine.step.propose import MedusaTreeProposer, engine_config
+from vllm_propd.engine.step.record import EXTRA_NODES, Recorder
+from vllm_propd.engine.step.tree_step import TreeStep
+from vllm_propd.engine.step.verify import Verified
 
 Settings = tuple[ProPDConfig, MedusaTreeProposer, Sizing, PrunedForward | None]
 """Of a runner: ``propd``, ``drafter``, ``sizing`` and ``_pruned_forward``."""

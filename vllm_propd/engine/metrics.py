@@ -21,8 +21,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from vllm import envs
 from vllm.distributed import get_tensor_model_parallel_rank
 
+from vllm_propd.config import METRIC_PREFIX
+
 if TYPE_CHECKING:  # it brings numba, which plain engines in this process can do without
-    from vllm_propd.core.sizing import StepRecord
+    from vllm_propd.core.sizing.protocol import StepRecord
 
 COUNTERS = {
     "steps": "Number of engine steps.",
@@ -37,7 +39,6 @@ COUNTERS = {
     "heads_in_vain_seconds": "Of it, where no sequence put out more than one token.",
 }
 GAUGES = {"tree_size": "Nodes per sequence in the last step."}
-PREFIX = "vllm:propd_"
 LABELS = ["model_name", "engine"]
 
 
@@ -89,7 +90,9 @@ class StepMetrics:
             str(parallel.data_parallel_index),
         ]
         self._keys = {
-            name: mmap_key(PREFIX + name, PREFIX + name + suffix, LABELS, labels, text)
+            name: mmap_key(
+                METRIC_PREFIX + name, METRIC_PREFIX + name + suffix, LABELS, labels, text
+            )
             for texts, suffix in ((COUNTERS, "_total"), (GAUGES, ""))
             for name, text in texts.items()
         }
@@ -127,7 +130,7 @@ def read_totals(vllm_config: Any) -> dict[str, float]:
     totals = dict.fromkeys(COUNTERS, 0.0)
     if (folder := _folder(vllm_config)).is_dir():
         for metric in MultiProcessCollector(None, str(folder)).collect():
-            name = metric.name.removeprefix(PREFIX)
+            name = metric.name.removeprefix(METRIC_PREFIX)
             if name in totals:
                 totals[name] = sum(sample.value for sample in metric.samples)
     return totals

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
@@ -24,25 +23,27 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.growth import nodes_per_sequence
-from vllm_propd.core.sizing import FixedSizing, Sizing
-from vllm_propd.core.transfer import Arrays, to_device
+from vllm_propd.core.drafting.growth import nodes_per_sequence
+from vllm_propd.core.sizing.fixed import FixedSizing
+from vllm_propd.core.sizing.protocol import Sizing
 from vllm_propd.core.tree import Ints, TokenTree
-from vllm_propd.engine.commit import commit
-from vllm_propd.engine.costs import dynamic_sizing, most_nodes
-from vllm_propd.engine.delivery import enclose
-from vllm_propd.engine.halves import UnsplittableError
-from vllm_propd.engine.logits_processors import all_logits_processors
+from vllm_propd.engine.attention.tree_split import TreeBuilder
+from vllm_propd.engine.integration.draft_delivery import attach_drafts
+from vllm_propd.engine.integration.logits_processors import all_logits_processors
+from vllm_propd.engine.integration.patches import replaced
 from vllm_propd.engine.measuring import Measuring
 from vllm_propd.engine.metrics import StepMetrics
-from vllm_propd.engine.patches import replaced
-from vllm_propd.engine.proposer import MedusaTreeProposer, engine_config
-from vllm_propd.engine.pruning import PrunedForward
-from vllm_propd.engine.sampling import verify, without_drafts
-from vllm_propd.engine.split import TreeBuilder
-from vllm_propd.engine.states import PreparedStep, VerifiedStep
-from vllm_propd.engine.step import TreeStep, build_step
-from vllm_propd.engine.texts import goes_on, load_of, texts_of
+from vllm_propd.engine.pruning.pruned_forward import PrunedForward
+from vllm_propd.engine.pruning.split_model import UnsplittableError
+from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
+from vllm_propd.engine.step.commit import commit
+from vllm_propd.engine.step.draft_batch import draft_batch, goes_on, step_load
+from vllm_propd.engine.step.next_trees import NONE, next_trees
+from vllm_propd.engine.step.propose import MedusaTreeProposer, engine_config
+from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
+from vllm_propd.engine.step.tree_step import TreeStep, build_step
+from vllm_propd.engine.step.verify import verify, without_drafts
+from vllm_propd.kernels.transfer import Arrays, to_device
 
 logger = init_logger("vllm.propd.runner")
 
@@ -132,13 +133,12 @@ class ProPDRunner(Measuring, GPUModelRunner):
             np.cumsum(num_scheduled_tokens),
             batch.num_computed_tokens_cpu,
             num_scheduled_tokens,
+            split=bool(scheduled) and self._prunes(),
         )
-        if step is not None:
-            step.split = self._prunes()
-        self.sizing.step_begins(began, load_of(self, num_scheduled_tokens, step))
+        timer = self.sizing.begin(began, step_load(self, num_scheduled_tokens, step))
         requests = len(num_scheduled_tokens)
         rows = np.arange(requests) if step is None else step.root_rows(requests)
-        self._prepared = PreparedStep(step, prepared[0], rows)
+        self._prepared = PreparedStep(step, prepared[0], rows, timer)
         if (step := self._prepared.branching) is None:
             return prepared
         step.here = here = to_device(self._arrays(step), self.device)
@@ -222,7 +222,8 @@ class ProPDRunner(Measuring, GPUModelRunner):
         here = to_device(arrays, self.device)
         indices.set_(indices[here["kept"]])
         left.slots = [slots[here["slots"]] for slots in step.slots]
-        return PreparedStep(left, indices, left.root_rows(len(prepared.root_row)))
+        root_row = left.root_rows(len(prepared.root_row))
+        return PreparedStep(left, indices, root_row, prepared.timer)
 
     def _sample(
         self,
@@ -239,7 +240,9 @@ class ProPDRunner(Measuring, GPUModelRunner):
             pruned = step.as_pruned(ids, places)
         kept = 0 if step is None else len(step.rows) - len(step.sizes)
         output, final_row = self._verify(logits, step, prepared.root_row)
-        self._verified = VerifiedStep(final_row, prepared.root_row, kept, pruned)
+        self._verified = VerifiedStep(
+            final_row, prepared.root_row, kept, pruned, prepared.timer
+        )
         return output
 
     def _verify(
@@ -290,86 +293,36 @@ class ProPDRunner(Measuring, GPUModelRunner):
         **kwargs: Any,
     ) -> list[list[int]]:
         """The next trees, from the hidden states of the last accepted nodes."""
-        verified = self._verified
+        verified, self._verified = self._verified, None
         assert isinstance(sampled_token_ids, list) and verified is not None
         # Only now has vLLM waited for the device: `_sample` may be back before it is over.
-        self.sizing.step_verified(verified.pruned)
-        drafting = [
+        drafting = verified.timer.verified(verified.pruned)
+        rows = [
             i for i, tokens in enumerate(sampled_token_ids) if tokens and goes_on(self, i)
         ]
-        drafts: list[list[int]] = [[] for _ in sampled_token_ids]
-        self._keep = None
-        most = self.sizing.most(len(drafts))
-        if drafting and most:
-            final_row = verified.final_row[drafting]
-            drafted = self._draft(drafting, most, sample_hidden_states, final_row)
-            for i, nodes in zip(drafting, drafted, strict=True):
-                drafts[i] = nodes
-        emitted = sum(map(len, sampled_token_ids))
-        record = self.sizing.step_ends(verified.kept, emitted)
+        most, found = self.sizing.most(len(sampled_token_ids)), NONE
+        if rows and most:
+            final = self._sent(verified.final_row[rows])
+            found = next_trees(
+                self.drafter,
+                drafting,
+                draft_batch(self, rows),
+                lambda: sample_hidden_states[final],
+                most,
+                self._extra_nodes,
+            )
+        self._trees.update(found.trees)
+        self._keep = found.keep
+        record = drafting.end(verified.kept, sum(map(len, sampled_token_ids)))
         self.metrics.count(record)
         self._note(record)
-        return drafts
-
-    def _draft(
-        self,
-        drafting: list[int],
-        most: int,
-        sample_hidden_states: torch.Tensor,
-        final_row: Ints,
-    ) -> list[list[int]]:
-        """Nodes for some requests of the batch; their trees are remembered whole.
-
-        Args:
-            drafting: ``[sequences]`` the requests' indices in the batch.
-            most: nodes of each.
-            sample_hidden_states: ``[logits rows, hidden]``.
-            final_row: ``[sequences]`` int64 where their last tokens were predicted.
-        """
-        began = time.perf_counter()
-        texts = texts_of(self, drafting)
-        sizes = np.full(len(drafting), most + self._extra_nodes, np.int64)
-        trees: list[TokenTree] = []
-        found = self.drafter.look_up(texts)
-        looked_up = self.drafter.looked_up_trees(found, sizes) if found else []
-        first = [tree.prefix(most) for tree in looked_up]
-        if self.sizing.asks_heads(first):
-            rows = self._sent(final_row)
-            trees = self.drafter.draft(texts, sample_hidden_states[rows], sizes, found)
-        if not trees and not looked_up:
-            return [[] for _ in drafting]
-        self.sizing.learn(dict(zip(texts.ids, texts.outputs, strict=True)))
-        plan = self.sizing.plan([tree.prefix(most) for tree in trees], began, first)
-        self._keep, by_heads, wait = self._first_ranks(plan.keep, plan.heads, plan.wait)
-        if trees:
-            self.sizing.wait(wait)
-        chosen = trees if by_heads else looked_up
-        self._trees.update(zip(texts.ids, chosen, strict=True))
-        return [
-            tree.token[:nodes].tolist()
-            for tree, nodes in zip(chosen, plan.sizes.tolist(), strict=True)
-        ]
-
-    def _first_ranks(
-        self, keep: int | None, heads: bool, wait: int
-    ) -> tuple[int | None, bool, int]:
-        """What the first rank, whose plan counts, wants to keep, and of which trees.
-
-        And how long the heads are to wait. Sizes travel in the scheduled lists; these have
-        no place there.
-        """
-        group = get_tp_group()
-        if group.world_size == 1 or self.propd.sizing == "fixed":
-            return keep, heads, wait
-        found: tuple[int | None, bool, int]
-        found = group.broadcast_object((keep, heads, wait))
-        return found
+        return found.drafts(self.input_batch.req_ids)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         """The step's output holds the next drafts, too."""
         output = super().sample_tokens(grammar_output)
         if output.req_ids:  # Not vLLM's one empty output, which all steps share.
-            enclose(output, self.take_draft_token_ids())
+            attach_drafts(output, self.take_draft_token_ids())
         return output
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:

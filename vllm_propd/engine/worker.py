@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vllm_propd.engine import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 
@@ -23,11 +23,11 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.worker.worker_base import WorkerBase
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.core.estimates import Reliability
-from vllm_propd.engine.costs import measure
-from vllm_propd.engine.record import Recorder
-from vllm_propd.engine.split import refuse_other_builders
-from vllm_propd.engine.warmup import warm_up_kernels
+from vllm_propd.core.drafting.reliability import Reliability
+from vllm_propd.engine.attention.tree_split import refuse_other_builders
+from vllm_propd.engine.startup.cost_table import measure
+from vllm_propd.engine.startup.warmup import warm_up_kernels
+from vllm_propd.engine.step.record import Recorder
 
 logger = init_logger("vllm.propd.worker")
 

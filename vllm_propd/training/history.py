@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vllm_propd.training.checkpoint import Progress
+from vllm_propd.training.model.checkpoint import Progress
 
 FILE = "losses.jsonl"
 

@@ -12,14 +12,14 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vllm_propd.training.checkpoint import (
+from vllm_propd.training.data.batches import TokenData
+from vllm_propd.training.model.checkpoint import (
     Progress,
     load_checkpoint,
     save_checkpoint,
 )
-from vllm_propd.training.data import TokenData
+from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
-from vllm_propd.training.trainee import Trainee
 
 WARMUP_STEPS = 30
 

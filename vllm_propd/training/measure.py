@@ -9,7 +9,7 @@ import torch
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.calibration import EARLY_RANKS, TREE_SIZES, Calibration
-from vllm_propd.training.trainee import Trainee
+from vllm_propd.training.model.trainee import Trainee
 
 CANDIDATES = ProPDConfig().num_candidates
 """Of each head, as in serving by default."""
@@ -45,8 +45,8 @@ class _Measured:
             self.early[layer].append(ranks_of(logits[0, first:-1].float(), truth).cpu())
         # Late: vLLM's workers re-import the main script, and vLLM 0.32 on the CPU does not
         # start where that has imported llvmlite (its kernel dispatcher trips over it).
-        from vllm_propd.core.growth import grow
-        from vllm_propd.core.walk import accepted_path
+        from vllm_propd.core.drafting.growth import grow
+        from vllm_propd.simulation.offline_acceptance import accepted_path
 
         best, tokens = heads[:, first:last].log_softmax(-1).topk(CANDIDATES, dim=-1)
         trees = grow(
@@ -92,7 +92,7 @@ def calibrate(
             "the target ends its continuations at once: the heads cannot be measured on "
             "them. Give --held-out text that it goes on from"
         )
-    from vllm_propd.core.walk import tokens_per_step  # late, as above
+    from vllm_propd.simulation.offline_acceptance import tokens_per_step  # late, as above
 
     ranks = [torch.cat(rows) for rows in measured.medusa]
     return Calibration(

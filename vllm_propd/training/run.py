@@ -17,9 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from vllm_propd.heads.calibration import Calibration
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
-from vllm_propd.training import checkpoint
-from vllm_propd.training.checkpoint import Progress
-from vllm_propd.training.data import (
+from vllm_propd.training.data.batches import (
     TokenData,
     check_enough,
     load_data,
@@ -29,10 +27,12 @@ from vllm_propd.training.data import (
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.measure import calibrate, top_accuracy
+from vllm_propd.training.model import checkpoint
+from vllm_propd.training.model.checkpoint import Progress
+from vllm_propd.training.model.target import load_trainee, stored_dtype
+from vllm_propd.training.model.trainee import Trainee, check_early_layers
 from vllm_propd.training.report import plot, show
 from vllm_propd.training.settings import TrainSettings
-from vllm_propd.training.target import load_trainee, stored_dtype
-from vllm_propd.training.trainee import Trainee, check_early_layers
 from vllm_propd.training.workers import train_on_ray
 
 WORK = "training"
@@ -157,7 +157,7 @@ def _check_same_inputs(work: Path, inputs: Inputs) -> None:
 
 def _prepare(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     """Reads the data, and lets the target write what it is trained and measured on."""
-    from vllm_propd.engine.continuations import check_trainable, greedy_continuations
+    from vllm_propd.engine.target_text import check_trainable, greedy_continuations
 
     check_trainable(inputs.model)
     config = AutoConfig.from_pretrained(inputs.model).get_text_config()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class TrainSettings(BaseModel):
@@ -28,7 +28,9 @@ class TrainSettings(BaseModel):
         description="Rank of the early heads' own output layers, for large "
         "vocabularies; 0: the target's output layer.",
     )
-    minutes: float | None = Field(None, gt=0, description="Training time.")
+    minutes: float | None = Field(
+        None, gt=0, description="Training time; 10 where no number of steps is given."
+    )
     steps: int | None = Field(None, ge=1, description="Training steps, not minutes.")
     batch_size: int = Field(8, ge=1, description="Sequences a step, over all workers.")
     accumulate: int = Field(1, ge=1, description="Parts that a step's batch is cut into.")
@@ -44,6 +46,14 @@ class TrainSettings(BaseModel):
     )
     save_every: float = Field(60.0, gt=0, description="Seconds between checkpoints.")
     seed: int = Field(0, ge=0, description="Seed of the batches.")
+
+    @field_validator("early_layers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """An option has them in one word, like ``1,2,3``."""
+        return (
+            [part for part in value.split(",") if part] if isinstance(value, str) else value
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

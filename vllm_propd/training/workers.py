@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from vllm_propd.training.checkpoint import Progress
-from vllm_propd.training.data import load_data
+from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop
+from vllm_propd.training.model.checkpoint import Progress
+from vllm_propd.training.model.target import load_trainee
+from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
-from vllm_propd.training.target import load_trainee
-from vllm_propd.training.trainee import Trainee
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -6,47 +6,42 @@ tells, each behaviour names the test that fails when it ends. Another vLLM's sou
 compared by ``python -m vllm_propd.engine.symbols WHEEL_OR_FOLDER``, which imports none.
 """
 
-from vllm_propd.engine.symbols import (
+from vllm_propd.engine.symbols.entries import (
     attention,
     cuda,
-    delivery,
-    doors,
-    halves,
     heads,
+    integration,
     process,
+    pruning,
     runner,
-    sampling,
     scheduler,
-    support,
+    startup,
     tools,
-    worker,
+    verify,
 )
 
 SOURCE_ONLY = cuda.SOURCE_ONLY
 
 SYMBOLS = (
-    *doors.SYMBOLS,
-    *worker.SYMBOLS,
+    *integration.SYMBOLS,
+    *startup.SYMBOLS,
     *runner.SYMBOLS,
-    *delivery.SYMBOLS,
     *attention.SYMBOLS,
     *cuda.SYMBOLS,
-    *halves.SYMBOLS,
+    *pruning.SYMBOLS,
     *heads.SYMBOLS,
     *process.SYMBOLS,
-    *sampling.SYMBOLS,
-    *support.SYMBOLS,
+    *verify.SYMBOLS,
     *tools.SYMBOLS,
 )
 
 BEHAVIOURS = (
-    *doors.BEHAVIOURS,
+    *integration.BEHAVIOURS,
     *scheduler.BEHAVIOURS,
     *runner.BEHAVIOURS,
-    *sampling.BEHAVIOURS,
-    *delivery.BEHAVIOURS,
+    *verify.BEHAVIOURS,
     *attention.BEHAVIOURS,
     *cuda.BEHAVIOURS,
-    *halves.BEHAVIOURS,
+    *pruning.BEHAVIOURS,
     *process.BEHAVIOURS,
 )

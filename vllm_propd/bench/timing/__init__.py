@@ -1,0 +1,1 @@
+"""How arms are timed: turns, paired chunks, steps."""

@@ -1,0 +1,125 @@
+"""A point of a benchmark, gone through in passes."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+from rich.progress import Progress
+from vllm import SamplingParams
+
+from vllm_propd.bench.engines import ArmEngine, at_most
+from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.timing.paired import Chunks, Timed
+from vllm_propd.bench.timing.turn import Turn
+from vllm_propd.bench.timing.turns import Turns, in_turns
+from vllm_propd.bench.workloads.points import Point
+
+WARM_UP = 0.4
+"""Of the seconds that an arm needs, before its first turn: what it learns settles."""
+
+SHORT = 16
+"""New tokens of a request in the warm-up of an arm that learns nothing."""
+
+
+def timed(turn: Turn) -> Timed:
+    """A turn as a part of a chunk."""
+    heads_s, in_vain_s = (
+        sum(record[name] for record in turn.records) for name in ("heads_s", "in_vain_s")
+    )
+    return Timed(sum(map(len, turn.texts)), turn.whole_s, heads_s, in_vain_s)
+
+
+class Measured:
+    """What has been measured at a point so far.
+
+    Args:
+        point: what every arm generates.
+        engines: of the arms.
+        bar: shows how far it is.
+    """
+
+    def __init__(self, point: Point, engines: list[ArmEngine], bar: Progress):
+        self.point, self.engines, self._bar = point, engines, bar
+        self.turns: Turns[Turn] = Turns()
+        self.chunks = Chunks()
+        self._task = bar.add_task(point.name, total=len(engines))
+
+    def measure(
+        self, share: float, params: SamplingParams, settings: BenchSettings
+    ) -> None:
+        """Takes turns until each arm has had what it is to have; the first time warms up.
+
+        Args:
+            share: of the rounds and seconds that each arm needs.
+            params: of every request.
+            settings: how many rounds and seconds.
+        """
+        groups = len(self.point.groups)
+        rounds = max(settings.rounds, groups)
+
+        def had(engine: ArmEngine) -> float:
+            return self.turns.share(engine.arm.name, rounds, settings.seconds)
+
+        if not self.turns.plain:
+            self._warm_up(self.engines, params, WARM_UP * settings.seconds)
+        for engine in in_turns(self.engines, lambda engine: had(engine) < share):
+            name = engine.arm.name
+            group = len(self.turns.of(name)) % groups
+            self.turns.add(name, self._turn(engine, params, group))
+            self._bar.update(self._task, completed=sum(map(had, self.engines)))
+
+    def pair(
+        self,
+        engines: list[ArmEngine],
+        params: SamplingParams,
+        settings: BenchSettings,
+        start: int = 0,
+    ) -> None:
+        """Takes chunks, until the arms' medians are known or there are as many as may be.
+
+        Args:
+            engines: of the arms; if they are new, they are warmed up.
+            params: of every request; texts end where they do.
+            settings: how many, and how well known.
+            start: how often the engines have been started anew.
+        """
+        arms, groups = [engine.arm.name for engine in engines], self.point.groups
+        if start:
+            self._warm_up(engines, params, WARM_UP * settings.seconds)
+        params = params.clone()
+        params.ignore_eos = False
+        title = f"{self.point.name}: chunks" + (f", start {start + 1}" if start else "")
+        task = self._bar.add_task(title, total=settings.most_chunks)
+        for done in range(settings.most_chunks):
+            enough = self.chunks.are_enough(arms, settings.precision)
+            if done >= settings.chunks and enough:
+                break
+            chunk: dict[str, Timed] = {}
+            for engine in engines[:: -1 if done % 2 else 1]:
+                self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
+                turn = engine.run(groups[done % len(groups)], params)
+                chunk[engine.arm.name] = timed(turn)
+            self.chunks.add(chunk, start)
+            self._bar.update(task, completed=done + 1)
+        self._bar.update(task, completed=settings.most_chunks)
+
+    def _warm_up(
+        self, engines: list[ArmEngine], params: SamplingParams, least: float
+    ) -> None:
+        short = at_most(params, SHORT)
+        for engine in engines:
+            if not engine.arm.learns:
+                self._turn(engine, short)
+                continue
+            seconds = 0.0
+            for group in cycle(range(len(self.point.groups))):
+                seconds += self._turn(engine, params, group).seconds
+                if seconds >= least:
+                    break
+
+    def _turn(self, engine: ArmEngine, params: SamplingParams, group: int = 0) -> Turn:
+        name = f"{self.point.name}: {engine.arm.name}"
+        self._bar.update(self._task, description=name)
+        turn = engine.run(self.point.groups[group], params, full=True)
+        turn.group = group
+        return turn

@@ -1,0 +1,153 @@
+"""One arm's turn: a batch of prompts generated to the end, timed and counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from math import inf
+from statistics import mean
+from typing import Any, Self
+
+from vllm_propd.bench.timing.step_profiler import SPLIT, Laps, Work
+
+Recording = list[list[dict[str, Any]]]
+"""Trees of steps (``engine.step.record.RecordedTree``)."""
+
+FORWARD = ("forward", SPLIT, "lower half", "prune", "upper half")
+"""Parts of a step that are the model's, early head included."""
+
+
+class DraftCounter:
+    """Takes the place of an engine's stat loggers, which share one process's registry.
+
+    With an engine for each arm in the process, ``get_metrics`` would show the last one's.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was counted."""
+        self.drafts = self.drafted = 0
+        self.accepted_at: list[int] = []
+
+    def record(self, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
+        """What the engine calls after each step."""
+        stats = scheduler_stats.spec_decoding_stats
+        if stats is None:
+            return
+        self.drafts += stats.num_drafts
+        self.drafted += stats.num_draft_tokens
+        counts = stats.num_accepted_tokens_per_pos
+        self.accepted_at += [0] * (len(counts) - len(self.accepted_at))
+        for depth, count in enumerate(counts):
+            self.accepted_at[depth] += count
+
+    def log(self) -> None:
+        """Nothing to log: the benchmark prints its own table."""
+
+
+@dataclass
+class Turn:
+    """What happened.
+
+    Attributes:
+        began: when, by ``time.perf_counter``.
+        seconds: wall time to the last token; from when every sequence had its first, of a
+            trace from its start.
+        whole_s: wall time from the first request to the last token.
+        group: which of the point's prompts it was about (``Point.groups``).
+        tokens: put out in this time, over all sequences.
+        prefilled: of these, first tokens of sequences.
+        steps: decode steps in this time, summed over sequences.
+        texts: token ids per prompt.
+        drafted, drafts: draft tokens, and steps of sequences with drafts.
+        accepted_at: such steps that accepted a draft of depth 1, 2, ...
+        step_seconds: wall time of each engine step that put tokens out.
+        step_drafted: draft tokens that it verified, over all sequences.
+        parts: of each such step, seconds inside the worker by ``stopwatch.PARTS``, where
+            the engine has stopwatches.
+        work: what early pruning saw, likewise.
+        records: what sizing saw at each step (``protocol.StepRecord``), likewise.
+    """
+
+    began: float = inf
+    seconds: float = 0.0
+    whole_s: float = 0.0
+    group: int = 0
+    tokens: int = 0
+    prefilled: int = 0
+    steps: int = 0
+    texts: list[list[int]] = field(default_factory=list)
+    drafted: int = 0
+    drafts: int = 0
+    accepted_at: list[int] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    step_drafted: list[int] = field(default_factory=list)
+    parts: list[Laps] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __iadd__(self, other: Turn) -> Self:
+        """Adds a turn that ran after this one."""
+        self.began = min(self.began, other.began)
+        for name in (
+            "seconds", "whole_s", "tokens", "prefilled", "steps", "drafted", "drafts"
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.texts = self.texts + other.texts
+        self.step_seconds = self.step_seconds + other.step_seconds
+        self.step_drafted = self.step_drafted + other.step_drafted
+        self.parts = self.parts + other.parts
+        self.work += other.work
+        self.records = self.records + other.records
+        pairs = zip_longest(self.accepted_at, other.accepted_at, fillvalue=0)
+        self.accepted_at = [a + b for a, b in pairs]
+        return self
+
+    @property
+    def middle(self) -> float:
+        """When, by ``time.perf_counter``, half of it was over."""
+        return self.began + self.seconds / 2
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput over all sequences."""
+        return self.tokens / self.seconds
+
+    def laps(self) -> list[tuple[int, float]]:
+        """Draft tokens and seconds of each step; the turn as one, where none was timed."""
+        if not self.step_seconds:
+            return [(0, self.seconds)]
+        return list(zip(self.step_drafted, self.step_seconds, strict=True))
+
+    def step_ms(self) -> dict[str, float]:
+        """Milliseconds of a step by part; ``rest`` is what no part explains.
+
+        Means over all steps: these are of several kinds, and only means add up.
+        """
+        if not self.parts:
+            return {}
+        found: dict[str, float] = {}
+        for laps in self.parts:
+            for part, seconds in laps.items():
+                found[part] = found.get(part, 0.0) + 1e3 * seconds / len(self.parts)
+        step = 1e3 * mean(self.step_seconds)
+        return {**found, "rest": step - sum(found.values()), "step": step}
+
+    def host_ms(self) -> float:
+        """Milliseconds of a step without the forward passes; 0 if not timed."""
+        parts = self.step_ms()
+        return parts.get("step", 0.0) - sum(parts.get(part, 0.0) for part in FORWARD)
+
+    @property
+    def kept_per_step(self) -> float:
+        """Nodes of a tree that early pruning let through; all, where nothing prunes."""
+        if not self.work.trees:
+            return self.drafted / max(self.drafts, 1)
+        return (self.work.kept - self.work.trees) / self.work.trees
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Of one sequence; its first token, which the prefill gives, left out."""
+        return (self.tokens - self.prefilled) / max(self.steps, 1)

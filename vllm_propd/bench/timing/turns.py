@@ -1,0 +1,163 @@
+"""Arms take turns: whose it is, and what comes of all of them together."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import reduce
+from operator import iadd
+from statistics import mean, median
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from vllm_propd.bench.timing.turn import Turn
+
+Taker = TypeVar("Taker")
+AnyTurn = TypeVar("AnyTurn", bound=Turn)
+
+NEIGHBOURS = 8
+"""Turns of others from one turn of plain vLLM to its next."""
+
+FAST = 0.02
+"""Of like steps, how many are faster than the one that counts."""
+
+OFTEN = 10
+"""Like steps that tell how far an arm's steps are from its fast ones."""
+
+SHOWN = (0.0, FAST, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
+"""What results tell of the times of like steps, so that others than FAST can be tried."""
+
+
+def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
+    """Whose turn it is: A B C D, A B C D, ... A; A in between, where others are many.
+
+    Args:
+        arms: the first is what the others are compared with, and has more turns: what its
+            fast steps are like decides all ratios.
+        needs: whether an arm has not had turns enough; asked before each round. Where none
+            of the others needs one, nobody has a turn.
+    """
+    first, *others = arms
+    begun = False
+    while left := [arm for arm in others or arms if needs(arm)]:
+        begun = True
+        for i in range(0, len(left), NEIGHBOURS):
+            yield first
+            yield from left[i : i + NEIGHBOURS]
+    if begun:
+        yield first
+
+
+def turns_in(arms: int, rounds: int) -> int:
+    """How many ``in_turns`` gives, where every arm needs one a round."""
+    taken: Counter[int] = Counter()
+    for arm in in_turns(range(arms), lambda arm: taken[arm] < rounds):
+        taken[arm] += 1
+    return taken.total()
+
+
+class Turns(Generic[AnyTurn]):
+    """All turns that count, in the order in which they were taken."""
+
+    def __init__(self, plain: str = "plain"):
+        self._plain = plain
+        self._taken: list[tuple[str, AnyTurn]] = []
+
+    def add(self, arm: str, turn: AnyTurn) -> None:
+        """The next turn is over."""
+        self._taken.append((arm, turn))
+
+    def of(self, arm: str) -> list[AnyTurn]:
+        """An arm's."""
+        return [turn for name, turn in self._taken if name == arm]
+
+    @property
+    def plain(self) -> list[AnyTurn]:
+        """Those of what is compared with."""
+        return self.of(self._plain)
+
+    def share(self, arm: str, rounds: int, seconds: float = 0.0) -> float:
+        """Of the rounds and seconds that an arm needs at least, what it has had: 0 to 1."""
+        turns = self.of(arm)
+        had = sum(turn.seconds for turn in turns)
+        return min(len(turns) / rounds, had / seconds if seconds else 1.0, 1.0)
+
+    def latest(self, arm: str) -> AnyTurn:
+        """An arm's last turn; the last with each group of prompts, where there are more."""
+        by_group = {turn.group: turn for turn in self.of(arm)}
+        first, *others = (by_group[group] for group in sorted(by_group))
+        return reduce(iadd, others, deepcopy(first))
+
+    def tokens_per_s(self, arm: str) -> float:
+        """Of an arm's turns with a group of prompts the median; the mean over groups.
+
+        Groups have unequal numbers of turns, and some write faster than others.
+        """
+        by_group: defaultdict[int, list[float]] = defaultdict(list)
+        for turn in self.of(arm):
+            by_group[turn.group].append(turn.tokens_per_s)
+        return mean(map(median, by_group.values()))
+
+    def when(self, turn: AnyTurn) -> float:
+        """Seconds from the first turn's begin to when half of ``turn`` was over."""
+        return turn.middle - self._taken[0][1].began
+
+    def ratio(self, arm: str) -> float:
+        """Tokens/s over plain vLLM's, both undisturbed; the mean over groups of prompts.
+
+        Whatever else a machine does only slows, and slows plain vLLM, which waits for
+        memory, by other factors than arms that compute. So a step counts as long as a fast
+        one (``FAST``) of the same arm and as many drafts (``fast_steps``). How often there
+        were so many, and how many tokens came of them, is of all turns.
+        """
+        mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
+        return mean(mine[group] / plain[group] for group in mine)
+
+    def _undisturbed(self, arm: str) -> dict[int, float]:
+        """By group of prompts, tokens/s of an arm whose steps are all fast."""
+        fast = fast_steps(self.steps(arm))
+        tokens: Counter[int] = Counter()
+        seconds: defaultdict[int, float] = defaultdict(float)
+        for turn in self.of(arm):
+            tokens[turn.group] += turn.tokens
+            seconds[turn.group] += sum(fast[drafted] for drafted, _ in turn.laps())
+        return {group: tokens[group] / seconds[group] for group in tokens}
+
+    def steps(self, arm: str) -> dict[int, list[float]]:
+        """Seconds of an arm's steps, by draft tokens; few first."""
+        found: defaultdict[int, list[float]] = defaultdict(list)
+        for turn in self.of(arm):
+            for drafted, seconds in turn.laps():
+                found[drafted].append(seconds)
+        return dict(sorted(found.items()))
+
+
+def fast_steps(steps: dict[int, list[float]]) -> dict[int, float]:
+    """Seconds of an undisturbed step, by draft tokens.
+
+    Of sizes that are often met, that is a fast step. Of n of a rare size the fastest is to
+    be expected at quantile 1 / (n + 1): as much as the arm's steps of often met sizes are
+    above their fast ones there, it is taken to be, too. Else arms of many sizes would be
+    slower than arms of one for no other reason.
+
+    Args:
+        steps: seconds of an arm's steps, by draft tokens.
+    """
+    fast = {drafted: at(laps, FAST) for drafted, laps in steps.items()}
+    above = [
+        seconds / fast[drafted]
+        for drafted, laps in steps.items()
+        if len(laps) >= OFTEN
+        for seconds in laps
+    ]
+    if above:
+        for drafted, laps in steps.items():
+            fast[drafted] /= max(1.0, at(above, 1.0 / (len(laps) + 1)))
+    return fast
+
+
+def at(laps: list[float], share: float) -> float:
+    """The quantile; of few laps the faster one."""
+    return float(np.quantile(laps, share, method="lower"))

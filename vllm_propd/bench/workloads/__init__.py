@@ -1,0 +1,1 @@
+"""What arms are given to do."""

@@ -1,0 +1,167 @@
+"""What is measured: points of the paper's axes, each with its prompts.
+
+Batch size always; with ``--workload`` also sequence length, task, and a trace of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from vllm_propd.bench.results import BATCH, TRACE, point_name
+from vllm_propd.bench.settings import PASSES, BenchSettings
+from vllm_propd.bench.workloads.tasks import TASKS, task_texts
+from vllm_propd.corpus import library_files, pieces, read_text
+
+FEWEST_PROMPTS = PASSES
+"""Of a point: one text says little about acceptance, and many leave few turns with each. As
+many as passes: of one sequence at a time, too, each pass has a turn of every arm."""
+
+CHARS_PER_TOKEN = 8
+"""More than text has, so that a piece of so many characters is long enough."""
+
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What every arm generates.
+
+    Attributes:
+        workload: as in ``Row``.
+        batch_size: sequences generated together; of a trace, the most at a time.
+        prompts: token ids.
+        arrivals: of a trace, when each prompt arrives, seconds from its start.
+        rate: of a trace, mean requests per second.
+    """
+
+    workload: str
+    batch_size: int
+    prompts: list[list[int]]
+    arrivals: tuple[float, ...] | None = None
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return point_name(self.workload, self.batch_size)
+
+    @property
+    def groups(self) -> list[list[list[int]]]:
+        """The prompts of a turn; turns are short, so that arms are compared often."""
+        size = self.batch_size
+        return [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)]
+
+    def at(self, rate: float) -> Point:
+        """A trace that arrives at one request per second, at ``rate`` of them."""
+        arrivals = tuple(second / rate for second in self.arrivals or ())
+        return replace(self, arrivals=arrivals, rate=rate)
+
+
+def batch_points(
+    tokenize: Tokenize, files: list[Path], settings: BenchSettings
+) -> list[Point]:
+    """The axis of batch size.
+
+    Args:
+        tokenize: the target's.
+        files: what to cut prompts from; none: held-out files of Python's library.
+        settings: which sizes, how long the prompts.
+
+    Raises:
+        ValueError: there is too little text.
+    """
+    sizes = [_whole_batches(size) for size in settings.batch_sizes]
+    length = settings.prompt_tokens
+    prompts = cut_prompts(tokenize, files, max(sizes), length, settings.seed)
+    return [
+        Point(BATCH, batch_size, prompts[:size])
+        for batch_size, size in zip(settings.batch_sizes, sizes, strict=True)
+    ]
+
+
+def workload_points(
+    tokenize: Tokenize, files: list[Path], settings: BenchSettings
+) -> list[Point]:
+    """The axes of length and task at the middle batch size, and the trace, which is last
+    and arrives at one request per second; see ``batch_points``.
+    """
+    batch_size = sorted(settings.batch_sizes)[len(settings.batch_sizes) // 2]
+    size = _whole_batches(batch_size)
+    requests = settings.trace_requests or 2 * max(settings.batch_sizes)
+    longest = settings.longest_prompt
+    found = []
+    by_length = cut_prompts(tokenize, files, size, max(settings.lengths), settings.seed)
+    for length in settings.lengths:
+        prompts = [ids[:length] for ids in by_length]
+        found.append(Point(f"length {length}", batch_size, prompts))
+    left: list[list[list[int]]] = []
+    for task in TASKS:
+        texts = task_texts(task, CHARS_PER_TOKEN * longest, settings.seed)
+        of_task = _first(tokenize, texts, size + -(-requests // len(TASKS)), longest)
+        prompts = [ids[: settings.prompt_tokens] for ids in of_task[:size]]
+        found.append(Point(f"task {task}", batch_size, prompts))
+        left.append(of_task[size:])
+    mixed = [ids for turn in zip(*left, strict=True) for ids in turn][:requests]
+    return [*found, _trace(mixed, settings)]
+
+
+def _whole_batches(batch_size: int) -> int:
+    return batch_size * -(-FEWEST_PROMPTS // batch_size)
+
+
+def _trace(prompts: list[list[int]], settings: BenchSettings) -> Point:
+    """Prompts cut to mixed lengths, arriving as a Poisson process, the first at once."""
+    rng = np.random.default_rng(settings.seed)
+    lengths = rng.choice(settings.lengths, len(prompts)).tolist()
+    arrivals = np.cumsum(rng.exponential(size=len(prompts)))
+    return Point(
+        TRACE,
+        max(settings.batch_sizes),
+        [ids[:length] for ids, length in zip(prompts, lengths, strict=True)],
+        tuple((arrivals - arrivals[0]).tolist()),
+        rate=1.0,
+    )
+
+
+def cut_prompts(
+    tokenize: Tokenize, files: list[Path], count: int, length: int, seed: int
+) -> list[list[int]]:
+    """``count`` prompts of ``length`` tokens; see ``batch_points``.
+
+    Raises:
+        ValueError: there is too little text.
+    """
+    if not files:
+        rng, library = Random(seed), library_files("held_out")
+        rng.shuffle(library)
+        texts = pieces(library, rng, CHARS_PER_TOKEN * length)
+        return _first(tokenize, texts, count, length)
+    ids = [i for file in files for i in tokenize(read_text(file))]
+    if len(ids) < count * length:
+        raise ValueError(
+            f"--prompts: {len(ids):,} tokens; {count} prompts of {length} need more"
+        )
+    starts = np.random.default_rng(seed).permutation(len(ids) // length)[:count]
+    return [ids[start * length : (start + 1) * length] for start in starts.tolist()]
+
+
+def _first(
+    tokenize: Tokenize, texts: Iterable[str], count: int, length: int
+) -> list[list[int]]:
+    """The first ``count`` texts of at least ``length`` tokens, cut to as many."""
+    found: list[list[int]] = []
+    for text in islice(texts, 4 * count):  # not for ever, where every text is too short
+        ids = tokenize(text[: 2 * CHARS_PER_TOKEN * length])[:length]
+        if len(ids) == length:
+            found.append(ids)
+        if len(found) == count:
+            return found
+    raise ValueError(
+        f"too little text: {len(found)} pieces of {length} tokens; {count} are needed"
+    )

@@ -1,0 +1,119 @@
+"""What commands have in common: options, and how errors are told."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.markup import escape
+
+Target = Annotated[Path, typer.Argument(help="Folder of the target.")]
+PromptText = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text to cut prompts from. Default: Python's own library."),
+]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Of each prompt.")]
+PromptSeed = Annotated[int, typer.Option(help="Of the choice of prompts.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="bfloat16, float32, or auto: bfloat16, but float32 on CPUs without AVX-512, "
+        "where vLLM has no kernels for bfloat16."
+    ),
+]
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Of an option like ``1,4,16``; in order, each once."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",") if part}))
+    except ValueError as error:
+        raise ValueError(f"'{text}': whole numbers with commas between them") from error
+
+
+def dtype_of(text: str) -> str:
+    """Of option ``--dtype``."""
+    from vllm.platforms import current_platform
+
+    from vllm_propd.fast_dtype import fast_dtype
+
+    return fast_dtype(current_platform.device_type) if text == "auto" else text
+
+
+def allow_stopwatches() -> None:
+    """They go into the workers as functions; and the engines are to be quiet."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """What a user got wrong is one line, not a traceback."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            option = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else ""
+            problems.append(f"{option} {item['msg'].removeprefix('Value error, ')}".strip())
+        raise _failure("; ".join(problems)) from error
+    except (ValueError, OSError) as error:
+        raise _failure(str(error)) from error
+
+
+def _failure(message: str) -> typer.Exit:
+    Console(stderr=True).print(f"[red]Error:[/red] {escape(message)}", highlight=False)
+    return typer.Exit(1)
+
+
+def _asked(field: FieldInfo) -> tuple[Any, Any]:
+    """An option's type and default, for a field of a class of settings.
+
+    What only pydantic can check (choices, lists with commas) is asked for as text.
+    """
+    kind, default = field.annotation, field.default
+    if get_origin(kind) is tuple:
+        return str, ",".join(map(str, default))
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    if kinds and all(isinstance(one, str) for one in kinds):
+        return str, default
+    return kind, default
+
+
+def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
+    """Makes an option of each field of a class of settings, which says all about it.
+
+    Args:
+        cls: whose instance the command's parameter ``settings`` is.
+    """
+
+    def decorated(command: Callable[..., None]) -> Any:
+        signature = inspect.signature(command, eval_str=True)
+        rest = [one for one in signature.parameters.values() if one.name != "settings"]
+        asked = []
+        for name, field in cls.model_fields.items():
+            kind, default = _asked(field)
+            option: Any = Annotated[kind, typer.Option(help=field.description)]
+            place = inspect.Parameter.KEYWORD_ONLY
+            asked.append(inspect.Parameter(name, place, default=default, annotation=option))
+
+        def call(**given: Any) -> None:
+            with errors():
+                values = {name: given.pop(name) for name in cls.model_fields}
+                command(**given, settings=cls.model_validate(values))
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in rest]
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        call.__signature__ = inspect.Signature([*parameters, *asked])  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in (*parameters, *asked)}
+        return call
+
+    return decorated

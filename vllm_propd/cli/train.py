@@ -1,0 +1,57 @@
+"""``vllm-propd train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllm_propd.cli.options import with_settings
+from vllm_propd.training.settings import TrainSettings
+
+
+@with_settings(TrainSettings)
+def train(
+    settings: TrainSettings,
+    model: Annotated[str, typer.Argument(help="Hugging Face causal LM to train for.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Text, JSON rows (`text`, or chats in `messages` or `conversations`), "
+            "Parquet, or folders of them; repeat for more."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the heads.")],
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(help="The same, to measure with. Default: a share of --data."),
+    ] = None,
+    most_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of --data; what is beyond is not read.")
+    ] = 100_000_000,
+    self_distill: Annotated[
+        bool,
+        typer.Option(
+            help="Train on what the target itself writes, with vLLM, on prompts from "
+            "--data: what the heads meet in greedy serving."
+        ),
+    ] = False,
+    distill_tokens: Annotated[
+        int, typer.Option(min=1, help="How much it writes.")
+    ] = 1_000_000,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Workers; more than one by Ray Train.")
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from --out's unfinished training.")
+    ] = False,
+    for_vllm: Annotated[
+        bool, typer.Option(help="Also write the heads as vLLM's own `medusa` reads them.")
+    ] = True,
+) -> None:
+    """Train Medusa heads and early heads on a frozen target."""
+    from vllm_propd.training.run import Inputs, train_heads
+
+    inputs = Inputs(model, data, held_out or [], most_tokens, self_distill, distill_tokens)
+    train_heads(inputs, out, settings, num_workers, resume, for_vllm)

@@ -1,0 +1,1 @@
+"""What becomes a tree's nodes, and what they are worth."""

@@ -1,0 +1,268 @@
+"""Candidates looked up in the text: what came next when it last ended as it does now.
+
+Not in the paper. vLLM's ``ngram`` method drafts these alone ("prompt lookup"); here they
+are one more source of nodes beside the heads, and worth what they have been worth so far. A
+match of m tokens whose first continuation comes true is a match of m + 1, so one curve by
+length tells what a continuation is worth at every depth. There are curves for texts that
+have always gone on alike after their last token, and for others; and for tokens that are a
+head's first choice, that are not, and of which no head speaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from vllm_propd.core.drafting.growth import SUREST
+from vllm_propd.core.tree import Float32s, Ints, TokenTree
+
+TokenMatrix = npt.NDArray[np.int32]
+
+REACH = 16
+"""Tokens of a continuation: the deepest that a looked-up node can be."""
+
+LONGEST = 16
+"""Matches of so many tokens and more are alike."""
+
+SCANNED = 64
+"""Tokens of a text that are compared at once."""
+
+UNSAID, SAME, OTHER = 0, 1, 2
+"""What the heads say of a looked-up token: nothing; their first choice; another one."""
+
+ONCE, ALIKE, MIXED = 0, 1, 2
+"""What has followed the text's last token before: one thing, once or always; or several."""
+
+TRUST = 4.0
+"""Weight of what is believed at first: that a match of m is right m times of m + 1."""
+
+MEMORY = 2000.0
+"""Samples after which one's weight is a third."""
+
+
+@dataclass(frozen=True)
+class LookupMatches:
+    """What was found for some sequences.
+
+    Attributes:
+        token: ``[sequences, REACH]`` int64; -1 where nothing was found.
+        match: ``[sequences]`` int64 tokens at the text's end that had been there before.
+        before: ``[sequences]`` int64 what followed the last of them: ``ONCE``...
+    """
+
+    token: Ints
+    match: Ints
+    before: Ints
+
+
+@njit(cache=True, nogil=True)
+def _may_match(text, start, last, back):  # type: ignore[no-untyped-def]
+    """Whether any of ``SCANNED`` tokens is the text's last one, and what stands ``back``
+    places before it stands there, too. Compares many at a time.
+    """
+    here, before = (
+        text[start : start + SCANNED],
+        text[start - back : start - back + SCANNED],
+    )
+    found = np.int32(0)
+    for i in range(SCANNED):
+        found |= np.int32((here[i] == text[last]) & (before[i] == text[last - back]))
+    return found != 0
+
+
+@njit(cache=True, nogil=True)
+def _match(text, end, last):  # type: ignore[no-untyped-def]
+    """How many tokens up to ``end`` are as the text's last ones."""
+    length = 0
+    while length < LONGEST and length <= end:
+        if text[end - length] != text[last - length]:
+            break
+        length += 1
+    return length
+
+
+@njit(cache=True, nogil=True)
+def _look_up(texts, rows, lengths):  # type: ignore[no-untyped-def]
+    """The latest of the longest matches; a text that repeats itself goes on doing so."""
+    token = np.full((len(rows), REACH), -1, np.int64)
+    match, before = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    for i in range(len(rows)):
+        text, last = texts[rows[i]], lengths[i] - 1
+        longest, place, end = 0, 0, lengths[i] - 2
+        while end >= 0 and longest < LONGEST:
+            # Any match tells of what came before, until that is mixed; then longer ones.
+            back = longest if before[i] == MIXED else 0
+            start = end - SCANNED + 1
+            if start >= back and not _may_match(text, start, last, back):
+                end = start - 1
+                continue
+            while end >= max(start, 0) and longest < LONGEST:
+                length = _match(text, end, last)
+                if length and longest and before[i] != MIXED:
+                    before[i] = ALIKE if text[end + 1] == text[place] else MIXED
+                if length > longest:
+                    longest, place = length, end + 1
+                end -= 1
+        match[i] = longest
+        if longest:
+            for ahead in range(REACH):
+                at = place + ahead
+                token[i, ahead] = text[at] if at <= last else token[i, at - last - 1]
+    return token, match, before
+
+
+@njit(cache=True, nogil=True)
+def _worth_of(right, total):  # type: ignore[no-untyped-def]
+    """Log probability."""
+    return np.float32(np.log(min(right / total, SUREST)))
+
+
+@njit(cache=True, nogil=True)
+def _grade(  # type: ignore[no-untyped-def]
+    texts, rows, lengths, index, starts, token, match, before, said, total, right, curves
+):
+    """By curves and length: how many continuations there were, and how many came true; and
+    what one is worth then, where that is new.
+    """
+    found = np.zeros((2, 3, 3, LONGEST))
+    for i in range(len(rows)):
+        j = index[i]
+        if j < 0 or not match[j]:
+            continue
+        start = starts[j]
+        for ahead in range(min(lengths[i] - start, REACH)):
+            true = texts[rows[i], start + ahead] == token[j, ahead]
+            place = min(match[j] + ahead, LONGEST) - 1
+            found[0, before[j], UNSAID, place] += 1.0
+            found[1, before[j], UNSAID, place] += true
+            if said[j, ahead] != UNSAID:
+                found[0, before[j], said[j, ahead], place] += 1.0
+                found[1, before[j], said[j, ahead], place] += true
+            if not true:
+                break
+    for at in np.ndindex(total.shape):
+        if not found[0][at]:
+            continue
+        fades = np.exp(-found[0][at] / MEMORY)
+        total[at] = fades * total[at] + found[0][at]
+        right[at] = fades * right[at] + found[1][at]
+        curves[at] = _worth_of(right[at], total[at])
+
+
+@njit(cache=True, nogil=True)
+def _worth(token, match, before, first, said, curves):  # type: ignore[no-untyped-def]
+    """What ``Lookups.worth`` returns; ``said`` is written where a head speaks."""
+    worth = np.full(token.shape, np.float32(-np.inf))
+    for i in range(len(match)):
+        for ahead in range(min(first.shape[1], REACH)):
+            said[i, ahead] = SAME if token[i, ahead] == first[i, ahead] else OTHER
+        if match[i]:
+            for ahead in range(REACH):
+                place = min(match[i] + ahead, LONGEST) - 1
+                worth[i, ahead] = curves[before[i], said[i, ahead], place]
+    return worth
+
+
+UNASKED = np.empty((0, 0), np.int64)
+"""First choices of no head."""
+
+
+@dataclass
+class _Waiting:
+    """Continuations whose text is to come."""
+
+    index: dict[str, int]
+    lengths: Ints
+    found: LookupMatches
+    said: Ints
+
+
+class Lookups:
+    """Looks up continuations, and learns what they are worth."""
+
+    def __init__(self) -> None:
+        length = np.arange(1.0, LONGEST + 1)
+        # By what was before, what the heads say, and length.
+        self._total = np.full((3, 3, LONGEST), TRUST)
+        self._right = TRUST * np.tile(length / (length + 1.0), (3, 3, 1))
+        worth = np.log(np.minimum(self._right / self._total, SUREST))
+        self._curves = worth.astype(np.float32)
+        self._waiting: _Waiting | None = None
+
+    def find(
+        self, ids: list[str], texts: TokenMatrix, rows: Ints, lengths: Ints
+    ) -> LookupMatches:
+        """What may come next; grades what was found in the last step.
+
+        Args:
+            ids: ``[sequences]`` requests.
+            texts: ``[rows, width]`` int32 tokens, prompts included.
+            rows: ``[sequences]`` int64 row of each one's text.
+            lengths: ``[sequences]`` int64 tokens of it.
+        """
+        self._grade(ids, texts, rows, lengths)
+        found = LookupMatches(*_look_up(texts, rows, lengths))
+        index = {request: i for i, request in enumerate(ids)}
+        said = np.zeros(found.token.shape, np.int64)
+        self._waiting = _Waiting(index, lengths, found, said)
+        return found
+
+    def _grade(self, ids: list[str], texts: TokenMatrix, rows: Ints, lengths: Ints) -> None:
+        if (waiting := self._waiting) is None:
+            return
+        index = np.array([waiting.index.get(request, -1) for request in ids], np.int64)
+        found = waiting.found
+        _grade(
+            texts, rows, lengths, index, waiting.lengths, found.token, found.match,
+            found.before, waiting.said, self._total, self._right, self._curves,
+        )  # fmt: skip
+
+    def worth(self, first: Ints | None = None) -> Float32s:
+        """What the continuations found last are worth.
+
+        Args:
+            first: ``[sequences, heads]`` int64 the heads' first choices; None: no head has
+                been asked.
+
+        Returns:
+            ``[sequences, REACH]`` float32 log probability of each token, those before it
+            being right; -inf where nothing was found.
+        """
+        assert self._waiting is not None
+        found = self._waiting.found
+        heads = UNASKED if first is None else np.ascontiguousarray(first)
+        worth: Float32s = _worth(
+            found.token, found.match, found.before, heads, self._waiting.said, self._curves
+        )
+        return worth
+
+
+PARENTS = np.arange(REACH)
+DEPTHS = PARENTS + 1
+LOOKED_UP = np.ones(REACH, np.bool_)
+"""Of a path; all trees share them."""
+
+
+def paths(found: LookupMatches, worth: Float32s, sizes: Ints) -> list[TokenTree]:
+    """Trees of looked-up nodes alone: a path each, of no node where nothing was found.
+
+    Args:
+        found: continuations.
+        worth: see ``Lookups.worth``.
+        sizes: ``[sequences]`` int64 the most nodes of each.
+    """
+    score = worth.cumsum(1, np.float32)
+    trees = []
+    for i, (match, size) in enumerate(
+        zip(found.match.tolist(), sizes.tolist(), strict=True)
+    ):
+        n = min(size, REACH) if match else 0
+        trees.append(
+            TokenTree(
+                found.token[i, :n], PARENTS[:n], DEPTHS[:n], score[i, :n], LOOKED_UP[:n]
+            )
+        )
+    return trees

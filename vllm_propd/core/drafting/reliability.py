@@ -1,0 +1,179 @@
+"""What a candidate is worth: two estimators of acceptance, learning from the text.
+
+``RankAccuracy`` is the paper's ``p_k^i``: how often head i's candidate of rank k is the
+truth, smoothed exponentially (section 3.3). ``Reliability`` takes the step's own head
+probabilities and learns what they are worth: a reliability curve for each head.
+
+Both are graded on every candidate against the tokens that the text took later, drafted or
+not: what a tree happened to hold does not censor them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from vllm_propd.core.monotone import rising
+from vllm_propd.core.tree import Bools, Float32s, Ints
+
+
+class Estimator(Protocol):
+    """What growth asks."""
+
+    def observe(self, hit: Bools, log_probs: Float32s) -> None:
+        """Learns from graded candidates; both ``[samples, heads, ranks]``."""
+
+    def values(self, log_probs: Float32s) -> Float32s:
+        """``[sequences, heads, ranks]`` log probabilities for growth, from the heads'."""
+
+
+RAREST = 1e-6
+"""No candidate is worth less: a logarithm has to stay finite."""
+
+
+def hits(tokens: Ints, truth: Ints) -> Bools:
+    """Which candidates the text took.
+
+    Args:
+        tokens: ``[samples, heads, ranks]`` int64 candidates.
+        truth: ``[samples, heads]`` int64 the text's tokens at the heads' places.
+
+    Returns:
+        ``[samples, heads, ranks]`` bool, at most one of a head.
+    """
+    return np.equal(tokens, truth[..., None])
+
+
+class RankAccuracy:
+    """``p_k^i``, smoothed.
+
+    Args:
+        start: ``[heads, ranks]`` from a calibration.
+        alpha: share of one new sample.
+    """
+
+    def __init__(self, start: npt.NDArray[np.float64], alpha: float = 0.002):
+        self.accuracy = np.asarray(start, np.float64).copy()
+        self.alpha = alpha
+
+    def observe(self, hit: Bools, log_probs: Float32s | None = None) -> None:
+        """Grades samples; see ``hits``. Head probabilities mean nothing here."""
+        if len(hit):
+            kept = (1.0 - self.alpha) ** len(hit)
+            known = self.accuracy[:, : hit.shape[2]]  # a tiny vocabulary has fewer ranks
+            known[:] = kept * known + (1.0 - kept) * hit.mean(0)
+
+    def values(self, log_probs: Float32s) -> Float32s:
+        """What growth takes: ``[sequences, heads, ranks]`` float32, never rising by rank.
+
+        Args:
+            log_probs: ``[sequences, heads, ranks]`` the heads'; their shape counts.
+        """
+        sequences, _, ranks = log_probs.shape
+        known = np.minimum.accumulate(self.accuracy[:, :ranks], 1)
+        logs = np.log(np.maximum(known, RAREST)).astype(np.float32)
+        return np.tile(logs, (sequences, 1, 1))
+
+
+EDGES = np.linspace(-8.0, 0.0, 17)
+"""Bins of log probabilities; what is below the first belongs to the first."""
+
+
+REFRESH = 32
+"""Samples between two looks at the curve, which moves slowly."""
+
+
+@njit(cache=True, nogil=True)
+def _counted(hit, log_probs):  # type: ignore[no-untyped-def]
+    """Graded candidates by head and bin: how many, their log probabilities, the right."""
+    samples, heads, ranks = hit.shape
+    count = np.zeros((3, heads, len(EDGES) - 1))
+    for sample in range(samples):
+        for head in range(heads):
+            for rank in range(ranks):
+                said = log_probs[sample, head, rank]
+                if np.isfinite(said):
+                    place = np.searchsorted(EDGES[1:-1], said, side="right")
+                    count[0, head, place] += 1.0
+                    count[1, head, place] += min(max(said, EDGES[0]), 0.0)
+                    count[2, head, place] += hit[sample, head, rank]
+            if not hit[sample, head].any():
+                break  # the next head's parent is not what the text took
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _by_curves(said, found, log_probs):  # type: ignore[no-untyped-def]
+    """Each head's curve where its log probabilities lie; flat beyond its ends."""
+    samples, heads, _ = log_probs.shape
+    values = np.empty(log_probs.shape, np.float32)
+    for sample in range(samples):
+        for head in range(heads):
+            values[sample, head] = np.interp(
+                log_probs[sample, head], said[head], found[head]
+            )
+    return values
+
+
+class Reliability:
+    """The heads' own probabilities, corrected by what they have been worth.
+
+    Head i is graded where the text lay within the candidates of the heads before it:
+    what counts is a node whose parent is right.
+
+    Args:
+        heads: how many.
+        memory: samples that a bin remembers, roughly.
+        trust: samples that the heads' own word weighs at first.
+    """
+
+    def __init__(self, heads: int, memory: float = 5000.0, trust: float = 20.0):
+        self.memory = memory
+        centres = (EDGES[:-1] + EDGES[1:]) / 2
+        self._total = np.full((heads, len(centres)), trust)
+        # Log probabilities met in a bin are known by their mean, not by its middle.
+        self._log_sum = trust * np.tile(centres, (heads, 1))
+        self._hit = trust * np.tile(np.exp(centres), (heads, 1))
+        self._curve = self.curve()
+        self._news = 0
+
+    def observe(self, hit: Bools, log_probs: Float32s) -> None:
+        """Grades samples.
+
+        Args:
+            hit: ``[samples, heads, ranks]``, see ``hits``.
+            log_probs: ``[samples, heads, ranks]`` of the candidates; -inf: there is none.
+        """
+        if not len(hit):
+            return
+        new, logs, right = _counted(hit, log_probs)
+        fades = np.exp(-new / self.memory)
+        self._total = fades * self._total + new
+        self._log_sum = fades * self._log_sum + logs
+        self._hit = fades * self._hit + right
+        self._news += len(hit)
+
+    def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The reliability curve: log probability said, and found; both ``[heads, bins]``.
+
+        Found ones never fall where said ones rise (pool-adjacent-violators).
+        """
+        said = self._log_sum / self._total
+        found = np.stack(
+            [rising(h / t, t) for h, t in zip(self._hit, self._total, strict=True)]
+        )
+        return said, np.log(np.clip(found, RAREST, 1.0))
+
+    def values(self, log_probs: Float32s) -> Float32s:
+        """What growth takes: ``[sequences, heads, ranks]`` float32, never rising by rank.
+
+        Args:
+            log_probs: ``[sequences, heads, ranks]`` the heads', sorted best first.
+        """
+        if self._news >= REFRESH:
+            self._curve, self._news = self.curve(), 0
+        values: Float32s = _by_curves(*self._curve, log_probs)
+        return values

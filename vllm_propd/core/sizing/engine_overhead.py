@@ -1,0 +1,47 @@
+"""The engine's own time between steps: scheduling, and its part of texts and drafts."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+WINDOW = 31
+"""Gaps, and differences of neighbours, that medians are of; idle ones are the few."""
+
+
+class EngineOverhead:
+    """Gaps between steps, and what drafting adds to them.
+
+    Attributes:
+        extra: seconds by which a gap is longer where the step before it has drafted. Known
+            from neighbours of which one has and one has not: any two others may be of
+            another load.
+    """
+
+    def __init__(self) -> None:
+        self._found: deque[tuple[bool, float]] = deque(maxlen=WINDOW)
+        self._differences: deque[float] = deque(maxlen=WINDOW)
+        self.extra = 0.0
+
+    def add(self, drafted: bool, seconds: float) -> None:
+        """The next gap.
+
+        Args:
+            drafted: the step before it has drafted trees.
+            seconds: from its end to the next step's begin.
+        """
+        if self._found and self._found[-1][0] is not drafted:
+            longer = seconds - self._found[-1][1]
+            self._differences.append(longer if drafted else -longer)
+            self.extra = max(median(self._differences), 0.0)
+        self._found.append((drafted, seconds))
+
+    @property
+    def plain(self) -> float:
+        """Seconds where nothing is drafted; 0 before any gap."""
+        if not self._found:
+            return 0.0
+        # A median that every step pays for.
+        plain = sorted([s - self.extra if drafted else s for drafted, s in self._found])
+        middle = len(plain) // 2
+        return max((plain[middle] + plain[-middle - 1]) / 2, 0.0)

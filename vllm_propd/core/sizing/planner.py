@@ -1,0 +1,268 @@
+"""How large the next step's trees are: where expected tokens per second are most.
+
+The nodes of all sequences stand in one best-first order. Each cut of it is a plan; its
+worth is what it is expected to give over the seconds it is expected to take (paper section
+3.3, for the whole batch at once). With early pruning a plan is a pair: n nodes drafted, the
+best m of them kept after the shallow layers. No node at all is a plan, too.
+
+What a plan gives is the harmonic mean of the sequences' tokens: it makes the mean time per
+output token (TPOT) least. (The paper's batch has one sum.) All sequences wait for a step.
+Where a few of them gain and the rest wait longer for it, more tokens come in a second, and
+yet the batch ends later than without drafts: those that gained leave, and the others, which
+decide when it ends, have had as many steps, and slower ones. Where all gain alike, and for
+one sequence, all means are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from vllm_propd.core.sizing.pruning_recall import PruningRecall
+from vllm_propd.core.sizing.step_cost import BARE, TREES
+from vllm_propd.core.tree import Float64s, Ints
+
+MOST_TOKENS = 1 << 16
+"""No step holds more."""
+
+
+class Price(Protocol):
+    """Seconds of steps, as ``core.sizing.step_cost.StepCost`` estimates them."""
+
+    def estimate(
+        self,
+        tokens: Ints,
+        context: float = 0.0,
+        left: Ints | None = None,
+        kinds: Ints | None = None,
+    ) -> Float64s:
+        """``[steps]`` seconds for ``[steps]`` tokens; ``[steps, choices]`` with what may
+        be left of them.
+        """
+
+
+def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
+    """Numbers of tokens that a planned step may have: four in each octave, beyond 8.
+
+    Kernels prepare each number of rows that they have not met, and work in tiles: steps
+    of all sizes would meet hundreds, and few of them gain anything by it.
+
+    Args:
+        most: tokens.
+        captured: ascending sizes of CUDA graphs, instead of all numbers up to the last of
+            them: steps are padded to these, and would pay for more than they hold.
+    """
+    octaves = np.arange(4, 8)[None, :] << np.arange(1, 20)[:, None]
+    totals = np.concatenate([np.arange(1, 8), octaves.ravel()])
+    if len(captured):
+        totals = np.concatenate([captured, totals[totals > captured[-1]]])
+    return totals[totals <= most]
+
+
+@njit(cache=True, nogil=True)
+def _cuts(probability, tree, sequences, totals, taken, most):  # type: ignore[no-untyped-def]
+    """The nodes from best to worst; numbers of them to choose from, ascending; and of so
+    many the tokens expected beside the roots', in sum, and if all had the harmonic mean.
+
+    A node is worth what it takes from its sequence's share of a step for each token, which
+    falls along a tree: parents are worth more.
+    """
+    worth, reached = np.empty(len(probability)), np.ones(sequences)
+    for node in range(len(probability)):
+        without = reached[tree[node]]
+        reached[tree[node]] += probability[node]
+        worth[node] = 1.0 / without - 1.0 / reached[tree[node]]
+    order = np.arange(len(probability))
+    if (worth[1:] > worth[:-1]).any():
+        order = np.argsort(-worth, kind="mergesort")  # stable: parents come first
+    low, high = np.searchsorted(totals, taken + 1), np.searchsorted(totals, taken + most)
+    nodes = np.zeros(1 + max(high - low, 0) + (most > 0), np.int64)
+    for i in range(low, high):
+        nodes[1 + i - low] = totals[i] - taken
+    if most > 0:
+        nodes[-1] = most
+    gained, fair = np.zeros(len(nodes)), np.zeros(len(nodes))
+    sum_, steps, before = 0.0, float(sequences), 0
+    for cut, count in enumerate(nodes):
+        for node in order[before:count]:
+            sum_ += probability[node]
+            steps -= worth[node]
+        gained[cut], before = sum_, count
+        if sequences:
+            fair[cut] = sequences * (sequences / steps - 1.0)
+    return order, nodes, gained, fair
+
+
+@njit(cache=True, nogil=True)
+def _left(drafted, kept, share):  # type: ignore[no-untyped-def]
+    """Of what drafted nodes and the best of them gain: what pruning to so many leaves."""
+    return kept + share * (drafted - kept)
+
+
+@njit(cache=True, nogil=True)
+def _rates(fair, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
+    """Tokens per second of all plans; the one without nodes, the first, does not draft.
+
+    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan. Tokens
+    are counted as if all sequences had the harmonic mean.
+    """
+    cuts, choices = split.shape
+    rates = np.full((cuts, 1 + choices), -np.inf)
+    for cut in range(cuts):
+        seconds = whole[cut] + (drafting if cut else 0.0)
+        rates[cut, 0] = (sequences + fair[cut]) / seconds
+        for kept in range(1, min(cut, choices)):
+            left = _left(fair[cut], fair[kept], share)
+            rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + drafting)
+    return rates
+
+
+@njit(cache=True, nogil=True)
+def _nearest(nodes, wanted):  # type: ignore[no-untyped-def]
+    return np.abs(nodes - wanted).argmin()
+
+
+@njit(cache=True, nogil=True)
+def _sizes(tree, chosen, sequences):  # type: ignore[no-untyped-def]
+    """``[sequences]`` how many of the chosen nodes are each one's."""
+    sizes = np.zeros(sequences, np.int64)
+    for node in chosen:
+        sizes[tree[node]] += 1
+    return sizes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The step to plan.
+
+    Attributes:
+        probability: ``[nodes]`` float64 that each node is accepted; within a tree never
+            above its parent's, nor above that of a node grown before it.
+        tree: ``[nodes]`` int64 which sequence's; each tree's nodes in growing order.
+        sequences: with a root in the step.
+        others: further tokens of the step, as of prompts.
+        context: tokens of context of all sequences.
+        budget: the most tokens that the step may have, roots and others included.
+    """
+
+    probability: Float64s
+    tree: Ints
+    sequences: int
+    others: int = 0
+    context: float = 0.0
+    budget: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to draft and to keep.
+
+    Attributes:
+        sizes: ``[sequences]`` int64 nodes of each tree.
+        keep: how many of all these nodes are left, where the step is to be pruned.
+        tokens: expected of the step, over all sequences.
+        seconds: that it is expected to take, drafting included.
+        rate: what plans are compared by: the harmonic mean of the sequences' tokens,
+            times the sequences, per second.
+    """
+
+    sizes: Ints
+    keep: int | None
+    tokens: float
+    seconds: float
+    rate: float
+
+
+@dataclass
+class Planner:
+    """Chooses plans; stays with the last one, or none, until others have been better.
+
+    Attributes:
+        step: price of a step.
+        draft: price of drafting, by sequences; a plan without nodes does not pay it.
+        survival: what pruning leaves; None: never prune.
+        kind: of steps with nodes (``core.sizing.step_cost``).
+        totals: ascending numbers of tokens that a step may have, before and after
+            pruning; beside them those of no node and of all.
+        hysteresis: how much faster than the last plan others must have been, relatively,
+            in sum over the steps since: noise does not move it in each step, and a small
+            advantage that stays is taken.
+        doubt: how much faster than none a plan must be. What a step without nodes gives is
+            known; the best of many guesses is likely one of those that are too high.
+    """
+
+    step: Price
+    draft: Price
+    recall: PruningRecall | None = None
+    kind: int = TREES
+    totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
+    hysteresis: float = 0.03
+    doubt: float = 0.04
+    _last: tuple[float, float | None] | None = field(default=None, init=False)
+    _behind: float = field(default=0.0, init=False)
+
+    def plan(self, batch: Batch) -> Plan:
+        """The plan for a step.
+
+        Nodes per sequence are what stays: the batch may grow and shrink between.
+        """
+        taken = batch.sequences + batch.others
+        most = min(len(batch.probability), max(0, batch.budget - taken))
+        order, nodes, gained, fair = _cuts(
+            batch.probability, batch.tree, batch.sequences, self.totals, taken, most
+        )
+        whole, split = self._priced(nodes, taken, batch.context)
+        drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
+        share = self.recall.share if self.recall else 0.0
+        rate = _rates(fair, whole, split, drafting, share, batch.sequences)
+        cut, kept = self._chosen(rate, nodes, batch.sequences)
+        keep = int(nodes[kept - 1]) if kept else None
+        if batch.sequences:
+            each = 1.0 / batch.sequences
+            self._last = each * nodes[cut], None if keep is None else each * keep
+        seconds = float(split[cut, kept - 1] if kept else whole[cut])
+        seconds += drafting if cut else 0.0
+        left = _left(gained[cut], gained[kept - 1], share) if kept else gained[cut]
+        return Plan(
+            _sizes(batch.tree, order[: nodes[cut]], batch.sequences),
+            keep,
+            tokens=batch.sequences + float(left),
+            seconds=seconds,
+            rate=float(rate[cut, kept]),
+        )
+
+    def _chosen(self, rate: Float64s, nodes: Ints, sequences: int) -> tuple[int, int]:
+        """The best plan's place, unless the last one, or to draft nothing, is as good."""
+        best, nothing = divmod(int(rate.argmax()), rate.shape[1]), (0, 0)
+        before = self._same_as_before(nodes, sequences)
+        if before and rate[before] >= rate[nothing]:
+            self._behind += rate[best] / rate[before] - 1.0
+            if self._behind <= self.hysteresis:
+                return before
+        self._behind = 0.0
+        return nothing if rate[nothing] >= rate[best] / (1.0 + self.doubt) else best
+
+    def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Float64s, Float64s]:
+        """Seconds without drafting: ``[cuts]`` of whole steps, ``[cuts, kept cuts]``."""
+        count = taken + nodes
+        kinds = np.full(len(nodes), self.kind)
+        kinds[0] = BARE
+        whole = self.step.estimate(count, context, kinds=kinds)
+        if self.recall is None:
+            return whole, np.empty((len(nodes), 0))
+        return whole, self.step.estimate(count, context, count)
+
+    def _same_as_before(self, nodes: Ints, sequences: int) -> tuple[int, int] | None:
+        """The last plan's place among these plans, where it still has one."""
+        if self._last is None:
+            return None
+        size, keep = self._last
+        cut = int(_nearest(nodes, float(size * sequences)))
+        if keep is None:
+            return cut, 0
+        kept = int(_nearest(nodes, float(keep * sequences)))
+        return (cut, 1 + kept) if 0 < kept < cut else None

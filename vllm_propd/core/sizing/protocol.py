@@ -1,0 +1,144 @@
+"""What an engine tells sizing of a step, and is told: one object leads to the next.
+
+    timer = sizing.begin(began, load)           # the step has begun
+    drafting = timer.verified(pruned)           # its text is known
+    if drafting.asks_heads(looked_up): ...
+    choice = drafting.plan(drafts)              # what the next step verifies
+    record = drafting.end(kept, emitted)        # it is over, its drafting included
+
+Nothing can be asked too early: who answers is there only when the answer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm_propd.core.sizing.pruning_recall import PrunedStep
+from vllm_propd.core.sizing.step_cost import BARE, CHAINS, TREES
+from vllm_propd.core.tree import Ints, TokenTree
+
+
+@dataclass(frozen=True)
+class StepLoad:
+    """What a step holds.
+
+    Attributes:
+        sequences: that put out a token.
+        tokens: all, drafts and prompts included.
+        others: tokens of prompts.
+        context: tokens of context, over all sequences.
+        waiting: tokens that prompts begun here leave to later steps.
+        chained: its trees are paths, attended to as vLLM's own drafts.
+    """
+
+    sequences: int
+    tokens: int
+    others: int
+    context: int
+    waiting: int = 0
+    chained: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes its trees have."""
+        return self.tokens - self.others - self.sequences
+
+    @property
+    def kind(self) -> int:
+        """What prices tell apart (``core.sizing.step_cost``)."""
+        return BARE if not self.nodes else CHAINS if self.chained else TREES
+
+
+@dataclass
+class StepRecord:
+    """One step, for metrics and plots.
+
+    Attributes:
+        sequences, tokens: as in ``StepLoad``.
+        nodes, kept: in trees, over all sequences, before and after early pruning.
+        expected_tokens: that the plan expected of the step; 0 where there was no plan.
+        emitted: tokens put out.
+        estimated_s, measured_s: the step's time; 0 where sizes are fixed.
+        heads_s: time of asking the heads after the step before, with growing and planning;
+            likewise.
+        in_vain_s: of it, if no sequence has put out more than one token.
+    """
+
+    sequences: int
+    tokens: int
+    nodes: int
+    kept: int
+    emitted: int
+    expected_tokens: float = 0.0
+    estimated_s: float = 0.0
+    measured_s: float = 0.0
+    heads_s: float = 0.0
+    in_vain_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What may be verified in the next step.
+
+    Attributes:
+        trees: ``[sequences]`` drafted by the heads, beside what is looked up, of at most
+            ``Sizing.most`` nodes each; empty where they were not asked.
+        began: when drafting did, by the clock.
+        looked_up: ``[sequences]`` without the heads' candidates; empty where nothing was
+            looked up.
+        texts: by request, the tokens that each has put out; earlier steps are graded by
+            them.
+    """
+
+    trees: Sequence[TokenTree]
+    began: float
+    looked_up: Sequence[TokenTree] = ()
+    texts: Mapping[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to verify in a step.
+
+    Attributes:
+        sizes: ``[sequences]`` int64 nodes of each tree.
+        keep: how many of all these early pruning shall keep; None: what is configured.
+        heads: they are of the trees that hold the heads' candidates, too; else of the
+            looked-up ones.
+    """
+
+    sizes: Ints
+    keep: int | None
+    heads: bool
+
+
+class Drafting(Protocol):
+    """A step whose text is known: what comes next is planned, and what it took is told."""
+
+    def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
+        """Whether the heads are to draft now, beside what is looked up."""
+
+    def plan(self, drafts: Drafts) -> Choice:
+        """What to verify in the next step."""
+
+    def end(self, kept: int, emitted: int) -> StepRecord:
+        """The step is over, has kept so many nodes, and put out so many tokens."""
+
+
+class StepTimer(Protocol):
+    """A step that runs."""
+
+    def verified(self, pruned: PrunedStep | None) -> Drafting:
+        """Its text is known: all but drafting is over."""
+
+
+class Sizing(Protocol):
+    """How trees get their sizes: ``controller.DynamicSizing`` or ``fixed.FixedSizing``."""
+
+    def most(self, sequences: int) -> int:
+        """Nodes to draft for each sequence; 0: do not draft."""
+
+    def begin(self, began: float, load: StepLoad) -> StepTimer:
+        """A step has begun."""

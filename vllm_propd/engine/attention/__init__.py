@@ -1,0 +1,1 @@
+"""Tree attention as backends of vLLM's."""

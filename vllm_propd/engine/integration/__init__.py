@@ -1,0 +1,1 @@
+"""How ProPD enters vLLM: config, executor, scheduler, what is refused."""

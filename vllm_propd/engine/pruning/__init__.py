@@ -1,0 +1,1 @@
+"""A forward pass in two halves, trees pruned between them."""

@@ -1,0 +1,1 @@
+"""What is timed, compiled and allocated before the first request."""

@@ -1,0 +1,270 @@
+"""The start-up cost table: what steps of some sizes take on this machine.
+
+A few forward passes without context, timed once per model and machine and kept under
+vLLM's cache. The short ones are timed again at every start: a table of a bad minute would
+keep some sizes from ever being tried. What passes leave out, attention over context and the
+host's work, is learned while serving (``core/sizing/step_cost.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ValidationError
+from tqdm import tqdm
+from vllm import envs
+from vllm.config import SchedulerConfig
+from vllm.distributed.parallel_state import get_tp_group
+from vllm.logger import init_logger
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.core.sizing.controller import Agreed, DynamicSizing
+from vllm_propd.core.sizing.step_cost import StepCost
+
+logger = init_logger("vllm.propd.costs")
+
+TOKENS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Tokens of the timed steps; beyond the last the line goes on."""
+
+SHORT = 48
+"""Tokens of steps whose times decide most plans."""
+
+REPEATS, OFTEN = 2, 6
+"""How often steps are timed, and those of up to ``SHORT`` tokens."""
+
+LONG_S, LONG = 1.0, 3.0
+"""A step of more seconds than this, and of more times as many as one of a token, is the
+longest that is timed: a slow machine is to start in seconds, too."""
+
+ENOUGH_S = 20.0
+"""No round of timing begins later than so many seconds after the first."""
+
+Works = dict[tuple[str, int], Callable[[], object]]
+"""What is timed, by name in the table and size."""
+
+
+class CostTable(BaseModel):
+    """What was timed: seconds of steps by tokens, and of drafting by sequences.
+
+    ``lower_s``, the early head included, and ``upper_s`` are those of the halves, where the
+    model is split.
+    """
+
+    tokens: list[int]
+    step_s: list[float]
+    sequences: list[int]
+    draft_s: list[float]
+    lower_s: list[float] | None = None
+    upper_s: list[float] | None = None
+
+    def least(self, others: CostTable) -> CostTable:
+        """The faster of each time: whatever else a machine did has only added.
+
+        Args:
+            others: timed again; of steps perhaps only the first of these.
+        """
+        again = others.model_dump()
+        return self.model_copy(
+            update={
+                name: [min(both) for both in zip(times, again[name], strict=False)]
+                + times[len(again[name]) :]
+                for name, times in self.model_dump(exclude_none=True).items()
+                if name not in ("tokens", "sequences")
+            }
+        )
+
+    def step_cost(self) -> StepCost:
+        """What steps cost before any was served."""
+        halves = None
+        if self.lower_s is not None and self.upper_s is not None:
+            halves = np.array(self.lower_s), np.array(self.upper_s)
+        return StepCost(np.array(self.tokens), np.array(self.step_s), halves)
+
+    def draft_cost(self) -> StepCost:
+        """The same of drafting."""
+        return StepCost(np.array(self.sequences), np.array(self.draft_s))
+
+
+def most_nodes(config: ProPDConfig, scheduler: SchedulerConfig) -> tuple[int, int]:
+    """Nodes that a tree can have in this engine's steps, and tokens that a step can.
+
+    The scheduler cuts lists of drafts where it would cut prompts: at the threshold of long
+    prefills, the root counted.
+    """
+    nodes, threshold = config.num_speculative_tokens, scheduler.long_prefill_token_threshold
+    if threshold > 0:
+        nodes = min(nodes, threshold - 1)
+    scheduled = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
+    return nodes, min(scheduled, scheduler.max_num_batched_tokens)
+
+
+def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
+    """Sizing for this worker, from a table measured now, and the cache's if it has one.
+
+    Args:
+        runner: the worker's model runner, loaded.
+        nodes, budget: see ``most_nodes``.
+    """
+    path = _cache_file(runner)
+    known = _cached(path)
+    began = time.monotonic()
+    table = measure(runner, again=known is not None)
+    logger.info("Timed steps and drafts in %.1f s", time.monotonic() - began)
+    if known is not None:
+        table = known.least(table)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(table.model_dump_json() + "\n")
+    return DynamicSizing(
+        table.step_cost(),
+        table.draft_cost(),
+        nodes,
+        budget,
+        pruning=runner.propd.plans_pruning,
+        captured=runner.cudagraph_batch_sizes,
+        agree=_first_ranks,
+    )
+
+
+def _first_ranks(said: Agreed) -> Agreed:
+    """What the first tensor-parallel rank, whose plan counts, says.
+
+    Sizes travel in the scheduled lists; what is agreed on has no place there.
+    """
+    group = get_tp_group()
+    if group.world_size == 1:
+        return said
+    agreed: Agreed = group.broadcast_object(said)
+    return agreed
+
+
+@torch.inference_mode()
+def measure(runner: Any, again: bool = False) -> CostTable:
+    """Times steps and drafts; every tensor-parallel rank does the same ones.
+
+    Args:
+        runner: the worker's model runner, loaded.
+        again: only those of up to ``SHORT`` tokens, once each.
+    """
+    device = runner.device
+    most = min(runner.max_num_tokens, SHORT if again else TOKENS[-1])
+    tokens = [n for n in TOKENS if n < most] + [most]
+    sequences = sorted({1, max(2, runner.max_num_reqs)})
+    split = runner._pruned_forward
+
+    def logits(hidden_states: torch.Tensor) -> None:
+        runner.model.compute_logits(hidden_states)
+
+    def whole(count: int) -> None:
+        logits(runner._dummy_run(count)[0][:count])
+
+    def finished(upper: Callable[[], torch.Tensor]) -> None:
+        logits(upper())
+
+    def draft(count: int) -> None:
+        hidden_size = runner.model_config.get_hidden_size()
+        dtype = runner.model_config.dtype
+        runner.drafter.candidates(
+            torch.zeros(count, hidden_size, dtype=dtype, device=device)
+        )
+
+    group, finish = get_tp_group(), runner._sync_device
+    works: Works = {}
+    for count in sequences:
+        draft(count)  # prepares this shape
+        works["draft_s", count] = partial(draft, count)
+    shortest = inf
+    for count in tokens:
+        works["step_s", count] = step = partial(whole, count)
+        if split is not None:
+            lower, upper = split.dummy_run(count)
+            works["lower_s", count] = lower
+            works["upper_s", count] = partial(finished, upper)
+        # The first time prepares the shape.
+        seconds = min(_seconds(step, finish) for _ in range(2))
+        shortest = min(shortest, seconds)
+        if group.broadcast_object(seconds > max(LONG_S, LONG * shortest)):
+            break
+    timed = [size for name, size in works if name == "step_s"]
+    if timed != tokens:
+        logger.info("Steps of over %d tokens are too long to be timed", timed[-1])
+    times = _timed(works, finish, group, often=1 if again else OFTEN)
+    found: dict[str, list[float]] = {}
+    for (name, _), seconds in times.items():
+        found.setdefault(name, []).append(seconds)
+    return CostTable(tokens=timed, sequences=sequences, **found)
+
+
+def _timed(
+    works: Works, finish: Callable[[], None], group: Any, often: int = OFTEN
+) -> dict[tuple[str, int], float]:
+    """Seconds of each, all in turns: a slow moment of the machine must not fall on one.
+
+    The least of some: whatever else the machine does only adds, and what it always does is
+    learned while serving.
+
+    Args:
+        works: prepared.
+        finish: waits for the device.
+        group: of tensor-parallel ranks; all time as often.
+        often: how many rounds, where there is time for them.
+    """
+    rounds = [
+        [work for work in works if turn < REPEATS or work[1] <= SHORT]
+        for turn in range(often)
+    ]
+    least = dict.fromkeys(works, inf)
+    began = time.perf_counter()
+    quiet = group.rank_in_group != 0
+    with tqdm(
+        total=sum(map(len, rounds)), desc="ProPD: timing steps", disable=quiet
+    ) as bar:
+        for turn in rounds:
+            for work in turn:
+                least[work] = min(least[work], _seconds(works[work], finish))
+                bar.update()
+            if group.broadcast_object(time.perf_counter() - began > ENOUGH_S):
+                break
+    return least
+
+
+def _seconds(work: Callable[[], object], finish: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    finish()
+    return time.perf_counter() - began
+
+
+def _cache_file(runner: Any) -> Path | None:
+    """Where this model's table on this machine is kept; None with several ranks.
+
+    Ranks time collectives together: one must not read what another has to measure.
+    """
+    config = runner.vllm_config
+    if config.parallel_config.world_size > 1:
+        return None
+    threads = torch.get_num_threads()
+    name = f"{config.compute_hash()}-{version('vllm-propd')}-{threads}-threads"
+    if runner._pruned_forward is not None:
+        name += f"-layer-{runner.propd.early_layer}"
+    return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / f"{name}.json"
+
+
+def _cached(path: Path | None) -> CostTable | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = CostTable.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        logger.warning("%s is of no use (%s): timing anew", path, error)
+        return None
+    logger.info("Step costs from %s", path)
+    return found

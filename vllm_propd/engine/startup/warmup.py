@@ -1,0 +1,69 @@
+"""Compiles the numba kernels before the first request (seconds; then from a cache)."""
+
+from __future__ import annotations
+
+import time
+
+import numba
+import numpy as np
+import torch
+from vllm.logger import init_logger
+
+from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.drafting.lookup import Lookups
+from vllm_propd.core.drafting.reliability import Reliability
+from vllm_propd.core.sizing.controller import DynamicSizing
+from vllm_propd.core.sizing.protocol import Drafts, StepLoad
+from vllm_propd.core.sizing.step_cost import StepCost
+from vllm_propd.core.tree import ancestor_masks
+from vllm_propd.kernels.early_head_ranks import ranks
+from vllm_propd.kernels.tree_attention_cpu import QueryTiles, tree_attention
+
+logger = init_logger("vllm.propd.warmup")
+
+
+def warm_up_kernels(dtype: torch.dtype) -> None:
+    """Runs every kernel of a step once on the smallest input of the model's ``dtype``."""
+    start = time.monotonic()
+    one = np.ones(1, np.int64)
+    trees = grow(np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.float32), one)
+    assert len(trees[0]) == 1
+    lookups, texts = Lookups(), np.zeros((1, 2), np.int32)
+    lookups.find(["warm-up"], texts, one - 1, one)
+    lookups.find(["warm-up"], texts, one - 1, one + 1)
+    lookups.worth()
+    ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
+    zero = torch.zeros(1, dtype=torch.int64)
+    ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
+    cost = StepCost(np.arange(1, 3), np.ones(2), (np.ones(2), np.ones(2)))
+    cost.observe(1, 0.0, 1.0, 1)
+    sizing = DynamicSizing(cost, cost, nodes=1, token_budget=8, pruning=True)
+    drafting = sizing.begin(0.0, StepLoad(1, 1, 0, 1)).verified(None)
+    drafting.asks_heads(trees)
+    drafting.plan(Drafts(trees, 0.0, trees))
+    reliability, said = Reliability(1), np.zeros((1, 1, 1), np.float32)
+    reliability.observe(np.ones((1, 1, 1), np.bool_), said)
+    reliability.values(said)
+    logger.info("Warmed up tree kernels in %.1f s", time.monotonic() - start)
+
+
+def warm_up_cpu_attention(dtype: torch.dtype) -> None:
+    """Runs the CPU's tree attention once, likewise."""
+    start, threads = time.monotonic(), torch.get_num_threads()
+    one = np.ones(1, np.int64)
+    first, sizes, depth = one - 1, one + 1, np.arange(2)
+    masks = ancestor_masks(np.zeros(2, np.int64), first, sizes)
+    rows = torch.zeros(2, 1, 32, dtype=dtype)
+    tree_attention(
+        rows, rows, rows, torch.empty_like(rows),
+        torch.zeros(1, 1, 32, 64, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32),
+        first, one, masks, depth, QueryTiles(sizes, 1), 1.0,
+    )  # fmt: skip
+    if numba.get_num_threads() != threads:
+        logger.warning(
+            "Tree attention runs on %d threads, the model on %d: set NUMBA_NUM_THREADS=%d",
+            numba.get_num_threads(),
+            threads,
+            threads,
+        )
+    logger.info("Warmed up tree attention in %.1f s", time.monotonic() - start)

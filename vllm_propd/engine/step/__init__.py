@@ -1,0 +1,1 @@
+"""One step with trees: rows, verification, commit, the next drafts."""

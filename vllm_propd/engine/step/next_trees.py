@@ -1,0 +1,85 @@
+"""The next trees, whatever runner asks: looked up, drafted if that pays, cut to size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vllm_propd.core.sizing.protocol import Drafting, Drafts
+from vllm_propd.core.tree import TokenTree
+from vllm_propd.engine.step.draft_batch import DraftBatch
+from vllm_propd.engine.step.propose import MedusaTreeProposer
+
+
+@dataclass(frozen=True)
+class NextTrees:
+    """What a step leaves to the next one.
+
+    Attributes:
+        trees: by request, whole; what the scheduler is given is a beginning of each.
+        sizes: by request, how many nodes are to be verified.
+        keep: how many of all these early pruning shall keep; None: what is configured.
+    """
+
+    trees: dict[str, TokenTree]
+    sizes: dict[str, int]
+    keep: int | None = None
+
+    def drafts(self, request_ids: list[str]) -> list[list[int]]:
+        """``[requests]`` the tokens that the scheduler is given, which may be none.
+
+        Args:
+            request_ids: of the batch.
+        """
+        return [
+            self.trees[i].token[: self.sizes[i]].tolist() if i in self.trees else []
+            for i in request_ids
+        ]
+
+
+NONE = NextTrees({}, {})
+
+
+def next_trees(
+    drafter: MedusaTreeProposer,
+    drafting: Drafting,
+    batch: DraftBatch,
+    hidden_states: Callable[[], torch.Tensor],
+    most: int,
+    extra: int = 0,
+) -> NextTrees:
+    """Trees for some sequences.
+
+    Args:
+        drafter: with the heads.
+        drafting: sizing's, of the step that has just been verified.
+        batch: the sequences.
+        hidden_states: gives ``[sequences, hidden]``, where each sequence's last token was
+            predicted; called only if the heads are asked.
+        most: nodes of each tree.
+        extra: nodes beyond these, which are drafted for a recording.
+    """
+    began = time.perf_counter()
+    sizes = np.full(len(batch.ids), most + extra, np.int64)
+    trees: list[TokenTree] = []
+    found = drafter.look_up(batch)
+    looked_up = drafter.looked_up_trees(found, sizes) if found else []
+    first = [tree.prefix(most) for tree in looked_up]
+    if drafting.asks_heads(first):
+        trees = drafter.draft(batch, hidden_states(), sizes, found)
+    if not trees and not looked_up:
+        return NONE
+    texts = dict(zip(batch.ids, batch.outputs, strict=True))
+    choice = drafting.plan(
+        Drafts([tree.prefix(most) for tree in trees], began, first, texts)
+    )
+    chosen = trees if choice.heads else looked_up
+    return NextTrees(
+        dict(zip(batch.ids, chosen, strict=True)),
+        dict(zip(batch.ids, choice.sizes.tolist(), strict=True)),
+        choice.keep,
+    )

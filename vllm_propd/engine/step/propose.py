@@ -1,0 +1,221 @@
+"""The proposer: Medusa heads on the target's last hidden states, grown into trees.
+
+Beside them stands what the text itself suggests (``core.drafting.lookup``).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, paths
+from vllm_propd.core.drafting.pending_candidates import PendingCandidates
+from vllm_propd.core.drafting.reliability import Estimator, RankAccuracy, Reliability, hits
+from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.engine.step.draft_batch import DraftBatch
+from vllm_propd.engine.step.served_heads import OwnOutput, ServedHeads
+from vllm_propd.heads.calibration import calibration_for
+from vllm_propd.heads.checkpoint import load_heads
+from vllm_propd.kernels.transfer import to_host
+
+logger = init_logger("vllm.propd.proposer")
+
+
+ROWS_AT_ONCE = 256
+"""Rows of head logits that are alive at once: sequences times heads, about."""
+
+
+def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
+    """The ProPD settings that travel inside an engine's config."""
+    additional = vllm_config.additional_config
+    assert isinstance(additional, dict)
+    return ProPDConfig.model_validate_json(additional[METHOD])
+
+
+class MedusaTreeProposer:
+    """Drafts a token tree for each sequence.
+
+    vLLM builds it (method ``custom_class``) and loads it with the target model.
+    """
+
+    def __init__(self, vllm_config: VllmConfig):
+        self.config = engine_config(vllm_config)
+        self.model_config = vllm_config.model_config
+        self.device = vllm_config.device_config.device
+
+    def load_model(self, target: Any) -> None:
+        """Reads the heads; ``target`` is vLLM's model, whose output layer they share."""
+        assert self.config.model is not None
+        folder = Path(self.config.model)
+        checkpoint = load_heads(folder)
+        dtype, device = self.model_config.dtype, self.device
+        self.heads = ServedHeads(checkpoint, dtype, device)
+        self.target = target
+        self.own_output: OwnOutput | None = None
+        token_map = checkpoint.tensors.get("token_map")
+        self.token_map = None if token_map is None else token_map.to(device, torch.int64)
+        if checkpoint.num_outputs:
+            vocabulary = self.model_config.get_vocab_size()
+            self.own_output = OwnOutput(checkpoint, vocabulary, dtype, device)
+        logger.info(
+            "Loaded %d Medusa heads (%d residual block(s) each, output layer: %s)",
+            checkpoint.num_heads,
+            checkpoint.num_layers,
+            "their own" if checkpoint.num_outputs else "the target's",
+        )
+        self._load_calibration(folder)
+
+    def _load_calibration(self, folder: Path) -> None:
+        """What training has measured: node values, and what to expect."""
+        config = self.config
+        calibration = calibration_for(config, folder, self.num_heads)
+        self.learns = config.sizing == "dynamic"
+        self.estimator: Estimator | None = None
+        if self.learns:
+            self.estimator = Reliability(self.num_heads)
+        self._pending = PendingCandidates()
+        self._lookups = Lookups() if config.looks_up else None
+        if calibration is None:
+            logger.info("%s has no calibration.json: nothing is known of its heads", folder)
+            return
+        if config.node_values == "rank_accuracy":
+            self.estimator = RankAccuracy(np.exp(calibration.rank_values(config.ranks)))
+        if config.tree == "best_first":
+            nodes = config.num_speculative_tokens
+            logger.info(
+                "Calibration: trees of %d nodes gave %.2f tokens per step on held-out text",
+                nodes,
+                calibration.expected_tokens(nodes),
+            )
+
+    def with_settings(self, config: ProPDConfig) -> MedusaTreeProposer:
+        """The same heads under other settings, with nothing learned."""
+        other = copy.copy(self)
+        other.config = config
+        assert config.model is not None
+        other._load_calibration(Path(config.model))
+        return other
+
+    @property
+    def num_heads(self) -> int:
+        """Heads K: the deepest node a tree can have."""
+        return self.heads.num_heads
+
+    def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        """VLLM asks a custom class for this name; our runner calls ``draft``."""
+        raise RuntimeError("ProPD drafts from hidden states: its worker must be in use")
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``[sequences, hidden]`` to ``[heads, sequences, tokens]``, all ranks' alike."""
+        states = self.heads(hidden_states)
+        if self.own_output is not None:
+            return self.own_output(states)
+        # One product for all heads, gathered over the tensor-parallel ranks.
+        logits = self.target.compute_logits(states.flatten(0, 1))
+        return logits.view(self.num_heads, len(hidden_states), -1)
+
+    @torch.inference_mode()
+    def candidates(self, hidden_states: torch.Tensor) -> tuple[Ints, np.ndarray]:
+        """Each head's best tokens.
+
+        Args:
+            hidden_states: ``[sequences, hidden]``, where each sequence's last token was
+                predicted.
+
+        Returns:
+            Tokens int64 and their log probabilities float32, ``[sequences, heads,
+            ranks]``.
+        """
+        # In parts: logits of many sequences are gigabytes.
+        sequences = max(1, ROWS_AT_ONCE // self.num_heads)
+        parts = [self._best(part) for part in hidden_states.split(sequences)]
+        tokens, log_probs = map(torch.cat, zip(*parts, strict=True))
+        # Both are on their way before the first is waited for.
+        candidates, said = to_host(tokens), to_host(log_probs)
+        return candidates(), said()
+
+    def _best(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``candidates``, on the device."""
+        logits = self._logits(hidden_states).float()
+        ranks = min(self.config.ranks, logits.shape[-1])
+        best, tokens = logits.topk(ranks, dim=-1)
+        log_probs = best - logits.logsumexp(-1, keepdim=True)
+        if self.token_map is not None:
+            tokens = self.token_map[tokens]
+        return tokens.transpose(0, 1), log_probs.transpose(0, 1)
+
+    def look_up(self, texts: DraftBatch) -> LookupMatches | None:
+        """What the texts themselves suggest; None where that is nothing."""
+        if self._lookups is None:
+            return None
+        found = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
+        return found if found.match.any() else None
+
+    def looked_up_trees(self, found: LookupMatches, sizes: Ints) -> list[TokenTree]:
+        """A path for each sequence, without asking the heads.
+
+        Args:
+            found: by ``look_up``, just now.
+            sizes: ``[sequences]`` int64 the most nodes of each.
+        """
+        assert self._lookups is not None
+        return paths(found, self._lookups.worth(), sizes)
+
+    def draft(
+        self,
+        texts: DraftBatch,
+        hidden_states: torch.Tensor,
+        sizes: Ints,
+        found: LookupMatches | None = None,
+    ) -> list[TokenTree]:
+        """A tree for each sequence; learns from what became of earlier candidates.
+
+        Args:
+            texts: the sequences.
+            hidden_states: ``[sequences, hidden]``.
+            sizes: ``[sequences]`` int64 wanted nodes.
+            found: by ``look_up``, just now.
+        """
+        tokens, log_probs = self.candidates(hidden_states)
+        values = log_probs
+        if self.estimator is not None:
+            if self.learns:
+                self._learn(self.estimator, texts, tokens, log_probs)
+            values = self.estimator.values(log_probs)
+        looked_up = None
+        if found is not None:
+            assert self._lookups is not None
+            looked_up = found.token, self._lookups.worth(tokens[:, :, 0])
+        trees = grow(tokens, values, sizes, looked_up)
+        if texts.chain.any():
+            rows = np.flatnonzero(texts.chain)
+            branches = grow(
+                np.ascontiguousarray(tokens[rows, :, :1]),
+                np.ascontiguousarray(values[rows, :, :1]),
+                sizes[rows],
+            )
+            for row, branch in zip(rows.tolist(), branches, strict=True):
+                trees[row] = branch
+        return trees
+
+    def _learn(
+        self, estimator: Estimator, texts: DraftBatch, tokens: Ints, log_probs: np.ndarray
+    ) -> None:
+        both = list(zip(texts.ids, texts.outputs, strict=True))
+        if (graded := self._pending.take(both)) is not None:
+            right = hits(graded.tokens, graded.truth)
+            estimator.observe(right, graded.log_probs)
+        for row, (request_id, text) in enumerate(both):
+            self._pending.add(request_id, len(text), tokens[row], log_probs[row])
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        self._pending.forget(request_id)

@@ -1,0 +1,56 @@
+"""What one hook of a step hands to the next, in this order; each is made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vllm_propd.core.sizing.protocol import StepTimer
+from vllm_propd.core.sizing.pruning_recall import PrunedStep
+from vllm_propd.core.tree import Ints
+from vllm_propd.engine.step.tree_step import TreeStep
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """What runs next, as vLLM has prepared it; after pruning, what is left of it.
+
+    Attributes:
+        trees: the step's trees; None where no request has drafts.
+        logits_indices: ``[logits rows]`` vLLM's own tensor of the rows that it computes
+            logits of.
+        root_row: ``[requests]`` int64 logits row of each request's root, or of its only
+            row.
+        timer: sizing's, of this step.
+    """
+
+    trees: TreeStep | None
+    logits_indices: torch.Tensor
+    root_row: Ints
+    timer: StepTimer
+
+    @property
+    def branching(self) -> TreeStep | None:
+        """The trees, if they are more than vLLM's own chains of drafts."""
+        return None if self.trees is None or self.trees.chained else self.trees
+
+
+@dataclass(frozen=True)
+class VerifiedStep:
+    """What has become of it.
+
+    Attributes:
+        final_row: ``[requests]`` int64 logits row of each one's last accepted node, or of
+            its root.
+        root_row: see ``PreparedStep``.
+        kept: nodes that went through all layers.
+        pruned: its trees, for a plan's grading, where a plan had them pruned.
+        timer: see ``PreparedStep``.
+    """
+
+    final_row: Ints
+    root_row: Ints
+    kept: int
+    pruned: PrunedStep | None
+    timer: StepTimer

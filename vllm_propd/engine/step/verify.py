@@ -1,0 +1,277 @@
+"""Verification: a walk down each tree with vLLM's own sampler at every node.
+
+At each depth the sampler sees one row per request, the node it stands on, and the
+request's history including the path: exactly what it would see if the path had been
+decoded token by token. So every SamplingParams field, every logits processor and every
+seed acts as in plain vLLM; a seeded request even draws the same random numbers.
+
+Where all requests are greedy and none asks for more, a row's token depends on its logits
+alone. One call then draws for all rows, and the device is waited for once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+from vllm.v1.sample.logits_processor.builtin import (
+    LogitBiasLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.core.acceptance import matching_child, typical_nodes
+from vllm_propd.core.tree import Ints
+from vllm_propd.engine.step.tree_step import TreeStep
+from vllm_propd.kernels.transfer import to_device, to_host
+
+GREEDY_BELOW = 1e-5
+"""Temperatures that vLLM treats as greedy."""
+
+PLACEHOLDER = -1
+"""Marks, for vLLM, where a request's emitted tokens end."""
+
+NO_NODE = -1
+"""Where a request without a tree, or past its tree, stands."""
+
+ROWS_AT_ONCE = 256
+"""The sampler makes float32 of the logits that it is given."""
+
+
+@dataclass
+class Verified:
+    """What one step accepted.
+
+    Attributes:
+        output: the emitted tokens per request, in vLLM's form.
+        final_row: ``[requests]`` int64 logits row of the last accepted node (or root):
+            the next tree is drafted from its hidden state.
+        accepted: int64 indices among the step's tree rows of the accepted nodes.
+    """
+
+    output: SamplerOutput
+    final_row: Ints
+    accepted: np.ndarray
+
+
+@contextmanager
+def _history(outputs: list[list[int]]) -> Iterator[None]:
+    """Lets the walk append to the requests' outputs, and takes it all back."""
+    lengths = [len(output) for output in outputs]
+    try:
+        yield
+    finally:
+        for output, length in zip(outputs, lengths, strict=True):
+            del output[length:]
+
+
+def without_drafts(metadata: SamplingMetadata) -> SamplingMetadata:
+    """The batch's metadata as plain vLLM has it: one row for each request, no drafts.
+
+    vLLM's thinking budgets count the scheduled drafts as a chain that is put out, and look
+    for a request's row behind those of the drafts before it; the walk has neither.
+    """
+    budgets = metadata.thinking_budget_state_holder
+    if budgets is not None:
+        budgets.in_spec_mode = False
+    return replace(metadata, spec_token_ids=[])
+
+
+def verify(
+    logits: torch.Tensor,
+    step: TreeStep,
+    root_row: np.ndarray,
+    sampler: Sampler,
+    metadata: SamplingMetadata,
+    outputs: list[list[int]],
+    config: ProPDConfig,
+) -> Verified:
+    """Accepts the longest path of each tree that the target agrees with, and a bonus.
+
+    Args:
+        logits: ``[logits rows, vocabulary]``: for each request its root's row, then its
+            drafted nodes'.
+        step: this step's trees.
+        root_row: ``[requests]`` int64 logits row of each request's root.
+        sampler: vLLM's.
+        metadata: of the batch; see ``without_drafts``.
+        outputs: each request's list of output tokens; what logits processors look at.
+        config: the acceptance rule.
+    """
+    request = step.request[step.tree]
+    logits_row = root_row[request] + step.node
+    forced = _typical_path(logits, logits_row, step, metadata, config)
+    parent_row = step.parent_row
+    current = np.full(len(root_row), NO_NODE)
+    current[step.request] = step.first
+    active = np.ones(len(root_row), np.bool_)
+    final_row = root_row.copy()
+    emitted: list[Ints] = []
+    logprobs: list[LogprobsTensors] = []
+    accepted: list[Ints] = []
+    of_row = _all_rows(logits, sampler, metadata) if _rows_alone(metadata) else None
+    with _history(outputs):
+        for depth in range(int(step.depth.max()) + 1):
+            if of_row is not None:
+                token = of_row[final_row]
+            else:
+                if depth:
+                    metadata = _advance(metadata, outputs, emitted[-1], active)
+                here = to_device({"rows": final_row}, logits.device)
+                drawn = sampler(logits=logits[here["rows"]], sampling_metadata=metadata)
+                token = _tokens(drawn.sampled_token_ids)
+                if drawn.logprobs_tensors is not None:
+                    logprobs.append(drawn.logprobs_tensors)
+            if forced is not None:
+                token = np.where(forced[depth] >= 0, forced[depth], token)
+            emitted.append(np.where(active, token, PLACEHOLDER))
+            current = matching_child(current, token, parent_row, step.token, request)
+            active = current >= 0
+            reached = current[active]
+            if not len(reached):
+                break
+            accepted.append(reached)
+            final_row[active] = logits_row[reached]
+    return Verified(
+        output=SamplerOutput(
+            sampled_token_ids=torch.from_numpy(np.stack(emitted, 1).astype(np.int32)),
+            logprobs_tensors=_by_request(logprobs),
+        ),
+        final_row=final_row,
+        accepted=np.concatenate([np.empty(0, np.int64), *accepted]),
+    )
+
+
+def _tokens(sampled_token_ids: torch.Tensor) -> Ints:
+    tokens: Ints = to_host(sampled_token_ids[:, 0].contiguous())().astype(np.int64)
+    return tokens
+
+
+def _rows_alone(metadata: SamplingMetadata) -> bool:
+    """Whether each row's token depends on its logits and on nothing else."""
+    return metadata.all_greedy and _unchanged(metadata) and not _tells(metadata)
+
+
+def _unchanged(metadata: SamplingMetadata) -> bool:
+    """Whether no request of the batch forbids tokens, or changes logits in another way."""
+    budget = metadata.thinking_budget_state_holder
+    return (
+        metadata.no_penalties
+        and not metadata.bad_words_token_ids
+        and metadata.allowed_token_ids_mask is None
+        and (budget is None or not budget.has_tracked_requests())
+        and all(map(_idle, metadata.logitsprocs.non_argmax_invariant))
+    )
+
+
+def _tells(metadata: SamplingMetadata) -> bool:
+    """Whether some request wants logprobs."""
+    return metadata.max_num_logprobs is not None or bool(metadata.logprob_token_ids)
+
+
+def _idle(processor: LogitsProcessor) -> bool:
+    """Whether it is one of vLLM's own, and no request of the batch needs it."""
+    if isinstance(processor, MinTokensLogitsProcessor):
+        return not processor.min_toks
+    return isinstance(processor, LogitBiasLogitsProcessor) and not processor.biases
+
+
+def _all_rows(logits: torch.Tensor, sampler: Sampler, metadata: SamplingMetadata) -> Ints:
+    """``[logits rows]`` the token of each; see ``_rows_alone``."""
+    drawn = [
+        sampler(logits=rows, sampling_metadata=metadata).sampled_token_ids
+        for rows in logits.split(ROWS_AT_ONCE)
+    ]
+    return _tokens(torch.cat(drawn))
+
+
+def _advance(
+    metadata: SamplingMetadata,
+    outputs: list[list[int]],
+    emitted: Ints,
+    active: np.ndarray,
+) -> SamplingMetadata:
+    """The batch's metadata one token later.
+
+    Requests that have stopped ride along, because vLLM's processors know requests by
+    their index; but their random generators must not move on.
+    """
+    alive = active.tolist()
+    for output, token, goes_on in zip(outputs, emitted.tolist(), alive, strict=True):
+        if goes_on:
+            output.append(token)
+    for processor in metadata.logitsprocs.all:
+        processor.update_state(None)
+    if not metadata.generators:
+        return metadata
+    generators = {i: g for i, g in metadata.generators.items() if alive[i]}
+    return replace(metadata, generators=generators)
+
+
+def _by_request(steps: list[LogprobsTensors]) -> LogprobsTensors | None:
+    """Per-depth logprobs in vLLM's order: all of a request's tokens, then the next's."""
+    if not steps:
+        return None
+
+    def merge(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(tensors, 1).flatten(0, 1)
+
+    return LogprobsTensors(
+        merge([step.logprob_token_ids for step in steps]),
+        merge([step.logprobs for step in steps]),
+        merge([step.selected_token_ranks for step in steps]),
+    )
+
+
+def _typical_path(
+    logits: torch.Tensor,
+    logits_row: Ints,
+    step: TreeStep,
+    metadata: SamplingMetadata,
+    config: ProPDConfig,
+) -> Ints | None:
+    """``[depths, requests]`` int64 tokens that typical acceptance takes; -1 elsewhere.
+
+    Greedy requests keep the exact rule; so do batches that want logprobs, or of which a
+    request forbids tokens: the model's own distribution knows nothing of that.
+    """
+    exact = config.acceptance == "exact" or metadata.all_greedy
+    drafted = np.flatnonzero(~step.is_root)
+    if exact or _tells(metadata) or not _unchanged(metadata) or not len(drafted):
+        return None
+    assert metadata.temperature is not None
+    here = to_device(
+        {
+            "logits_row": logits_row,
+            "request": step.request[step.tree],
+            "row": drafted,
+            "parent_row": step.parent_row[drafted],
+            "token": step.token[drafted],
+        },
+        logits.device,
+    )
+    heat = metadata.temperature[here["request"]]
+    is_sampled = to_host(heat >= GREEDY_BELOW)
+    scaled = logits[here["logits_row"]].float() / heat.clamp(min=GREEDY_BELOW)[:, None]
+    likely = typical_nodes(
+        scaled.softmax(-1), here["parent_row"], here["token"], here["row"],
+        config.typical_epsilon, config.typical_delta,
+    )  # fmt: skip
+    taken = drafted[to_host(likely)()]
+    taken = taken[is_sampled()[taken]]
+    path = np.full((int(step.depth.max()) + 1, len(metadata.temperature)), PLACEHOLDER)
+    for tree in np.unique(step.tree[taken]).tolist():
+        mine = taken[step.tree[taken] == tree]
+        # The deepest accepted node; of equals the first, the most probable draft.
+        at = mine[step.depth[mine].argmax()]
+        while step.depth[at]:
+            path[step.depth[at] - 1, step.request[tree]] = step.token[at]
+            at = step.parent_row[at]
+    return path

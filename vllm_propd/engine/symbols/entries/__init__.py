@@ -1,0 +1,1 @@
+"""The ledger's entries, by what they are touched for."""

@@ -1,0 +1,75 @@
+"""What the scheduler makes of draft lists: nothing is touched, much is relied upon."""
+
+from __future__ import annotations
+
+from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+
+BEHAVIOURS = (
+    Behaviour(
+        f"{_SCHEDULER}.schedule",
+        "schedules a beginning of a request's draft list, however long, beside its last "
+        "token alone",
+        "any beginning of a list of nodes is a tree; `build_step` refuses all else",
+        "tree drafts in vLLM",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
+    ),
+    Behaviour(
+        f"{_SCHEDULER}.schedule",
+        "pads no request to a row for each draft where the number of drafts depends on "
+        "the batch's size",
+        "one with one token left would take as many rows as the largest tree "
+        "(`_pad_no_request`)",
+        "padding only where whole uniform batches have CUDA graphs",
+        "tests/integration/test_joining.py::test_no_row_is_a_drafts_that_nobody_drafted",
+    ),
+    Behaviour(
+        f"{_SCHEDULER}.update_draft_token_ids",
+        "replaces a request's drafts by the new list, also by an empty one, and of any "
+        "length",
+        "trees differ in size by request and step",
+        "nothing",
+        f"{OWN}test_an_empty_list_takes_drafts_back",
+    ),
+    Behaviour(
+        f"{_SCHEDULER}.update_from_output",
+        "counts as computed as many of the scheduled tokens as were put out",
+        "an accepted path is in the cache at positions of its own",
+        "nothing: it is so for every method",
+        "tests/integration/test_lossless.py::test_text_is_plain_vllms",
+    ),
+    Behaviour(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
+        "has a slot for every scheduled draft, and caches no block beyond the text",
+        "accepted nodes are written where they end up; the rest of a block is nobody's "
+        "prefix",
+        "nothing: it is so for every method",
+        f"{OWN}test_what_was_accepted_is_read_from_the_prefix_cache",
+    ),
+    Behaviour(
+        "vllm.v1.core.sched.utils:check_stop",
+        "ends a request by stop tokens, max_tokens and the model's length, as the worker "
+        "can see",
+        "nothing is drafted for one that ends, or has one token left (`goes_on`)",
+        "nothing",
+        "tests/integration/test_draft_counts.py::"
+        "test_nothing_is_drafted_for_whom_it_could_not_help",
+    ),
+    Behaviour(
+        f"{_SCHEDULER}._handle_stopped_request",
+        "goes on with a session from its number of computed tokens",
+        "that is cut at the stop (`engine/integration/sessions.py`)",
+        "a cut at the text's end in vLLM",
+        "tests/integration/test_draft_counts.py::"
+        "test_a_sessions_turn_goes_on_from_where_the_last_one_stopped",
+    ),
+    Behaviour(
+        "vllm.v1.structured_output:StructuredOutputManager.validate_tokens",
+        "cuts a draft list that a grammar refuses from its end",
+        "what is left is a beginning of the chain",
+        "grammars that follow a tree in vLLM",
+        "tests/integration/test_sampling.py::test_structured_output_gives_plain_vllms_text",
+        package=True,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Recorded trees replayed with other settings; no engine uses it."""

@@ -1,0 +1,198 @@
+"""Recorded trees, replayed with sizes that a planner chooses before every step.
+
+Several recorded texts go on together, as the sequences of a batch do. What an engine learns
+of its heads' word while serving is learned from the whole recording first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.core.drafting.reliability import Reliability
+from vllm_propd.core.pruning import edges_of, keep_best_paths, node_log_probs, own_part
+from vllm_propd.core.sizing.planner import Batch, Planner
+from vllm_propd.core.sizing.pruning_recall import best_by_draft
+from vllm_propd.core.tree import Bools, Float32s, Ints
+from vllm_propd.simulation.replay import RecordedText, Replayed, on_text, places_of
+
+
+@dataclass(frozen=True)
+class PlannedReplay(Replayed):
+    """What plans would have done.
+
+    Attributes:
+        step_s: seconds of a step as the plans priced them, drafting included.
+    """
+
+    step_s: float
+
+
+@dataclass
+class _Sequence:
+    """One text on its way.
+
+    Attributes:
+        text: its trees, their nodes best first by what they are worth.
+        worth: ``[places, nodes]`` float64 probability of each node's path.
+        right: ``[places, nodes]`` what the text took.
+        places: where the walk ends.
+    """
+
+    text: RecordedText
+    worth: npt.NDArray[np.float64]
+    right: Bools
+    places: int
+    at: int = 0
+
+    @property
+    def goes_on(self) -> bool:
+        return self.at < self.places
+
+
+def replay_planned(
+    texts: list[RecordedText], config: ProPDConfig, planner: Planner, batch_size: int
+) -> PlannedReplay:
+    """Walks over recorded texts, ``batch_size`` of them together.
+
+    Where one ends the next begins, the first again after the last: the batch stays full
+    until it has put out as many tokens as all texts have.
+
+    Args:
+        texts: recorded with trees at least as large as the config's.
+        config: the most nodes of a tree, and how the early head is used.
+        planner: with prices; it may prune where the recording has an early head.
+        batch_size: sequences.
+
+    Raises:
+        ValueError: the recording cannot tell.
+    """
+    most = config.num_speculative_tokens
+    if (nodes := min(text.token.shape[1] for text in texts)) < most:
+        raise ValueError(f"recorded were trees of {nodes} nodes, not of {most}")
+    sequences = [one for one in _by_worth(texts) if one.places]
+    if not sequences:
+        raise ValueError("the recorded texts are too short to replay")
+    steps = tokens = drafted = kept = 0
+    seconds = 0.0
+    wanted = sum(one.places for one in sequences)
+    pool = cycle(sequences)
+    live = [replace(next(pool)) for _ in range(batch_size)]
+    while tokens < wanted:
+        probability = np.concatenate([one.worth[one.at, :most] for one in live])
+        owner = np.repeat(np.arange(len(live)), most)
+        plan = planner.plan(Batch(probability, owner, len(live)))
+        verified = [np.arange(most) < size for size in plan.sizes.tolist()]
+        stays = verified
+        if plan.keep is not None:
+            stays = _kept(live, verified, config, plan.keep)
+        right = np.concatenate([one.right[one.at, :most] for one in live])
+        if planner.recall is not None and plan.keep is not None:
+            drafted_ones = np.concatenate(verified)
+            narrow = best_by_draft(np.where(drafted_ones, probability, 0.0), plan.keep)
+            left = np.concatenate(stays)
+            planner.recall.observe(right & drafted_ones, narrow, left)
+        accepted = 0
+        for one, of_one in zip(live, stays, strict=True):
+            longest = int((of_one & one.right[one.at, :most]).sum())
+            accepted += longest
+            one.at += longest + 1
+        tokens += accepted + len(live)
+        seconds += plan.seconds
+        drafted += int(plan.sizes.sum())
+        kept += sum(int(of_one.sum()) for of_one in stays)
+        steps += 1
+        live = [one if one.goes_on else replace(next(pool)) for one in live]
+    each = steps * batch_size
+    return PlannedReplay(each, tokens, drafted / each, kept / each, seconds / steps)
+
+
+def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:
+    """The texts, their trees in the order that an engine would have grown them in."""
+    heads = max(int(text.depth.max(initial=1)) for text in texts)
+    learned, own = Reliability(heads), []
+    for text in texts:
+        right = on_text(text)
+        node = np.arange(text.token.shape[1])
+        at = np.arange(len(text.text))[:, None], text.depth - 1, node
+        parts = np.full((len(text.text), heads, len(node)), -np.inf, np.float32)
+        parts[at] = _own_parts(text)
+        hit = np.zeros(parts.shape, np.bool_)
+        hit[at] = right
+        # Graded are children of what the text took.
+        parents_right = np.concatenate([np.ones((len(right), 1), np.bool_), right], 1)
+        graded = parts.copy()
+        graded[at] = np.where(
+            np.take_along_axis(parents_right, text.parent, 1), graded[at], -np.inf
+        )
+        learned.observe(hit, graded)
+        own.append((parts, at, right))
+    found = []
+    for text, (parts, at, right) in zip(texts, own, strict=True):
+        worth = learned.values(parts)[at].astype(np.float64)
+        for level in range(2, heads + 1):
+            place, node = np.nonzero(text.depth == level)
+            worth[place, node] += worth[place, text.parent[place, node] - 1]
+        order = np.argsort(-worth, 1, kind="stable")  # parents stay before children
+        moved = np.argsort(order, 1) + 1
+        parent = np.concatenate([np.zeros((len(moved), 1), np.int64), moved], 1)
+        parent = np.take_along_axis(parent, text.parent, 1)
+
+        def sorted_(values: npt.NDArray[Any], order: Ints = order) -> npt.NDArray[Any]:
+            return np.take_along_axis(values, order, 1)
+
+        early = text.early_log_prob
+        in_order = replace(
+            text,
+            token=sorted_(text.token),
+            parent=sorted_(parent),
+            depth=sorted_(text.depth),
+            score=sorted_(text.score),
+            early_rank=None if text.early_rank is None else sorted_(text.early_rank),
+            early_log_prob=None if early is None else sorted_(early),
+        )
+        places = places_of(text)
+        found.append(_Sequence(in_order, np.exp(sorted_(worth)), sorted_(right), places))
+    return found
+
+
+def _own_parts(text: RecordedText) -> Float32s:
+    """``[places, nodes]`` what the head of each node said of its token."""
+    above = np.concatenate([np.zeros((len(text.score), 1), np.float32), text.score], 1)
+    return text.score - np.take_along_axis(above, text.parent, 1)
+
+
+def _kept(
+    live: list[_Sequence], verified: list[Bools], config: ProPDConfig, keep: int
+) -> list[Bools]:
+    """Which verified nodes are left, the best ``keep`` of all sequences."""
+    parents, depths, scores, early, base = [], [], [], [], 0
+    root = np.zeros(1, np.int64)
+    for one, of_one in zip(live, verified, strict=True):
+        text, at, size = one.text, one.at, int(of_one.sum())
+        if text.early_log_prob is None:
+            raise ValueError("there is no early head in this recording")
+        parents.append(base + np.concatenate([root, text.parent[at, :size]]))
+        depths.append(np.concatenate([root, text.depth[at, :size]]))
+        scores.append(text.score[at, :size])
+        early.append(text.early_log_prob[at, :size])
+        base += size + 1
+    parent_row, depth = np.concatenate(parents), np.concatenate(depths)
+    edges = edges_of(parent_row, depth)
+    said = own_part(np.concatenate(scores), edges, parent_row)
+    log_prob = node_log_probs(np.concatenate(early), said, config.draft_weight)
+    rows = keep_best_paths(log_prob, edges, parent_row, depth, np.zeros_like(depth), keep)[
+        depth > 0
+    ]
+    found, before = [], 0
+    for of_one in verified:
+        stays, size = np.zeros_like(of_one), int(of_one.sum())
+        stays[:size] = rows[before : before + size]
+        found.append(stays)
+        before += size
+    return found

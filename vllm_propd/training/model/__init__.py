@@ -1,0 +1,1 @@
+"""Heads in training, their target and their checkpoints."""
