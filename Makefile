@@ -1,6 +1,7 @@
 # make demo   plain vLLM beside ProPD on the model in demo/model
 # make quick  what is quickly checked; between edits
-# make test   all tests          make lint   ruff, mypy, the documentation
+# make test   the tests; their slowest into build/tests    make test-long   the long ones
+# make lint   ruff, mypy, the documentation
 # make docs   the documentation, into build/site
 # make dist   wheel and sdist, and proof that the wheel serves alone
 # make bench  speed by arm on an inflated model
@@ -26,7 +27,11 @@ export TORCH_CPP_LOG_LEVEL := ERROR
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo quick test lint docs dist model bench bench-sizes bench-host bench-threads \
+# A pipe fails with its first command.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+.PHONY: setup demo quick test test-long lint docs dist model bench bench-sizes bench-host bench-threads \
 	bench-pruning bench-never format clean
 
 setup: $(READY)
@@ -50,12 +55,20 @@ demo: $(READY)
 CORES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(CORES) --dist worksteal)
 
-# Kernels for GPUs run in Triton's interpreter where there is none.
-test: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)
+# Kernels for GPUs run in Triton's interpreter where there is none. What is printed, the
+# slowest tests at its end, is kept in build/tests.
+KEPT = --durations=30 | tee build/tests/$(1).txt
+test test-long: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)
 test: $(READY)
-	$(BIN)/pytest $(SIDE_BY_SIDE) tests/kernels
-	env -u TRITON_INTERPRET $(BIN)/pytest $(SIDE_BY_SIDE) -m "not alone"
-	env -u TRITON_INTERPRET $(BIN)/pytest -m alone
+	mkdir -p build/tests
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not long" tests/kernels $(call KEPT,kernels)
+	env -u TRITON_INTERPRET $(BIN)/pytest $(SIDE_BY_SIDE) -m "not alone and not long" \
+		$(call KEPT,together)
+	env -u TRITON_INTERPRET $(BIN)/pytest -m "alone and not long" $(call KEPT,alone)
+
+test-long: $(READY)
+	mkdir -p build/tests
+	env -u TRITON_INTERPRET $(BIN)/pytest -m long $(call KEPT,long)
 
 # Between edits: minutes, not the hour of `make test`.
 quick: $(READY)

@@ -113,7 +113,7 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
         keys, values = whole.split(HEAD, -1)
         cached.append((keys, values))
     empty = torch.empty(0, dtype=torch.int32, device=DEVICE)
-    here, tree_batch = send_alone(step, HEADS // KV_HEADS, DEVICE)
+    step, here, tree_batch = send_alone(step, HEADS // KV_HEADS, DEVICE)
     meta = TreeFlashAttentionMetadata(
         0, 0, empty, 0, empty, tables, empty,
         here=here, staged=step.staged, tree_blocks=tables,

@@ -87,7 +87,7 @@ def test_attention_of_any_trees_is_warm(
     for seed, nodes in enumerate([[1], [16], [63, 1], [64], [9, 30, 2], [150]]):
         rng = np.random.default_rng(seed)
         step = step_of_trees(rng, nodes, rng.integers(1, 99, len(nodes)).tolist())
-        whole, tree_batch = send_alone(step, heads // kv_heads, CPU)
+        step, whole, tree_batch = send_alone(step, heads // kv_heads, CPU)
         kept = torch.from_numpy(np.flatnonzero(step.depth <= 1 + seed % 3))
         pruned = Pruned(step, kept, tree_batch)
         for trees, left in (

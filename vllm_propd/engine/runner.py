@@ -138,16 +138,20 @@ class ProPDRunner(Measuring, GPUModelRunner):
         timer = self.sizing.begin(began, step_load(self, num_scheduled_tokens, step))
         requests = len(num_scheduled_tokens)
         rows = np.arange(requests) if step is None else step.root_rows(requests)
+        if step is not None and not step.chained:
+            step = self._laid_out(step)
         self._prepared = PreparedStep(step, prepared[0], rows, timer)
-        if (step := self._prepared.branching) is None:
-            return prepared
-        step.here = here = to_device(self._arrays(step), self.device)
-        self.positions[here["rows"]] = here["positions"]
-        for table in batch.block_table.block_tables:
-            slots = table.slot_mapping.gpu
-            step.slots.append(slots[here["rows"]])
-            slots.index_fill_(0, here["drafted"], -1)
         return prepared
+
+    def _laid_out(self, step: TreeStep) -> TreeStep:
+        """The step on the device, where its nodes have their positions, and no slots."""
+        here = to_device(self._arrays(step), self.device)
+        self.positions[here["rows"]] = here["positions"]
+        tables = self.input_batch.block_table.block_tables
+        slots = tuple(table.slot_mapping.gpu[here["rows"]] for table in tables)
+        for table in tables:
+            table.slot_mapping.gpu.index_fill_(0, here["drafted"], -1)
+        return step.on_device(here, slots)
 
     def _arrays(self, step: TreeStep) -> Arrays:
         """All that the device has to know of a step before its forward pass."""
@@ -221,7 +225,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         arrays = {"kept": np.flatnonzero(needed), "slots": left.slot_rows}
         here = to_device(arrays, self.device)
         indices.set_(indices[here["kept"]])
-        left.slots = [slots[here["slots"]] for slots in step.slots]
+        left = left.on_device({}, tuple(slots[here["slots"]] for slots in step.slots))
         root_row = left.root_rows(len(prepared.root_row))
         return PreparedStep(left, indices, root_row, prepared.timer)
 

@@ -258,18 +258,18 @@ class TreeFlashAttentionBackend(FlashAttentionBackend):
 
 def send_alone(
     step: TreeStep, group: int, device: torch.device
-) -> tuple[DeviceStep, DeviceTreeBatch]:
+) -> tuple[TreeStep, DeviceStep, DeviceTreeBatch]:
     """Sends a step for which there is no runner: its layers' view of it, and pruning's.
 
     Args:
-        step: gets what it is to find on the device.
+        step: the trees.
         group: query heads of a KV head.
         device: the layers'.
     """
     tree_batch = DeviceTreeBatch.arrays(step.masks, step.first, step.sizes)
     arrays = {**step.arrays(), **attention_arrays(step, [group]), **tree_batch}
-    step.here = to_device(arrays, device)
-    return DeviceStep.of(step, group), DeviceTreeBatch.at(step.here)
+    step = step.on_device(to_device(arrays, device))
+    return step, DeviceStep.of(step, group), DeviceTreeBatch.at(step.here)
 
 
 def warm_up(
@@ -287,8 +287,7 @@ def warm_up(
         for impl in impls
     }
     for heads, kv_heads, head_size, soft_cap in kinds:
-        step = one_tree(3)
-        whole, tree_batch = send_alone(step, heads // kv_heads, device)
+        step, whole, tree_batch = send_alone(one_tree(3), heads // kv_heads, device)
         pruned = Pruned(step, torch.arange(2, device=device), tree_batch)
         for trees, rows in (whole.trees, 3), (whole.after_pruning(pruned).trees, 2):
             query = torch.zeros(rows, heads, head_size, dtype=dtype, device=device)

@@ -22,7 +22,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.pruning import keep_best_paths, keep_top_k, node_log_probs, own_part
 from vllm_propd.core.tree import Ints
-from vllm_propd.engine.step.tree_step import TreeStep
+from vllm_propd.engine.step.tree_step import Early, TreeStep
 from vllm_propd.heads.early import load_early_head
 from vllm_propd.kernels.early_head_ranks import log_probs, ranks
 from vllm_propd.kernels.transfer import Arrays, to_device, to_host
@@ -40,7 +40,7 @@ class EarlyHeadJudge:
         target: vLLM's model, whose output layer the early head may share.
 
     Attributes:
-        reading: leave what the head says of each node in the step, for a recording.
+        reading: ``said`` tells what the head says of each node, for a recording.
     """
 
     def __init__(self, config: ProPDConfig, vllm_config: VllmConfig, target: Any):
@@ -112,12 +112,7 @@ class EarlyHeadJudge:
         Returns:
             ``[kept]`` int64 of tree rows, ascending, on the device; roots are always kept.
         """
-        here, edges = step.here, step.edges
-        logits = self.logits(stream[here["parents"]])
-        shares = (logits, here["child_token"], here["place"], self.start, _sum_over_ranks)
-        if self.reading:
-            rank, said = to_host(ranks(*shares)), to_host(log_probs(*shares).float())
-            step.early = rank(), said()
+        here, edges, shares = step.here, step.edges, self._shares(step, stream)
         if self.config.pruning == "top_k":
             rank = to_host(ranks(*shares))
             kept = keep_top_k(rank(), edges, step.parent_row, step.depth, self.config.top_k)
@@ -138,6 +133,24 @@ class EarlyHeadJudge:
             log_prob.numpy(), edges, step.parent_row, step.depth, group, most
         )
         return _to_rows(kept, stream.device)
+
+    def said(self, step: TreeStep, stream: torch.Tensor) -> Early | None:
+        """What the head says of the drafted nodes; None where it is not ``reading``.
+
+        Args:
+            step, stream: see ``keep``.
+        """
+        if not self.reading:
+            return None
+        shares = self._shares(step, stream)
+        rank, said = to_host(ranks(*shares)), to_host(log_probs(*shares).float())
+        return rank(), said()
+
+    def _shares(self, step: TreeStep, stream: torch.Tensor) -> tuple[Any, ...]:
+        """The arguments of ``ranks`` and ``log_probs``: this rank's share of all."""
+        here = step.here
+        logits = self.logits(stream[here["parents"]])
+        return logits, here["child_token"], here["place"], self.start, _sum_over_ranks
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """``[parents, hidden]`` to this rank's ``[parents, tokens]``."""

@@ -96,7 +96,7 @@ class PrunedForward:
             stream = residual_stream(between, step.here["rows"])
             tree_batch = self._forest(step)
             kept = self.judge.keep(step, stream, most, tree_batch)
-            pruned = Pruned(step, kept, tree_batch)
+            pruned = Pruned(step, kept, tree_batch, self.judge.said(step, stream))
             rows = pruned.rows
             padded = self.graphs.enter_upper(context, len(rows))
             context.attn_metadata = _each(
@@ -180,9 +180,8 @@ class PrunedForward:
         """
         call = model_call(self.runner, rows)
         step, most = one_tree(rows), rows // 2
-        step.here = to_device(
-            {**step.arrays(), **self.arrays(step, most)}, self.runner.device
-        )
+        arrays = {**step.arrays(), **self.arrays(step, most)}
+        step = step.on_device(to_device(arrays, self.runner.device))
         every = step.here["rows"]
         tree_batch = self._forest(step)
         own, others = _per_row(call.inputs)
@@ -194,6 +193,7 @@ class PrunedForward:
             if rows > 1:
                 stream = residual_stream(between, every)
                 self.judge.keep(step, stream, most, tree_batch)
+                self.judge.said(step, stream)
             return between
 
         between = lower()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vllm_propd.engine.step.tree_step import StagedKV, TreeStep
+from vllm_propd.engine.step.tree_step import Early, StagedKV, TreeStep
 from vllm_propd.kernels.transfer import to_host
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Pruned:
         step: the trees as they were.
         kept: ``[kept]`` int64 which of their rows go on, ascending; on the device.
         tree_batch: the trees as they were, on a GPU.
+        early: what the early head said of them, if it is recorded.
 
     Attributes:
         rows: ``[going on]`` int64 which rows of the batch do, ascending; on the device.
@@ -33,9 +34,13 @@ class Pruned:
     """
 
     def __init__(
-        self, step: TreeStep, kept: torch.Tensor, tree_batch: DeviceTreeBatch | None = None
+        self,
+        step: TreeStep,
+        kept: torch.Tensor,
+        tree_batch: DeviceTreeBatch | None = None,
+        early: Early | None = None,
     ):
-        self.step, self.kept, self.tree_batch = step, kept, tree_batch
+        self.step, self.kept, self.tree_batch, self.early = step, kept, tree_batch, early
         self.staged: list[StagedKV] = []
         self._fetched = to_host(kept)
         going_on = step.here["rows"][kept]
@@ -49,6 +54,5 @@ class Pruned:
         kept = np.zeros(len(self.step.rows), np.bool_)
         kept[self._fetched()] = True
         rows, gone = self.step.rows[kept], self.step.rows[~kept]
-        left = self.step.keep(kept, rows - np.searchsorted(gone, rows))
-        left.staged = self.staged
-        return left
+        moved = rows - np.searchsorted(gone, rows)
+        return self.step.keep(kept, moved, self.staged, self.early)

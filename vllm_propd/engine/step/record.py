@@ -101,7 +101,7 @@ class Recorder:
             tree = proposed.get(request_ids[request], step.trees[t])
             start = int(whole.first[t]) - t  # so many drafted nodes stand before its own
             end = start + len(whole.trees[t])
-            rank, log_prob = whole.early or (np.empty(0, np.int64), np.empty(0))
+            rank, log_prob = step.early or (np.empty(0, np.int64), np.empty(0))
             trees.append(
                 RecordedTree(
                     request_id=request_ids[request],

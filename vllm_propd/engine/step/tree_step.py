@@ -7,6 +7,7 @@ scheduled, and checks the tokens: the scheduled list is the only channel of a tr
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -47,7 +48,11 @@ class PlainRequests:
     longest: int
 
 
-@dataclass
+Early = tuple[Ints, np.ndarray]
+"""``[drafted]`` int64 ranks and float32 log probabilities that an early head gives nodes."""
+
+
+@dataclass(frozen=True)
 class TreeStep:
     """All trees of one step, their rows one after another, each root first.
 
@@ -64,9 +69,9 @@ class TreeStep:
         slots: per KV cache group ``[rows]`` int64: the cache slot of the position
             ``root + i`` at the i-th row of a tree, for the commit.
         here: what the step needs on the device, by name (see ``arrays``).
-        staged: what the attention layers of this step left for the commit.
-        early: what an early head said of the drafted nodes, if it is recorded:
-            ``[drafted]`` int64 ranks and float32 log probabilities.
+        staged: gets what the attention layers of this step leave for the commit.
+        early: after pruning, what the early head said of all drafted nodes, if it is
+            recorded.
         whole: after pruning, the step as it was; the lower half's layers staged there.
         kept: after pruning, ``[rows]`` each row's index in ``whole``.
         split: the step goes through two halves, and the trees are pruned between them.
@@ -82,10 +87,10 @@ class TreeStep:
     token: Ints
     root_position: Ints
     starts: Ints
-    slots: list[torch.Tensor] = field(default_factory=list)
+    slots: tuple[torch.Tensor, ...] = ()
     here: Tensors = field(default_factory=dict)
     staged: list[StagedKV] = field(default_factory=list)
-    early: tuple[Ints, np.ndarray] | None = None
+    early: Early | None = None
     whole: TreeStep | None = None
     kept: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     split: bool = False
@@ -191,12 +196,30 @@ class TreeStep:
             np.concatenate([tree.score for tree in whole.trees]), kept,
         )  # fmt: skip
 
-    def keep(self, kept: np.ndarray, rows: Ints) -> TreeStep:
+    def on_device(self, here: Tensors, slots: tuple[torch.Tensor, ...] = ()) -> TreeStep:
+        """The same step, once the device knows of it; what was computed of it is kept.
+
+        Args:
+            here, slots: see ``TreeStep``.
+        """
+        sent = copy(self)
+        vars(sent).update(here=here, slots=slots)
+        return sent
+
+    def keep(
+        self,
+        kept: np.ndarray,
+        rows: Ints,
+        staged: list[StagedKV] | None = None,
+        early: Early | None = None,
+    ) -> TreeStep:
         """The step that is left after pruning.
 
         Args:
             kept: ``[rows]`` bool, closed under parents.
             rows: ``[kept rows]`` their places in the batch that goes on.
+            staged: gets what its attention layers leave for the commit.
+            early: see ``TreeStep``.
         """
         index = np.flatnonzero(kept)
         sizes = np.add.reduceat(kept, self.first, dtype=np.int64)
@@ -214,6 +237,8 @@ class TreeStep:
             token=self.token[index],
             root_position=self.root_position,
             starts=np.concatenate([[0], np.cumsum(self._lengths_left(sizes))]),
+            staged=[] if staged is None else staged,
+            early=early,
             whole=self,
             kept=index,
             split=True,

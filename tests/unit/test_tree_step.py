@@ -37,8 +37,8 @@ def random_step(nodes: list[int], seed: int) -> TreeStep:
     )
     assert step is not None
     rows = len(step.rows)
-    step.slots = [torch.from_numpy(rng.permutation(9999)[:rows]) for _ in range(GROUPS)]
-    return step
+    slots = (torch.from_numpy(rng.permutation(9999)[:rows]) for _ in range(GROUPS))
+    return step.on_device({}, tuple(slots))
 
 
 def random_choice(step: TreeStep, share: float, seed: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def random_choice(step: TreeStep, share: float, seed: int) -> np.ndarray:
 
 def pruned(step: TreeStep, kept: np.ndarray) -> TreeStep:
     left = step.keep(kept, 5 + np.arange(kept.sum()))
-    left.slots = [slots[left.slot_rows] for slots in step.slots]
+    left = left.on_device({}, tuple(slots[left.slot_rows] for slots in step.slots))
     return left
 
 
@@ -147,7 +147,7 @@ def test_a_kept_path_finds_the_slots_of_its_positions(
 def test_keeping_everything_changes_nothing(nodes: list[int], seed: int) -> None:
     step = random_step(nodes, seed)
     left = step.keep(np.ones(len(step.rows), np.bool_), step.rows)
-    left.slots = [slots[left.slot_rows] for slots in step.slots]
+    left = left.on_device({}, tuple(slots[left.slot_rows] for slots in step.slots))
     assert_same(left, step)
     assert left.trees is step.trees
 
