@@ -13,7 +13,7 @@ EXTRA = "tools"
 
 
 def missing() -> list[str]:
-    """The distributions of the extra that are not installed."""
+    """Returns the distributions of extra ``tools`` that are not installed."""
     found = []
     for line in requires("vllm-propd") or []:
         requirement = Requirement(line)
@@ -26,10 +26,10 @@ def missing() -> list[str]:
 
 
 def main() -> None:
-    """Runs it.
+    """Runs the command ``vllm-propd``.
 
     Raises:
-        SystemExit: the extra is not installed, or what the command ends with.
+        SystemExit: the extra is not installed, or the command has ended.
     """
     if names := missing():
         raise SystemExit(

@@ -17,7 +17,7 @@ from pydantic import (
 
 METHOD = "propd"
 METRIC_PREFIX = "vllm:propd_"
-"""The word users put into ``method``, or give alone."""
+"""How ProPD is named: in ``method``, and at the start of its metrics' names."""
 
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "num_candidates": ("tree", ("best_first",)),
@@ -29,7 +29,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "draft_weight": ("pruning", ("path_probability", "auto")),
     "early_layer": ("pruning", ("top_k", "path_probability", "auto")),
 }
-"""Keys that have an effect with some values of another key only."""
+"""Keys that have an effect only with some values of another key: that key, its values."""
 
 
 class ProPDConfig(BaseModel):
@@ -130,7 +130,7 @@ class ProPDConfig(BaseModel):
     @field_validator("pruning", mode="before")
     @classmethod
     def _read_off(cls, value: Any) -> Any:
-        """A bare ``off`` is false in YAML."""
+        """Reads a bare ``off``, which is false in YAML, as the word."""
         return "off" if value is False else value
 
     @model_validator(mode="after")
@@ -177,14 +177,14 @@ class ProPDConfig(BaseModel):
         return self.has_rule or self.plans_pruning
 
     def without_pruning(self) -> ProPDConfig:
-        """These settings, with ``pruning`` off."""
+        """Returns these settings with ``pruning`` off."""
         of_pruning = {key for key, (other, _) in ONLY_WITH.items() if other == "pruning"}
         keys = self.model_dump(exclude_unset=True, exclude=of_pruning)
         return ProPDConfig.model_validate({**keys, "pruning": "off"})
 
     @property
     def ranks(self) -> int:
-        """Candidates of each head that growth may use."""
+        """How many candidates of each head growth may use."""
         return 1 if self.tree == "chain" else self.num_candidates
 
 
@@ -202,7 +202,7 @@ def _preset(path: Any) -> dict[str, Any]:
 
 
 def parse_config(keys: dict[str, Any]) -> ProPDConfig:
-    """The config behind a ``--speculative-config`` of method propd.
+    """Returns the config behind a ``--speculative-config`` of method propd.
 
     Args:
         keys: the user's keys without ``method``. ``config`` names a YAML preset; keys

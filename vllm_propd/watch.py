@@ -26,8 +26,8 @@ class Reading:
     """A server's metrics at one time.
 
     Attributes:
-        at: seconds, of a clock that never jumps.
-        values: by name without ``vllm:`` and ``_total``, summed over engines.
+        at: time of the reading in seconds, of a clock that never jumps.
+        values: metrics by name without ``vllm:`` and ``_total``, summed over engines.
         per_depth: accepted tokens by depth.
     """
 
@@ -64,7 +64,7 @@ def parse(text: str, at: float) -> Reading:
 
 
 def read(url: str) -> Reading:
-    """Asks a server.
+    """Reads a server's metrics.
 
     Raises:
         ValueError: it is not one that runs ProPD.
@@ -91,7 +91,7 @@ class Rates:
 
 
 def rates(before: Reading, now: Reading) -> Rates:
-    """Of the time between two readings."""
+    """Returns what happened between two readings."""
 
     def new(name: str) -> float:
         key = f"propd_{name}"
@@ -124,13 +124,13 @@ def rates(before: Reading, now: Reading) -> Rates:
 
 
 def bars(values: list[float | None]) -> str:
-    """A line of bars, the largest one full."""
+    """Draws values as a line of bars, the largest one full."""
     top = max((value for value in values if value), default=1.0)
     return "".join(BARS[round((value or 0.0) / top * (len(BARS) - 1))] for value in values)
 
 
 def view(url: str, history: list[Rates]) -> Group:
-    """The screen."""
+    """Draws the whole screen: the latest rates, and bars of their history."""
     now = history[-1]
     table = Table(title=f"ProPD at {url}", show_header=False, min_width=64)
 
@@ -156,7 +156,7 @@ def watch(url: str, interval: float, once: bool) -> None:
     """Shows a server until interrupted, or one interval of it.
 
     Args:
-        url: of the server.
+        url: address of the server.
         interval: seconds between readings.
         once: print one interval, and end.
 

@@ -93,7 +93,7 @@ def test_serving_needs_no_extra(module: str) -> None:
 
 def test_serving_is_workers_and_backends_of_both_devices() -> None:
     workers = {f"{PACKAGE}.engine.{device}_worker" for device in ("cpu", "cuda")}
-    backends = {f"{PACKAGE}.engine.{name}" for name in ("attention", "cuda_attention")}
+    backends = {f"{PACKAGE}.engine.{name}" for name in ("attention.cpu", "attention.cuda")}
     assert workers | backends <= serving_modules()
     assert not {f"{PACKAGE}.cli", f"{PACKAGE}.bench.run"} & serving_modules()
 

@@ -15,7 +15,7 @@ from vllm_propd.config import METHOD, ProPDConfig
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to generate.
+    """One way to generate text, which is compared with others.
 
     Attributes:
         name: as the user gave it, overrides included.
@@ -27,12 +27,12 @@ class Arm:
 
     @property
     def is_ours(self) -> bool:
-        """Whether ProPD runs it."""
+        """Whether ProPD runs this arm (not vLLM alone, or one of its own methods)."""
         return (self.speculative_config or {}).get("method") == METHOD
 
     @property
     def learns(self) -> bool:
-        """Whether what it does depends on what it has met before."""
+        """Whether this arm adapts to the text and the step times that it has met."""
         return self.is_ours and (self.speculative_config or {}).get("sizing") != "fixed"
 
 
@@ -41,8 +41,8 @@ class Heads:
     """The heads that the arms share.
 
     Attributes:
-        folder: in ProPD's format.
-        for_vllm: the same in vLLM's own.
+        folder: the heads in ProPD's format.
+        for_vllm: the same heads in the format of vLLM's own method ``medusa``.
         num_heads: heads K, the depth of every draft.
     """
 
@@ -62,7 +62,7 @@ def _suffix(heads: Heads) -> dict[str, Any]:
 
 
 FIXED_NODES = 16
-"""Of trees whose size nobody plans: few enough that they pay at batch size 1."""
+"""The nodes of a tree of fixed size: few enough that such trees pay at batch size 1."""
 
 ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "plain": lambda heads: None,
@@ -100,15 +100,18 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "propd-no-lookup": lambda heads: _propd(heads, lookup=False),
     "propd": _propd,
 }
-"""Plain vLLM, and once more in engines of its own, as far from it as two engines that are
-alike; vLLM's own ``medusa`` (a chain of the same heads), ``ngram`` and ``suffix``;
-our chain, a tree of fixed shape, and ProPD as it is by default, or without one of its
-parts: early pruning, sizes in real time, what is looked up in the text. Without the last
-it is the paper's."""
+"""The known arms, by name: each function makes the speculative config for some heads.
+
+``plain`` is vLLM without speculation. ``control`` is the same in an engine of its own: it
+shows how far two equal engines differ. ``medusa`` (a chain of the same heads), ``ngram``
+and ``suffix`` are vLLM's own methods. ``chain`` and ``static`` are our trees of a fixed
+shape. ``propd`` is ProPD as it is by default; ``propd-no-prune``, ``propd-no-dynamic`` and
+``propd-no-lookup`` each lack one part: early pruning, sizes chosen in real time, or
+candidates looked up in the text. Without lookup ProPD is the paper's method."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:
-    """An arm, with overrides if it has some: ``propd:num_speculative_tokens=16``.
+    """Parses an arm's name and its overrides, as in ``propd:num_speculative_tokens=16``.
 
     Raises:
         ValueError: an unknown arm, a bad override, or an arm that cannot run here.
@@ -130,9 +133,9 @@ def parse_arm(text: str, heads: Heads) -> Arm:
 
 
 def parse_arms(text: str, heads: Heads) -> list[Arm]:
-    """The arms of a list like ``plain chain propd:tree=chain,num_speculative_tokens=4``.
+    """Parses a list of arms like ``plain propd:tree=chain,num_speculative_tokens=4``.
 
-    Plain vLLM comes first, whose turns the others' are compared with.
+    Plain vLLM comes first in the result, because the others are compared with it.
 
     Raises:
         ValueError: see ``parse_arm``; or none of them is plain vLLM.
@@ -144,7 +147,7 @@ def parse_arms(text: str, heads: Heads) -> list[Arm]:
 
 
 def most_nodes(arms: list[Arm]) -> int:
-    """Draft tokens of the arm that drafts most."""
+    """Returns the draft tokens per sequence of the arm that drafts most."""
     whole = ProPDConfig().num_speculative_tokens
     configs = [arm.speculative_config or {} for arm in arms]
     return max(int(config.get("num_speculative_tokens", whole)) for config in configs)

@@ -18,22 +18,26 @@ from vllm_propd.engine.integration.config_patch import find_config
 from vllm_propd.engine.integration.support_matrix import check_engine
 
 FASTEST = 3
-"""No request of a full batch puts out more than so many times its share."""
+"""The most tokens that a request of a full batch puts out, as a multiple of its share."""
 
 HUGE_PAGES = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""Environment of all arms' processes. Of engines of plain vLLM, alike but for the small
-pages that were left for their weights, one was 10% slower than others all its life; with
-huge pages they are alike, and as fast as most were."""
+"""The environment of all arms' processes: it turns huge pages on.
+
+Without them equal engines of plain vLLM differed: one, because of the small pages that were
+left for its weights, was 10% slower than others all its life. With huge pages all are
+alike, and as fast as most were."""
 
 NEVER_FULL = 1 << 30
-"""Steps of a recording that holds all."""
+"""The limit, in steps, of a recording that is to hold every step."""
 
 SETTLES_S = 0.05
-"""A worker that goes to sleep as a message comes may miss it, and look again after five
-seconds: one that wakes from suspension is about to."""
+"""Seconds to wait after a suspended engine has been resumed.
+
+A worker that goes to sleep as a message comes may miss it, and look again after five
+seconds; a worker that has just been resumed is about to go to sleep."""
 
 
 def _children() -> set[psutil.Process]:
@@ -41,13 +45,15 @@ def _children() -> set[psutil.Process]:
 
 
 class Engine:
-    """A running engine; others may wait beside it, their processes suspended: idle workers
-    would poll for a second, on cores that it needs.
+    """A running engine.
+
+    Other engines may wait beside it with their processes suspended: idle workers would
+    poll for a second, on cores that the running one needs.
 
     Args:
         config: vLLM's speculative config.
         options: the other arguments of ``vllm.LLM``.
-        timed: with stopwatches in the worker (they need
+        timed: whether the worker gets stopwatches (they need
             ``VLLM_ALLOW_INSECURE_SERIALIZATION=1``).
     """
 
@@ -66,10 +72,10 @@ class Engine:
         self._watch()
 
     def settings(self, keys: dict[str, Any]) -> ProPDConfig:
-        """What keys of method propd mean here.
+        """Returns the settings that keys of method propd stand for in this engine.
 
         Raises:
-            ValueError: what is wrong with them.
+            ValueError: the keys are wrong, or the engine or the heads do not suit them.
         """
         engine = self.llm.llm_engine
         keys = {key: value for key, value in keys.items() if key != "method"}
@@ -86,7 +92,7 @@ class Engine:
             cls._running = None
 
     def take_over(self) -> None:
-        """Suspends the engine that ran before, and goes on."""
+        """Suspends the engine that ran before, and resumes this one."""
         if Engine._running is not self:
             Engine._suspend_running()
             for process in self._processes:
@@ -95,7 +101,7 @@ class Engine:
             time.sleep(SETTLES_S)
 
     def use(self, settings: ProPDConfig) -> None:
-        """Goes on with other settings of method propd, if they are others."""
+        """Switches the engine to these settings of method propd, if they are new to it."""
         if settings != self._settings:
             sent = settings.model_dump_json(exclude_unset=True)
             self.llm.collective_rpc("use_settings", args=(sent,))
@@ -115,7 +121,7 @@ class Engine:
 
 
 def at_most(params: SamplingParams, new_tokens: int) -> SamplingParams:
-    """The same requests, of so many new tokens or fewer."""
+    """Returns a copy of ``params`` that allows at most ``new_tokens`` new tokens."""
     assert params.max_tokens is not None
     params = params.clone()
     params.max_tokens = min(params.max_tokens, new_tokens)
@@ -127,7 +133,7 @@ class ArmEngine:
 
     Args:
         arm: what to compare.
-        engine: of this method.
+        engine: one that runs the arm's method.
     """
 
     def __init__(self, arm: Arm, engine: Engine):
@@ -136,7 +142,7 @@ class ArmEngine:
         self._settings = engine.settings(keys) if keys else None
 
     def _take_over(self) -> None:
-        """Whatever arm ran before, this one is next."""
+        """Makes this arm the one that runs: resumes its engine, and sets its settings."""
         self.engine.take_over()
         if self._settings is not None:
             self.engine.use(self._settings)
@@ -144,14 +150,14 @@ class ArmEngine:
     def run(
         self, prompts: list[list[int]], params: SamplingParams, full: bool = False
     ) -> Turn:
-        """Generates all prompts together; what counts begins when all have a first token.
+        """Generates all prompts together; counting begins when all have a first token.
 
         Args:
             prompts: token ids.
-            params: of every request; two tokens or more.
-            full: the batch stays full to the end, which comes when all requests together
-                have put out ``max_tokens`` for each; who is faster goes on. Else the last
-                requests run alone, and the slowest one's luck is what is measured.
+            params: of every request; ``max_tokens`` is two or more.
+            full: keep the batch full to the end: faster requests go on until all requests
+                together have put out ``max_tokens`` for each. Else the last requests run
+                alone, and what is measured is the luck of the slowest one.
         """
         self._take_over()
         llm, turn, drafts = self.engine.llm, Turn(), self.engine.drafts
@@ -219,7 +225,7 @@ class ArmEngine:
     def record(
         self, prompts: list[list[int]], params: SamplingParams
     ) -> tuple[Turn, Recording]:
-        """The same, telling of every tree; ProPD's arms only."""
+        """Generates prompts as ``run`` does, and records every tree; ProPD's arms only."""
         self._take_over()
         llm = self.engine.llm
         llm.collective_rpc("start_recording", args=(NEVER_FULL,))
@@ -227,13 +233,13 @@ class ArmEngine:
         return turn, llm.collective_rpc("take_recording")[0]
 
     def reliability(self) -> list[list[tuple[float, float]]]:
-        """What each head says, and what came true; ProPD's arms only."""
+        """Returns (probability said, share found true) by head; ProPD's arms only."""
         self._take_over()
         found = self.engine.llm.collective_rpc("reliability")[0]
         return [[(said, true) for said, true in curve] for curve in found]
 
     def peak_rss_mib(self) -> float:
-        """The most memory that the workers have held, together, MiB."""
+        """Returns the most memory that each worker has held, summed over them, in MiB."""
         self.engine.take_over()
         return sum(self.engine.llm.collective_rpc(step_profiler.peak_rss))
 
@@ -241,7 +247,7 @@ class ArmEngine:
 def start_engines(
     arms: list[Arm], options: dict[str, Any], bar: Progress, timed: bool = False
 ) -> list[ArmEngine]:
-    """Engines for the arms, one after the other: one for all of ProPD's.
+    """Starts the arms' engines, one after the other; all of ProPD's arms share one.
 
     Args:
         arms: what to compare.

@@ -9,7 +9,7 @@ from vllm_propd.bench.results import Results
 
 
 def speed(results: Results, target: Path | io.BytesIO) -> None:
-    """Speed-up over plain vLLM and tokens per step, by batch size and arm."""
+    """Draws the speed-up over plain vLLM and tokens per step, by batch size and arm."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -32,7 +32,7 @@ def speed(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def parts(results: Results, target: Path | io.BytesIO) -> None:
-    """Where a step's time goes, by arm and point; a trace's steps are not timed."""
+    """Draws where a step's time goes, by arm and point; a trace's steps are not timed."""
     from matplotlib.figure import Figure
 
     rows = [row for row in results.rows if row.step_ms]
@@ -56,7 +56,7 @@ def parts(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def steps(results: Results, target: Path | io.BytesIO) -> None:
-    """Estimated against measured step times, and tree sizes over time (dynamic sizing)."""
+    """Draws estimated against measured step times, and tree sizes (dynamic sizing)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -80,7 +80,7 @@ def steps(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def trees(results: Results, target: Path | io.BytesIO) -> None:
-    """Tokens per step by tree size, and acceptance by depth and rank."""
+    """Draws tokens per step by tree size, and acceptance by depth and rank."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -114,7 +114,7 @@ def trees(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def workloads(results: Results, target: Path | io.BytesIO) -> None:
-    """Speed-up over plain vLLM by arm, on each workload beside batch size."""
+    """Draws the speed-up over plain vLLM by arm, on each workload beside batch size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -134,7 +134,7 @@ def workloads(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def reliability(results: Results, target: Path | io.BytesIO) -> None:
-    """What the heads say of their candidates, and what that has been worth."""
+    """Draws the heads' own probabilities against how often they have come true."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 4), layout="constrained")

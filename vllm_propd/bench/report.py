@@ -56,12 +56,12 @@ img{{max-width:100%}}</style>
 
 
 def wide_console() -> Console:
-    """One whose tables are whole in a log file, too."""
+    """Returns a console that prints tables whole, also into a log file."""
     return Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def cells(results: Results) -> list[list[str]]:
-    """The table's rows, as text."""
+    """Returns the rows of the results' table (``COLUMNS``), as text."""
     return [
         [
             row.arm,
@@ -82,7 +82,7 @@ def cells(results: Results) -> list[list[str]]:
 
 
 def wall_cells(row: Row) -> tuple[str, str, str]:
-    """The median ratio of a row's chunks, its quartiles, and time in vain, as text."""
+    """Returns the median ratio of a row's chunks, its quartiles, and the time in vain."""
     if row.wall_ratio_median is None or row.wall_ratio_median_quartiles is None:
         return "", "", ""
     low, high = row.wall_ratio_median_quartiles
@@ -91,7 +91,7 @@ def wall_cells(row: Row) -> tuple[str, str, str]:
 
 
 def latency_cells(results: Results) -> list[list[str]]:
-    """The rows of the trace's latencies, as text; none without a trace."""
+    """Returns the trace's latencies (``LATENCY_COLUMNS``), as text; [] without a trace."""
     return [
         [
             row.arm,
@@ -107,7 +107,7 @@ def latency_cells(results: Results) -> list[list[str]]:
 
 
 def show(results: Results, console: Console) -> None:
-    """Prints the table, and the trace's latencies."""
+    """Prints the results' table, and one of the trace's latencies."""
     table = Table(*COLUMNS, title=results.caption())
     for row in cells(results):
         table.add_row(*row)
@@ -138,8 +138,9 @@ def _embedded(
 
 
 def write_report(results: Results, out: Path) -> None:
-    """Writes ``report.html``, and its plots: ``bench.png``, and ``workloads.png`` where
-    there are others than batch size.
+    """Writes ``report.html`` and its plots into folder ``out``.
+
+    The plots are ``bench.png``, and ``workloads.png`` where more than batch size varies.
     """
     plots.speed(results, out / "bench.png")
     pictures = [

@@ -21,12 +21,12 @@ BATCH, TRACE = "batch", "trace"
 
 
 def point_name(workload: str, batch_size: int) -> str:
-    """What arms are compared on, as people read it."""
+    """Returns the readable name of what arms are compared on, like ``batch 4``."""
     return f"batch {batch_size}" if workload == BATCH else workload
 
 
 class Row(BaseModel):
-    """One arm at one point of a workload; medians over rounds."""
+    """The results of one arm at one point of a workload; medians over rounds."""
 
     arm: str
     workload: str = Field(
@@ -158,18 +158,18 @@ class Row(BaseModel):
 
     @property
     def ratio(self) -> float:
-        """To plain vLLM: by whole wall clock, or of fast steps, where no chunk was run."""
+        """The speed against plain vLLM: by whole wall clock, or else by fast steps."""
         wall = self.wall_ratio_median
         return self.ratio_to_plain if wall is None else wall
 
     @property
     def point(self) -> str:
-        """What the arms were compared on; see ``point_name``."""
+        """The readable name of what the arms were compared on; see ``point_name``."""
         return point_name(self.workload, self.batch_size)
 
 
 class Machine(BaseModel):
-    """Where it was measured."""
+    """The machine that a benchmark ran on."""
 
     processor: str
     cores: int
@@ -178,7 +178,7 @@ class Machine(BaseModel):
 
 
 class Results(BaseModel):
-    """All of a benchmark."""
+    """Everything that a benchmark found, as in ``results.json``."""
 
     model: str
     parameters: int = Field(description="Of the target.")
@@ -194,34 +194,34 @@ class Results(BaseModel):
     rows: list[Row] = Field(default_factory=list)
 
     def row(self, arm: str, batch_size: int) -> Row | None:
-        """The row of an arm at a batch size; None where it was not measured."""
+        """Returns an arm's row at a batch size; None where it was not measured."""
         wanted = (arm, batch_size)
         found = [row for row in self.by_batch if (row.arm, row.batch_size) == wanted]
         return found[0] if found else None
 
     @property
     def by_batch(self) -> list[Row]:
-        """Rows of the axis of batch size."""
+        """The rows of workload ``batch``, in which the batch size varies."""
         return [row for row in self.rows if row.workload == BATCH]
 
     @property
     def arms(self) -> list[str]:
-        """In the order of measurement."""
+        """The arms' names, in the order of measurement."""
         return list(dict.fromkeys(row.arm for row in self.rows))
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Of the axis of batch size, in ascending order."""
+        """The batch sizes of workload ``batch``, in ascending order."""
         return sorted({row.batch_size for row in self.by_batch})
 
     @property
     def workloads(self) -> list[str]:
-        """Other than batch size, in the order of measurement."""
+        """The workloads other than ``batch``, in the order of measurement."""
         names = dict.fromkeys(row.workload for row in self.rows)
         return [name for name in names if name != BATCH]
 
     def caption(self) -> str:
-        """One line that says what the figures are of."""
+        """Returns one line that says what was measured, where and how."""
         kind = "an inflated small model, not a published one" if self.inflated else ""
         size = f"{self.parameters / 1e9:.2f}B parameters" + (f" ({kind})" if kind else "")
         machine = f"{self.machine.cores} cores of {self.machine.processor}"
@@ -234,7 +234,7 @@ class Results(BaseModel):
         )
 
     def _measure(self) -> str:
-        """What ratios are of."""
+        """Says how the ratios to plain vLLM were measured."""
         if any(row.wall_ratio_median is not None for row in self.rows):
             measure = (
                 "whole wall clock, prompts included: the median of chunks, in which all "
@@ -245,7 +245,7 @@ class Results(BaseModel):
 
 
 def this_machine() -> Machine:
-    """The processor's name as the system gives it."""
+    """Describes the machine that this process runs on."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -260,7 +260,7 @@ def this_machine() -> Machine:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of the packages that decide the figures, Python and vLLM included."""
+    """Returns the versions of Python, vLLM and the other packages that figures rest on."""
     import vllm
 
     found = {"python": platform.python_version(), "vllm": vllm.__version__}

@@ -39,7 +39,7 @@ from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
 
 RECORDED = 32
-"""New tokens of a request whose trees are told of."""
+"""New tokens of each request in the turns whose trees are recorded."""
 
 
 def run_bench(
@@ -49,10 +49,10 @@ def run_bench(
 
     Args:
         model: folder of the target.
-        heads: in ProPD's format.
+        heads: folder of the heads, in ProPD's format.
         prompts: files whose text is cut into prompts; none: held-out files of Python's
             library.
-        out: made if it is not there.
+        out: folder of the results; made if it is not there.
         settings: what to measure.
 
     Raises:
@@ -126,7 +126,7 @@ def run_bench(
 
 
 def _add_chunks(row: Row, chunks: Chunks) -> None:
-    """Completes a row with what whole wall clocks say."""
+    """Completes a row with what paired chunks say: speed by whole wall clock."""
     arm = row.arm
     row.wall_ratio = chunks.ratio_of_sums(arm)
     row.wall_ratio_median = chunks.median(arm)
@@ -143,14 +143,21 @@ def _save(results: Results, out: Path) -> None:
 
 
 def _rate(results: Results, settings: BenchSettings) -> float:
-    """Requests that plain vLLM finishes at the largest batch size, per second."""
+    """Returns the requests/s that plain vLLM finishes at the largest batch size."""
     plain = results.row("plain", max(settings.batch_sizes))
     assert plain is not None
     return plain.tokens_per_s / settings.max_tokens
 
 
 def output_layer(model: Path) -> Any:
-    """The target's output layer (its embedding, where they are tied)."""
+    """Reads the target's output layer (its embedding, where they are tied).
+
+    Returns:
+        ``[vocabulary, hidden]``, of the dtype in which it is stored.
+
+    Raises:
+        ValueError: the folder holds no safetensors with an output layer.
+    """
     for path in sorted(model.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -161,7 +168,7 @@ def output_layer(model: Path) -> Any:
 
 
 def tokenizer_of(model: Path) -> Tokenize:
-    """The target's tokenizer: text to token ids."""
+    """Returns the target's tokenizer, as a function from text to token ids."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -169,12 +176,12 @@ def tokenizer_of(model: Path) -> Tokenize:
 
 
 def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` that all arms share.
+    """Returns the arguments of ``vllm.LLM`` that all arms share.
 
     Args:
         model: folder of the target.
         settings: what to measure.
-        nodes: of the largest tree.
+        nodes: how many nodes the largest tree has.
     """
     most = max(settings.batch_sizes)
     config = json.loads((model / "config.json").read_text())
@@ -218,7 +225,7 @@ def _results(model: Path, settings: BenchSettings) -> Results:
 
 
 def _too_slow(results: Results) -> str | None:
-    """What to tell who would wait for hours."""
+    """Returns a warning where this dtype would take hours on this CPU; else None."""
     fast = fast_dtype(current_platform.device_type)
     if results.dtype != "bfloat16" or fast == "bfloat16":
         return None
@@ -229,7 +236,7 @@ def _too_slow(results: Results) -> str | None:
 
 
 def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """A row's lists of steps, where times were estimated."""
+    """Returns a row's lists about timed steps: measured and estimated ms, tree sizes."""
     timed = [record for record in records if record["measured_s"]]
     return {
         "measured_step_ms": [round(1e3 * r["measured_s"], 3) for r in timed],
@@ -241,7 +248,7 @@ def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
 def _tell_of_trees(
     results: Results, engines: list[ArmEngine], point: Point, params: SamplingParams
 ) -> None:
-    """Completes the rows of a point with what their arms' trees were."""
+    """Records trees of ProPD's arms at a point, and completes their rows with them."""
     params = at_most(params, RECORDED)
     for engine in engines:
         if not engine.arm.is_ours:
@@ -257,7 +264,7 @@ def _tell_of_trees(
 
 
 def _agree(text: list[int], other: list[int]) -> bool:
-    """As far as both go."""
+    """Whether two texts are the same as far as both go; False where one is empty."""
     both = min(len(text), len(other))
     return both > 0 and text[:both] == other[:both]
 
@@ -269,7 +276,7 @@ def _rows(
     peaks: dict[str, float],
     settings: BenchSettings,
 ) -> list[Row]:
-    """A row for each arm."""
+    """Returns a row of results for each arm at a point."""
     texts = found.latest("plain").texts
     rows = []
     for arm in arms:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from vllm_propd.bench.timing.paired import FEWEST
 
 PASSES = 6
-"""Rounds through all points: a machine that is slow for minutes, as one that others share
-may be, is to fall on all of them."""
+"""How often a benchmark goes through all points.
+
+A machine that others share may be slow for minutes: such minutes should hit all points."""
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,22 @@ class BenchSettings:
         arms: as ``parse_arms`` takes them.
         batch_sizes: sequences generated together.
         max_tokens: new tokens of each, always as many.
-        prompt_tokens: of each prompt.
-        rounds: turns of each arm, after a warm-up; at least, as one with each group of
-            prompts is.
-        seconds: so long each arm runs at each point; at least.
-        chunks: of the same prompts for all arms, at least (``bench.paired``); 0: none.
-        most_chunks: where their medians are not known to ``precision`` before.
-        starts: of all engines; so many times as many chunks.
+        prompt_tokens: tokens of each prompt.
+        rounds: the fewest turns of each arm after a warm-up; there is at least one with
+            each group of prompts.
+        seconds: the least time that each arm runs at each point.
+        chunks: the fewest chunks, in each of which all arms have the same prompts
+            (``bench.timing.paired``); 0: none.
+        most_chunks: the most chunks, where medians are not known to ``precision`` before.
+        starts: how often all engines are started; each start runs chunks of its own.
         precision: how far apart the quartiles of each median may be, relatively.
         temperature: 0: greedy.
         dtype: of weights and activations, as vLLM names it.
-        enforce_eager: without torch.compile.
+        enforce_eager: run without torch.compile.
         seed: of the prompts, of sampled requests, and of the trace.
-        workload: also by prompt length, by task, and a trace of requests.
+        workload: also measure by prompt length, by task, and on a trace of requests.
         lengths: prompt tokens, of the axis of length and of the trace's requests.
-        trace_requests: of the trace; None: twice the largest batch size.
+        trace_requests: requests of the trace; None: twice the largest batch size.
         trace_rate: requests per second; None: as many as plain vLLM finishes at the
             largest batch size.
     """
@@ -59,6 +61,6 @@ class BenchSettings:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens."""
+        """Tokens of the longest prompt that is measured."""
         lengths = self.lengths if self.workload else ()
         return max((self.prompt_tokens, *lengths))

@@ -32,14 +32,14 @@ from vllm_propd.simulation.replay import RecordedText, Replayed, replay
 
 @dataclass(frozen=True)
 class Predicted:
-    """A setting at a batch size.
+    """What is predicted of one setting at one batch size.
 
     Attributes:
-        arm: its name.
+        arm: the setting's name.
         batch_size: sequences generated together.
         replayed: what the recording says.
-        step_s: by the cost table, drafting included.
-        plain_s: a plain step's, by the same table.
+        step_s: seconds of a step by the cost table, drafting included.
+        plain_s: seconds of a step without drafts, by the same table.
     """
 
     arm: str
@@ -50,17 +50,17 @@ class Predicted:
 
     @property
     def tokens_per_s(self) -> float:
-        """New tokens per second, all sequences."""
+        """New tokens per second, over all sequences."""
         return self.batch_size * self.replayed.tokens_per_step / self.step_s
 
     @property
     def ratio_to_plain(self) -> float:
-        """Of tokens/s."""
+        """Predicted tokens/s divided by plain vLLM's."""
         return self.replayed.tokens_per_step * self.plain_s / self.step_s
 
 
 def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
-    """A recording, sequence by sequence.
+    """Turns a recording of steps into one text for each sequence.
 
     Args:
         recording: as ``take_recording`` gives it, of steps that accepted nothing.
@@ -93,7 +93,7 @@ def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
 
 @dataclass(frozen=True)
 class Costs:
-    """What steps and drafts take.
+    """How long steps and drafting take.
 
     Attributes:
         step: seconds of steps, by tokens.
@@ -104,16 +104,16 @@ class Costs:
     draft: StepCost
 
     def step_s(self, tokens: float, left: float | None = None) -> float:
-        """Of a step whose tokens all pass all layers, or some of them only."""
+        """Returns the seconds of a step; with ``left`` only so many pass all layers."""
         return self.step.seconds_of(tokens, left=left)
 
     def planner(self, config: ProPDConfig) -> Planner:
-        """One that has learned nothing yet."""
+        """Returns a planner with these costs that has learned nothing yet."""
         recall = PruningRecall() if config.plans_pruning else None
         return Planner(self.step, self.draft, recall)
 
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
-        """Of a step with trees, drafting included."""
+        """Returns the seconds of a step with trees, drafting included."""
         draft = self.draft.seconds_of(batch_size)
         left = batch_size * (1 + found.kept) if config.has_rule else None
         return draft + self.step_s(batch_size * (1 + found.drafted), left)
@@ -132,11 +132,11 @@ def run_simulate(
 
     Args:
         model: folder of the target.
-        heads: in ProPD's format.
+        heads: folder of the heads, in ProPD's format.
         prompts: files to cut prompts from; none: held-out files of Python's library.
         early_layer: the one whose early head is recorded; None: the heads' first.
-        nodes: of the recorded trees; settings may have as many.
-        num_prompts: recorded, together.
+        nodes: how many nodes recorded trees have; settings may have at most as many.
+        num_prompts: how many prompts are recorded in all.
         settings: arms, batch sizes, prompts; rounds are not needed.
 
     Raises:
@@ -188,7 +188,7 @@ def run_simulate(
 def _configs(
     settings: BenchSettings, heads: Path, layer: int | None
 ) -> dict[str, ProPDConfig]:
-    """The arms' configs, by name."""
+    """Returns the arms' configs, by name; refuses what a recording cannot tell of."""
     configs = {}
     of_all = Heads(heads, heads, load_heads(heads).num_heads)
     for text in settings.arms.split():
@@ -216,7 +216,7 @@ def _configs(
 
 
 def show(found: list[Predicted], console: Console) -> None:
-    """Prints the table."""
+    """Prints the predictions as a table."""
     table = Table(
         "arm", "batch", "tokens/step", "drafted", "kept", "step, ms", "tokens/s",
         "against plain",

@@ -16,7 +16,7 @@ def _trees(recording: Recording) -> Iterator[dict[str, Any]]:
 
 
 def accepted_by_rank(recording: Recording) -> list[list[float]]:
-    """How often the accepted node of a depth was its parent's child of each rank.
+    """Counts how often a depth's accepted node was its parent's child of each rank.
 
     Returns:
         ``[depth][rank]`` shares of all trees; the rest of a depth's row accepted nothing
@@ -36,7 +36,7 @@ def accepted_by_rank(recording: Recording) -> list[list[float]]:
 
 
 def tokens_by_size(recording: Recording) -> list[float]:
-    """Tokens per step, had only the best n nodes of each tree been verified.
+    """Returns tokens per step, had only the best n nodes of each tree been verified.
 
     Any prefix of a tree is a tree. The places are those that the whole trees led to.
 

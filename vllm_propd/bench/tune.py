@@ -41,8 +41,8 @@ class Search:
         layers: early layers; empty: all with an early head.
         top_k: K of rule ``top_k``.
         keep_nodes: m of rule ``path_probability``.
-        nodes: of a tree, before pruning.
-        num_prompts: of each turn; as many at a time as a batch holds.
+        nodes: nodes of a tree, before pruning.
+        num_prompts: prompts of each turn; as many run at a time as a batch holds.
         least_acceptance: the share of the unpruned trees' tokens per step below which
             no setting is the best one.
     """
@@ -55,7 +55,7 @@ class Search:
     least_acceptance: float
 
     def tried(self, heads: Path) -> list[dict[str, Any]]:
-        """Keys of the config: every layer with every rule; first, no pruning.
+        """Returns the config's keys to try: no pruning, then every layer with every rule.
 
         Raises:
             ValueError: ``heads`` has no early head after a wanted layer.
@@ -85,7 +85,7 @@ class Trial:
     """One setting and its turns.
 
     Attributes:
-        keys: of the config.
+        keys: the setting's keys of the config.
         turns: one a round, on the same prompts.
     """
 
@@ -94,29 +94,29 @@ class Trial:
 
     @property
     def amount(self) -> int | None:
-        """K, or m."""
+        """How much the setting's rule keeps: K or m; None without pruning."""
         return self.keys.get("top_k", self.keys.get("keep_nodes"))
 
     @property
     def name(self) -> str:
-        """As a column of the table."""
+        """The setting's readable name, like ``layer 2, top_k 20``."""
         if self.keys["pruning"] == "off":
             return "off"
         return f"layer {self.keys['early_layer']}, {self.keys['pruning']} {self.amount}"
 
     @property
     def last(self) -> Turn:
-        """Counts are the same in every round; times are not."""
+        """The last turn, for its counts: unlike times they are the same in every round."""
         return self.turns[-1]
 
     @property
     def tokens_per_s(self) -> float:
-        """Median over rounds."""
+        """New tokens per second, the median over rounds."""
         return median(turn.tokens_per_s for turn in self.turns)
 
     @property
     def step_ms(self) -> float:
-        """Median step, of the median round."""
+        """Milliseconds of the median step, in the median round."""
         return median(1e3 * median(turn.step_seconds) for turn in self.turns)
 
 
@@ -132,7 +132,7 @@ def run_tune(
 
     Args:
         model: folder of the target.
-        heads: with early heads.
+        heads: folder of the heads, with early heads.
         prompts: files to cut prompts from; none: held-out files of Python's library.
         out: YAML file, for ``--speculative-config '{"method": "propd", "config": OUT}'``.
         settings: prompts, tokens, rounds; its first batch size is the one measured.
@@ -184,7 +184,7 @@ def run_tune(
 
 
 def show(tried: list[Trial], best: Trial, console: Console) -> None:
-    """Prints the table."""
+    """Prints a table of all settings, the best one in bold."""
     table = Table(
         "layer", "rule", "K, m", "kept", "tokens/step", "share", "work", "step, ms",
         "tokens/s",
@@ -209,7 +209,7 @@ def show(tried: list[Trial], best: Trial, console: Console) -> None:
 
 
 def write_curve(tried: list[Trial], model: str, batch_size: int, path: Path) -> None:
-    """Every setting's row, as JSON, with what it was measured on."""
+    """Writes every setting's figures as JSON, with what they were measured on."""
     rows = [
         {
             "config": one.keys,
@@ -230,7 +230,7 @@ def write_curve(tried: list[Trial], model: str, batch_size: int, path: Path) -> 
 
 
 def write_preset(out: Path, nodes: int, best: Trial, off: Trial, batch_size: int) -> None:
-    """The best setting, with what it was worth in a comment."""
+    """Writes the best setting as a YAML preset, with what it was worth in a comment."""
     speed = best.tokens_per_s / off.tokens_per_s
     accepted = best.last.tokens_per_step / off.last.tokens_per_step
     kept, of = best.last.kept_per_step, off.last.kept_per_step
@@ -246,7 +246,7 @@ def write_preset(out: Path, nodes: int, best: Trial, off: Trial, batch_size: int
 
 
 def plot(tried: list[Trial], best: Trial, path: Path) -> None:
-    """Kept nodes against kept acceptance, and against a step's time."""
+    """Plots acceptance and a step's time against the number of nodes kept."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

@@ -32,7 +32,11 @@ Dtype = Annotated[
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Of an option like ``1,4,16``; in order, each once."""
+    """Parses an option like ``1,4,16``: its integers in ascending order, each once.
+
+    Raises:
+        ValueError: a part is no whole number.
+    """
     try:
         return tuple(sorted({int(part) for part in text.split(",") if part}))
     except ValueError as error:
@@ -40,7 +44,7 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def dtype_of(text: str) -> str:
-    """Of option ``--dtype``."""
+    """Returns the dtype that option ``--dtype`` stands for."""
     from vllm.platforms import current_platform
 
     from vllm_propd.fast_dtype import fast_dtype
@@ -49,14 +53,14 @@ def dtype_of(text: str) -> str:
 
 
 def allow_stopwatches() -> None:
-    """They go into the workers as functions; and the engines are to be quiet."""
+    """Lets stopwatches go into the workers as functions, and makes engines log less."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """What a user got wrong is one line, not a traceback."""
+    """Turns what a user got wrong into one line of text, without a traceback."""
     try:
         yield
     except ValidationError as error:
@@ -75,7 +79,7 @@ def _failure(message: str) -> typer.Exit:
 
 
 def _asked(field: FieldInfo) -> tuple[Any, Any]:
-    """An option's type and default, for a field of a class of settings.
+    """Returns an option's type and default, for a field of a class of settings.
 
     What only pydantic can check (choices, lists with commas) is asked for as text.
     """
@@ -92,7 +96,7 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
     """Makes an option of each field of a class of settings, which says all about it.
 
     Args:
-        cls: whose instance the command's parameter ``settings`` is.
+        cls: the class of the command's parameter ``settings``.
     """
 
     def decorated(command: Callable[..., None]) -> Any:

@@ -20,7 +20,7 @@ from vllm_propd.core.tree import Ints
 def matching_child(
     current: Ints, drawn: Ints, parent_row: Ints, token: Ints, request: Ints
 ) -> Ints:
-    """Steps each request to the child of its current node that carries the drawn token.
+    """Moves each request to the child of its current node that carries the drawn token.
 
     Args:
         current: ``[requests]`` int64 row of each request's current node; a request that

@@ -8,7 +8,7 @@ from vllm_propd.core.tree import Float64s
 
 
 def rising(values: Float64s, weights: Float64s) -> Float64s:
-    """The nearest non-falling sequence in weighted least squares.
+    """Returns the nearest non-falling sequence in weighted least squares, ``[n]`` float64.
 
     Args:
         values, weights: ``[n]`` float64.

@@ -33,7 +33,7 @@ class Edges:
 
 
 def edges_of(parent_row: Ints, depth: Ints) -> Edges:
-    """The edges of trees whose rows know their parents' rows.
+    """Returns the edges of trees whose rows know their parents' rows.
 
     Args:
         parent_row: ``[rows]`` int64 row of each node's parent; read for drafted nodes.
@@ -45,7 +45,7 @@ def edges_of(parent_row: Ints, depth: Ints) -> Edges:
 
 
 def own_part(path: Float32s, edges: Edges, parent_row: Ints) -> Float32s:
-    """What each drafted node adds to its path's log probability.
+    """Returns what each drafted node adds to its path's log probability.
 
     Args:
         path: ``[edges]`` float32 log probability of each drafted node's whole path.
@@ -60,14 +60,15 @@ def own_part(path: Float32s, edges: Edges, parent_row: Ints) -> Float32s:
 
 
 def node_log_probs(early: Any, draft: Any, draft_weight: float) -> Any:
-    """What a node adds to its path's log probability, for rule ``path_probability``.
+    """Returns what a node adds to its path's log probability in ``path_probability``.
 
-    ``early + draft_weight * draft``: two witnesses, of whom the second has spoken before.
+    That is ``early + draft_weight * draft``: both the early head and the draft are heard.
 
     Args:
-        early: ``[nodes]`` float32, array or tensor: the early head's log probabilities.
-        draft: ``[nodes]`` float32, likewise: the draft's own part, as by ``own_part``.
-        draft_weight: of the draft's word; 0: it is not heard, not even where it is -inf.
+        early: ``[nodes]`` float32 array or tensor: the early head's log probabilities.
+        draft: ``[nodes]`` float32 of the same kind: what each node adds to the draft's log
+            probability, see ``own_part``.
+        draft_weight: weight of the draft; 0: it does not count, not even where it is -inf.
 
     Returns:
         ``[nodes]`` float32.
@@ -83,13 +84,13 @@ def _down(values: npt.NDArray[Any], parent_row: Ints, depth: Ints, join: np.ufun
 
 
 def keep_top_k(rank: Ints, edges: Edges, parent_row: Ints, depth: Ints, k: int) -> Bools:
-    """Rule ``top_k``: nodes that are, like all their ancestors, in their parent's top K.
+    """Rule ``top_k`` keeps nodes that, like their ancestors, are in their parent's top K.
 
     Args:
-        rank: ``[edges]`` as ``ranks`` gives them.
+        rank: ``[edges]`` int64, as ``kernels.early_head_ranks.ranks`` gives them.
         edges: the trees' edges.
         parent_row, depth: ``[rows]``, as for ``edges_of``.
-        k: K.
+        k: the rule's K.
 
     Returns:
         ``[rows]`` bool, true for roots.
@@ -108,7 +109,7 @@ def keep_best_paths(
     tree: Ints,
     most: int,
 ) -> Bools:
-    """Rule ``path_probability``: each tree's ``most`` best nodes by their whole paths.
+    """Rule ``path_probability`` keeps each tree's ``most`` best nodes by whole paths.
 
     Trees may share a number: then their nodes compete for what these trees keep together.
 
@@ -120,7 +121,7 @@ def keep_best_paths(
         edges: the trees' edges.
         parent_row, depth: ``[rows]``, as for ``edges_of``.
         tree: ``[rows]`` int64 ascending number of each row's tree, or of its trees.
-        most: m.
+        most: the rule's m, the nodes that are kept of each number.
 
     Returns:
         ``[rows]`` bool, true for roots.

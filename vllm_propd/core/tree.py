@@ -42,7 +42,7 @@ class TokenTree:
         return len(self.token)
 
     def prefix(self, nodes: int) -> TokenTree:
-        """The best smaller tree of ``nodes`` nodes (views, no copies)."""
+        """Returns the best smaller tree of ``nodes`` nodes (views, no copies)."""
         if nodes >= len(self):
             return self
         return TokenTree(
@@ -54,7 +54,7 @@ class TokenTree:
         )
 
     def path(self, node: int) -> list[int]:
-        """Node indices from the root's child down to ``node``."""
+        """Returns node indices from the root's child down to ``node``."""
         nodes: list[int] = []
         while node:
             nodes.append(node)
@@ -75,7 +75,7 @@ def _fill_masks(parents, first, sizes, masks):  # type: ignore[no-untyped-def]
 
 
 def ancestor_masks(parents: Ints, first: Ints, sizes: Ints) -> npt.NDArray[np.uint64]:
-    """Who sees whom inside each tree.
+    """Returns which nodes each node attends to inside its tree, as bits.
 
     Args:
         parents: ``[rows]`` node index of each row's parent within its tree; read only

@@ -17,11 +17,11 @@ COLOURS = {
     "pruned early": ("#f6e3d7", "#a4552a"),
     "not verified": ("#f4f4f4", "#a0a0a0"),
 }
-"""Fill and text colour of a node by what became of it."""
+"""The fill and the text colour of a node, by what became of it."""
 
 
 def status(tree: dict[str, Any], node: int) -> str:
-    """What became of a node (0 is the root)."""
+    """Says what became of a node (0 is the root): a key of ``COLOURS``."""
     if node == 0 or node in tree["accepted"]:
         return "accepted"
     if node > tree["verified"]:
@@ -30,7 +30,7 @@ def status(tree: dict[str, Any], node: int) -> str:
 
 
 def layout(parents: list[int]) -> list[float]:
-    """A row for each node, root first: leaves one below another, parents centred."""
+    """Gives each node a row, root first: leaves one below another, parents centred."""
     children: list[list[int]] = [[] for _ in range(len(parents) + 1)]
     for node, parent in enumerate(parents, 1):
         children[parent].append(node)

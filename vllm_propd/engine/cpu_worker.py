@@ -18,7 +18,7 @@ from vllm_propd.engine.worker import ProPDWorker
 
 
 class ProPDCPUModelRunner(ProPDRunner, CPUModelRunner):
-    """The hooks on vLLM's CPU runner."""
+    """ProPD's hooks on vLLM's CPU model runner."""
 
 
 class ProPDCPUWorker(ProPDWorker, CPUWorker):

@@ -26,7 +26,7 @@ logger = init_logger("vllm.propd.cuda_worker")
 
 
 class ProPDCUDARunner(ProPDRunner):
-    """The hooks, CUDA graphs of both halves, and what trees take of the memory."""
+    """ProPD's hooks on vLLM's CUDA runner; CUDA graphs and memory account for trees."""
 
     _has_graphs = False
 
@@ -36,13 +36,13 @@ class ProPDCUDARunner(ProPDRunner):
         run_largest_step(self)
 
     def capture_model(self) -> int:
-        """Captures the model's graphs and the halves'."""
+        """Captures the CUDA graphs of the model and of its halves; returns their bytes."""
         self._has_graphs = True
         size: int = super().capture_model()
         return size
 
     def warm_up_halves(self) -> None:
-        """Halves that come later, by ``use_settings``, get graphs, too."""
+        """Warms up new halves; those that come later, by ``use_settings``, get graphs."""
         super().warm_up_halves()
         if self._has_graphs:
             self.capture_model()
@@ -50,7 +50,7 @@ class ProPDCUDARunner(ProPDRunner):
     def _warmup_and_capture(
         self, desc: Any, cudagraph_runtime_mode: CUDAGraphMode, *args: Any, **kwargs: Any
     ) -> None:
-        """One size of the model, then of its halves."""
+        """Captures one size of the model, then of its halves."""
         super()._warmup_and_capture(desc, cudagraph_runtime_mode, *args, **kwargs)
         if self._pruned_forward and cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE:
             with in_the_models_place(self, self._pruned_forward.unpruned):
@@ -61,7 +61,7 @@ class ProPDCUDARunner(ProPDRunner):
 
     @cached_property
     def _groups(self) -> set[int]:
-        """Query heads of a KV head, as the layers have them."""
+        """How many query heads share a KV head, for each kind of layer."""
         return {
             builder.group
             for group in self._attn_group_iterator()
@@ -70,7 +70,7 @@ class ProPDCUDARunner(ProPDRunner):
 
 
 class ProPDCUDAWorker(ProPDWorker, Worker):
-    """The hooks on vLLM's CUDA worker, which no GPU has run yet."""
+    """ProPD's hooks on vLLM's CUDA worker, which no GPU has run yet."""
 
     attention = (
         AttentionBackendEnum.FLASH_ATTN,
@@ -78,7 +78,7 @@ class ProPDCUDAWorker(ProPDWorker, Worker):
     )
 
     def _make_model_runner(self) -> ProPDCUDARunner:
-        """Ours, on vLLM's V1 runner."""
+        """Makes our model runner, which extends vLLM's V1 runner."""
         logger.warning_once(
             "ProPD on CUDA has been tested in Triton's interpreter only: compare its text "
             "with plain vLLM's before you rely on it"

@@ -16,15 +16,15 @@ from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.engine.step.verify import Verified
 
 Settings = tuple[ProPDConfig, MedusaTreeProposer, Sizing, PrunedForward | None]
-"""Of a runner: ``propd``, ``drafter``, ``sizing`` and ``_pruned_forward``."""
+"""A runner's fields ``propd``, ``drafter``, ``sizing`` and ``_pruned_forward``."""
 
 
 class Measuring:
-    """Beside ``ProPDRunner``, whose fields it reads; no request needs it.
+    """The part of ``ProPDRunner`` that is there for measuring; no request needs it.
 
     Attributes:
-        recorder: of trees; None while nothing is recorded.
-        step_records: of steps so far; likewise.
+        recorder: records trees; None while no trees are recorded.
+        step_records: the records of steps so far; None while no steps are recorded.
     """
 
     recorder: Recorder | None = None
@@ -34,9 +34,9 @@ class Measuring:
     _others: dict[ProPDConfig | None, Settings]
 
     def use_settings(self: Any, config: ProPDConfig) -> None:
-        """Other settings from the next step on; what was learned under these is kept.
+        """Switches settings from the next step on; keeps what was learned under the old.
 
-        One engine, with one copy of the weights, for all.
+        So one engine, with one copy of the weights, serves all settings.
         """
         assert config.num_speculative_tokens <= self.num_spec_tokens
         if self._asked is None:
@@ -54,7 +54,7 @@ class Measuring:
         self.start_sizing()
 
     def start_recording(self: Any, recorder: Recorder | None) -> None:
-        """Records trees from the next step on, or no longer."""
+        """Records trees from the next step on; with None, no longer."""
         self.recorder = recorder
         if self._pruned_forward is not None:
             reading = recorder is not None and not recorder.accept
@@ -62,17 +62,17 @@ class Measuring:
 
     @property
     def _extra_nodes(self) -> int:
-        """A recording also shows what was nearly drafted; every prefix is a tree."""
+        """How many nodes to draft beyond a tree: a recording shows what it nearly held."""
         return EXTRA_NODES if self.recorder is not None else 0
 
     def _as_recorded(self, step: TreeStep) -> TreeStep:
-        """The step; none of its nodes can be accepted where that is recorded."""
+        """Returns the step; a recording without acceptance lets no node be accepted."""
         if self.recorder is None or self.recorder.accept:
             return step
         return replace(step, token=np.full_like(step.token, -1))
 
     def _record(self: Any, step: TreeStep, verified: Verified) -> None:
-        """Adds a step's trees, if trees are recorded."""
+        """Adds a step's trees to the recording, if there is one."""
         if self.recorder is None:
             return
         whole = step.whole or step
@@ -88,6 +88,6 @@ class Measuring:
         )
 
     def _note(self, record: StepRecord) -> None:
-        """Adds a step, if steps are recorded."""
+        """Adds a step's record to ``step_records``, if steps are recorded."""
         if self.step_records is not None:
             self.step_records.append(record)

@@ -48,7 +48,7 @@ def _folder(vllm_config: Any) -> Path:
 
 
 class StepMetrics:
-    """Counts steps, in an engine's first worker; in the others, nothing."""
+    """Counts steps in an engine's first worker; in other workers it counts nothing."""
 
     def __init__(self, vllm_config: Any):
         self.vllm_config = vllm_config
@@ -56,7 +56,7 @@ class StepMetrics:
         self._totals = dict.fromkeys(COUNTERS, 0.0)
 
     def count(self, record: StepRecord) -> None:
-        """Adds a step."""
+        """Adds a step's numbers to the metrics."""
         if self._files is None:
             self._files = self._open()
         if not self._files:
@@ -104,7 +104,8 @@ class StepMetrics:
 
 
 _shown: list[tuple[MultiProcessCollector, Path]] = []
-"""What this process's registry shows of ProPD: as vLLM's own, the last engine's."""
+"""The collectors in this process's registry and their folders: the last engine's only, as
+with vLLM's own metrics."""
 
 
 def show_metrics(vllm_config: Any) -> None:
@@ -118,7 +119,7 @@ def show_metrics(vllm_config: Any) -> None:
 
 @atexit.register
 def hide_metrics() -> None:
-    """Takes that back."""
+    """Takes ProPD's metrics out of this process's registry, and removes their files."""
     while _shown:
         collector, folder = _shown.pop()
         REGISTRY.unregister(collector)
@@ -126,7 +127,7 @@ def hide_metrics() -> None:
 
 
 def read_totals(vllm_config: Any) -> dict[str, float]:
-    """What an engine's workers have counted so far, by the names in ``COUNTERS``."""
+    """Returns what an engine's workers have counted so far, by names in ``COUNTERS``."""
     totals = dict.fromkeys(COUNTERS, 0.0)
     if (folder := _folder(vllm_config)).is_dir():
         for metric in MultiProcessCollector(None, str(folder)).collect():
@@ -139,8 +140,8 @@ def read_totals(vllm_config: Any) -> dict[str, float]:
 def cut_depths(logging: Any) -> None:
     """Leaves out of vLLM's log the depths at which nothing has been accepted.
 
-    vLLM tells of a position for each speculative token: of as many as trees have nodes,
-    which are never so deep.
+    vLLM logs a position for each speculative token: as many as trees have nodes, though
+    trees are never so deep.
 
     Args:
         logging: vLLM's ``SpecDecodingLogging``.
@@ -153,7 +154,7 @@ def cut_depths(logging: Any) -> None:
 
 
 def log_line(now: dict[str, float], before: dict[str, float]) -> str | None:
-    """What happened between two readings, for vLLM's periodic log; None: nothing."""
+    """Returns a line about the time between two readings; None where nothing happened."""
     new = {name: total - before.get(name, 0.0) for name, total in now.items()}
     if not new["steps"] or not new["sequences"]:
         return None

@@ -38,6 +38,7 @@ from vllm_propd.engine.pruning.split_model import UnsplittableError
 from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
 from vllm_propd.engine.step.draft_batch import draft_batch, goes_on, step_load
+from vllm_propd.engine.step.grammar import keeps_all_rows
 from vllm_propd.engine.step.next_trees import NONE, next_trees
 from vllm_propd.engine.step.propose import MedusaTreeProposer, engine_config
 from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
@@ -212,7 +213,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
             self._keep is None and self.propd.plans_pruning
         ):
             return False
-        return not self._has_grammar()
+        return not keeps_all_rows(self)
 
     def _without_pruned(
         self, prepared: PreparedStep, step: TreeStep, left: TreeStep
@@ -334,18 +335,3 @@ class ProPDRunner(Measuring, GPUModelRunner):
         super()._on_request_state_removed(req_id, req_state)
         self._trees.pop(req_id, None)
         self.drafter.forget(req_id)
-
-    def _has_grammar(self) -> bool:
-        """Vllm masks logits by the rows of the scheduled drafts: none may be missing."""
-        if not any(map(self.needs_chain, self.input_batch.req_ids)):
-            return False
-        logger.info_once("ProPD: steps with structured output are not pruned")
-        return True
-
-    def needs_chain(self, request_id: str) -> bool:
-        """Structured output checks a draft list, and masks its logits, as a chain."""
-        params = self.requests[request_id].sampling_params
-        if params is None or params.structured_outputs is None:
-            return False
-        logger.info_once("ProPD: requests with structured output are drafted a chain")
-        return True

@@ -15,10 +15,10 @@ from vllm_propd.fast_dtype import fast_dtype
 logger = init_logger("vllm.propd.continuations")
 
 MOST_SEQUENCES = 128
-"""Written together; more take longer for each step, and gain little."""
+"""The most texts written together; more take longer for each step, and gain little."""
 
 CACHE_SHARE = 0.4
-"""Of the memory that is free, for the KV cache on a CPU; the target comes beside it."""
+"""The share of free memory for the KV cache on a CPU; the target comes beside it."""
 
 BLOCK = 128
 """Tokens of a block of the KV cache on a CPU."""
@@ -46,13 +46,13 @@ def greedy_continuations(
     max_tokens: list[int],
     description: str,
 ) -> list[list[int]]:
-    """Each prompt's greedy continuation, token ids.
+    """Returns each prompt's greedy continuation, as token ids.
 
     Args:
         model: the target.
         prompts: token ids.
-        max_tokens: of each prompt's continuation; fewer where the text ends.
-        description: of the progress bar.
+        max_tokens: the most tokens of each continuation; fewer where the text ends.
+        description: title of the progress bar.
     """
     lengths = [len(p) + new for p, new in zip(prompts, max_tokens, strict=True)]
     llm = LLM(
@@ -74,7 +74,7 @@ def greedy_continuations(
 
 
 def _options(model: str, lengths: list[int]) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` for sequences of these lengths.
+    """Returns arguments of ``vllm.LLM`` for sequences of these lengths.
 
     On a CPU the type that is fast there (vLLM would take bfloat16 for float32), and a KV
     cache in which as many sequences fit as are written together: else they evict each
@@ -106,14 +106,14 @@ def _options(model: str, lengths: list[int]) -> dict[str, Any]:
 
 
 def _bytes_per_token(config: ModelConfig) -> int:
-    """Of KV cache, over all layers."""
+    """Returns the bytes of KV cache that one token takes, over all layers."""
     text = config.hf_text_config
     each = 2 * config.get_total_num_kv_heads() * config.get_head_size()
     return int(text.num_hidden_layers * each * config.dtype.itemsize)
 
 
 def _bar(description: str) -> Any:
-    """VLLM's progress bar under another name."""
+    """Returns a class for vLLM's progress bar that shows ``description``."""
     from tqdm import tqdm
 
     def bar(*args: Any, **kwargs: Any) -> Any:

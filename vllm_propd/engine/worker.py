@@ -34,7 +34,7 @@ logger = init_logger("vllm.propd.worker")
 
 @contextmanager
 def _replaced(vllms: AttentionBackendEnum, ours: str) -> Iterator[None]:
-    """The layers built inside get our attention backend.
+    """Lets the layers that are built inside get our attention backend.
 
     The registry is one for the process, which may hold plain engines too
     (``VLLM_ENABLE_V1_MULTIPROCESSING=0``): afterwards it is as before.
@@ -52,10 +52,10 @@ def _replaced(vllms: AttentionBackendEnum, ours: str) -> Iterator[None]:
 
 
 class ProPDWorker(WorkerBase):
-    """The hooks; a device's worker of vLLM's stands behind it.
+    """ProPD's hooks on vLLM's workers; a device's worker of vLLM is the next base class.
 
     Attributes:
-        attention: vLLM's backend of this device, and the path of ours.
+        attention: vLLM's attention backend of this device, and the path of ours.
     """
 
     attention: ClassVar[tuple[AttentionBackendEnum, str]]
@@ -81,7 +81,7 @@ class ProPDWorker(WorkerBase):
         raise NotImplementedError
 
     def use_settings(self, config: str) -> None:
-        """Goes on with other settings (``LLM.collective_rpc``).
+        """Switches to other settings (``LLM.collective_rpc``).
 
         Args:
             config: ``ProPDConfig`` as JSON, with the same heads.
@@ -89,18 +89,18 @@ class ProPDWorker(WorkerBase):
         self.model_runner.use_settings(ProPDConfig.model_validate_json(config))
 
     def start_sizing_records(self) -> None:
-        """Records plans, estimates and times of steps (``LLM.collective_rpc``)."""
+        """Starts to record steps' plans, estimates and times (``LLM.collective_rpc``)."""
         self.model_runner.step_records = []
 
     def take_sizing_records(self) -> list[dict[str, Any]]:
-        """Ends that; see ``StepRecord`` for what each entry holds."""
+        """Ends that record and returns it: dicts with the fields of ``StepRecord``."""
         records, self.model_runner.step_records = self.model_runner.step_records, None
         return [asdict(record) for record in records or []]
 
     def reliability(self) -> list[list[tuple[float, float]]]:
-        """What heads say and what came true, by head (``LLM.collective_rpc``).
+        """Returns (probability said, share found true) by head (``LLM.collective_rpc``).
 
-        Probabilities, rising; nothing where node values are not learned from the heads'.
+        Both rise. It is empty where node values are not learned from what heads say.
         """
         estimator = self.model_runner.drafter.estimator
         if not isinstance(estimator, Reliability):
@@ -110,15 +110,15 @@ class ProPDWorker(WorkerBase):
         return curves
 
     def start_recording(self, steps: int = 100, accept: bool = True) -> None:
-        """Records trees (``LLM.collective_rpc``); see ``Recorder``."""
+        """Starts to record trees (``LLM.collective_rpc``); see ``Recorder``."""
         self.model_runner.start_recording(Recorder(steps, accept))
 
     def take_recording(self) -> list[list[dict[str, Any]]]:
-        """Ends the recording; see ``RecordedTree`` for what each entry holds."""
+        """Ends the recording of trees, and returns it; see ``RecordedTree``."""
         recorder = self.model_runner.recorder
         self.model_runner.start_recording(None)
         return recorder.take() if recorder is not None else []
 
     def step_costs(self) -> dict[str, list[float]]:
-        """Times steps and drafts now; see ``CostTable`` (``LLM.collective_rpc``)."""
+        """Times steps and drafts now (``LLM.collective_rpc``); returns a ``CostTable``."""
         return measure(self.model_runner).model_dump()

@@ -47,13 +47,13 @@ class Calibration(BaseModel):
         return self
 
     def cumulative(self, head: int) -> list[float]:
-        """P_k of one head (from 0): how often the truth is among its first k."""
+        """Returns P_k of head ``head`` (from 0): how often its first k hold the truth."""
         return list(accumulate(self.rank_accuracy[head]))
 
     def rank_values(self, ranks: int) -> npt.NDArray[np.float32]:
-        """``[heads, ranks]`` float32 log of p_k, what growth takes as log probabilities.
+        """Returns ``[heads, ranks]`` float32 log of p_k, as log probabilities for growth.
 
-        Never rising along the ranks (chance lets a measurement do that), never -inf.
+        They never rise along the ranks (measured by chance they may), and are never -inf.
 
         Raises:
             HeadsError: fewer ranks were measured.
@@ -69,7 +69,7 @@ class Calibration(BaseModel):
         return np.log(np.minimum.accumulate(np.maximum(shares, floor), axis=1))
 
     def expected_tokens(self, nodes: int) -> float:
-        """Tokens per step of a tree size, between the measured sizes on a line."""
+        """Returns the tokens per step of a tree size, on a line between measured sizes."""
         sizes = sorted(self.tokens_per_step)
         measured = [self.tokens_per_step[size] for size in sizes]
         sizes, measured = [0, *sizes], [1.0, *measured]  # without a tree: plain decoding
@@ -81,7 +81,7 @@ class Calibration(BaseModel):
 
 
 def load_calibration(folder: Path, num_heads: int) -> Calibration | None:
-    """The calibration beside the heads in ``folder``; None where there is none.
+    """Loads the calibration beside the heads in ``folder``; None where there is none.
 
     Raises:
         HeadsError: it cannot be read, or belongs to other heads.
@@ -109,10 +109,10 @@ def load_calibration(folder: Path, num_heads: int) -> Calibration | None:
 def calibration_for(
     config: ProPDConfig, folder: Path, num_heads: int
 ) -> Calibration | None:
-    """The calibration that a config asks for, or whatever there is.
+    """Loads the calibration beside the heads; None where there is none and none is needed.
 
     Raises:
-        HeadsError: it is needed and not there, or does not suit the config.
+        HeadsError: the config needs it and it is not there, or it does not suit.
     """
     found = load_calibration(folder, num_heads)
     if config.node_values == "rank_accuracy":

@@ -49,7 +49,7 @@ class HeadsError(ValueError):
 
 
 def heads_error(place: Path, what: object) -> HeadsError:
-    """The error that names a folder or a file of heads, and what is wrong with it."""
+    """Makes the error that names a folder or file of heads, and what is wrong with it."""
     return HeadsError(f"cannot use the heads in {place}: {what}")
 
 
@@ -115,7 +115,7 @@ class HeadsCheckpoint:
         self._check_tensors()
 
     def _apply_map(self) -> None:
-        """Full output layers beside a map: only the mapped rows are drafted from."""
+        """Cuts full output layers beside a ``token_map`` to the rows that it names."""
         token_map = self.tensors.get("token_map")
         if token_map is None:
             return
@@ -167,11 +167,11 @@ class HeadsCheckpoint:
                 )
 
     def block(self, head: int, layer: int, kind: str) -> torch.Tensor:
-        """One block's ``weight`` or ``bias``."""
+        """Returns a block's ``weight`` ``[hidden, hidden]`` or ``bias`` ``[hidden]``."""
         return self.tensors[f"blocks.{head}.layers.{layer}.{kind}"]
 
     def config(self, vocab_size: int) -> dict[str, object]:
-        """Their ``config.json``, as vLLM's own ``medusa`` reads it."""
+        """Returns the heads' ``config.json``, as vLLM's own ``medusa`` reads it."""
         return {
             "model_type": "medusa",
             "architectures": ["MedusaModel"],
@@ -202,7 +202,7 @@ class HeadsCheckpoint:
 
 
 def _vllm_name(name: str, num_layers: int) -> str:
-    """The name in vLLM's format of a tensor without a prefix."""
+    """Returns the name in vLLM's format of a tensor whose name has no prefix."""
     if m := _FASTER_BLOCK.fullmatch(name):
         return f"blocks.{m[1]}.layers.{m[2]}.{m[3]}"
     if (m := _FASTER_OUTPUT.fullmatch(name)) and int(m[2]) == num_layers:
@@ -211,7 +211,7 @@ def _vllm_name(name: str, num_layers: int) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """A file's tensors, mapped: data that nothing uses is not read."""
+    """Reads a file's tensors, mapped: data that nothing uses is not read."""
     if path.suffix != ".pt":
         return load_file(path)
     # weights_only: a pickle may otherwise run code. Only zip files can be mapped.
@@ -226,7 +226,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_config(path: Path) -> tuple[float, bool]:
-    """``logit_scale``, and whether an own output layer serves all heads."""
+    """Reads ``logit_scale``, and whether an own output layer serves all heads."""
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not isinstance(config, dict):
         raise ValueError("it is not a table of keys")
@@ -240,7 +240,7 @@ def load_heads(folder: Path, shapes_only: bool = False) -> HeadsCheckpoint:
     """Reads and checks the Medusa heads in ``folder``.
 
     Args:
-        folder: with one of ``WEIGHT_FILES``.
+        folder: a folder with one of ``WEIGHT_FILES``.
         shapes_only: leave the data on disk (tensors on the device ``meta``), all but the
             token map's.
 
@@ -290,7 +290,7 @@ def save_heads(
             each head has an output layer of its own, else the target's serves.
         early: ``early.{layer}.*``, may be empty.
         vocab_size: the target's.
-        dtype: of the stored tensors.
+        dtype: dtype of the stored tensors.
 
     Raises:
         HeadsError: tensors missing, unused or misshapen; nothing is written then.

@@ -21,9 +21,9 @@ class EarlyHead(nn.Module):
     """One early head.
 
     Args:
-        hidden_size: of the target.
-        eps: of the norm; the target's.
-        rank: of the head's own output layer ``up(down(x))``; 0: the target's serves.
+        hidden_size: hidden size of the target.
+        eps: epsilon of the norm; the target's.
+        rank: rank of the head's own output layer ``up(down(x))``; 0: the target's serves.
         vocab_size: rows of its own output layer.
     """
 
@@ -52,18 +52,21 @@ class EarlyHead(nn.Module):
         self.down.weight.copy_((right[:, :rank] * root).T)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """``[..., hidden]`` residual stream after the layer, to the same shape."""
+        """Turns the residual stream after the layer, ``[..., hidden]``, into new states."""
         states = self.norm(hidden_states)
         return states + nn.functional.silu(self.linear(states))
 
     def logits(self, hidden_states: torch.Tensor, output: nn.Module) -> torch.Tensor:
-        """``[..., hidden]`` to ``[..., vocabulary]``; ``output`` is the target's layer."""
+        """Computes logits: ``[..., hidden]`` to ``[..., vocabulary]``.
+
+        ``output`` is the target's output layer, for heads without one of their own.
+        """
         if self.up is None:
             return output(self(hidden_states))
         return self.own_logits(hidden_states)
 
     def own_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """``[..., hidden]`` to the logits of its own output layer, or of its share."""
+        """Computes the own output layer's logits, or a share's, of ``[..., hidden]``."""
         assert self.down is not None and self.up is not None
         return self.up(self.down(self(hidden_states)))
 
@@ -81,7 +84,7 @@ class EarlyHead(nn.Module):
 
 
 def early_layers(folder: Path) -> list[int]:
-    """The layers that the heads in ``folder`` have early heads for, ascending."""
+    """Returns the layers that the heads in ``folder`` have early heads for, ascending."""
     path = folder / EARLY_FILE
     if not path.is_file():
         return []
@@ -90,16 +93,16 @@ def early_layers(folder: Path) -> list[int]:
 
 
 def load_early_head(folder: Path, layer: int, target: Any) -> EarlyHead:
-    """One of the early heads in ``folder``.
+    """Loads one of the early heads in ``folder``.
 
     Args:
-        folder: of the heads.
-        layer: counted from 1.
+        folder: folder of the heads.
+        layer: layer that the head follows, counted from 1.
         target: the target's Hugging Face text config.
 
     Raises:
-        HeadsError: none for this layer, unreadable, or tensors missing, unused or
-            misshapen.
+        HeadsError: there is none for this layer, it cannot be read, or tensors are
+            missing, unused or misshapen.
     """
     path = folder / EARLY_FILE
     if layer not in (known := early_layers(folder)):
@@ -127,5 +130,5 @@ def load_early_head(folder: Path, layer: int, target: Any) -> EarlyHead:
 
 
 def norm_eps(target: Any) -> float:
-    """The epsilon of the early heads' norms: the target's."""
+    """Returns the epsilon of the early heads' norms: the target's."""
     return getattr(target, "rms_norm_eps", None) or 1e-6

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from vllm_propd.heads.checkpoint import load_heads
 
 SHARED_OUTPUT = "lm_heads.0.weight"
-"""What vLLM reads the output layer of all heads from (``original_lm_head``)."""
+"""The tensor that vLLM takes for all heads' output layer (``original_lm_head``)."""
 
 
 def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:

@@ -19,7 +19,7 @@ class MedusaHeads(nn.Module):
     Args:
         num_heads: heads K.
         num_layers: residual blocks of each head.
-        hidden_size: of the target.
+        hidden_size: hidden size of the target.
         bias: whether the blocks have biases.
     """
 
@@ -38,7 +38,7 @@ class MedusaHeads(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: HeadsCheckpoint) -> MedusaHeads:
-        """Heads with a checkpoint's weights."""
+        """Makes heads with a checkpoint's weights."""
         heads = cls(
             checkpoint.num_heads,
             checkpoint.num_layers,
@@ -56,7 +56,7 @@ class MedusaHeads(nn.Module):
         return heads
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights by their names in a checkpoint."""
+        """Returns the weights by their names in a checkpoint."""
         named = {}
         for layer, weight in enumerate(self.weights):
             for k in range(self.num_heads):
@@ -67,7 +67,7 @@ class MedusaHeads(nn.Module):
         return named
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """``[tokens, hidden]`` to ``[heads, tokens, hidden]``, in one batched product."""
+        """Turns ``[tokens, hidden]`` into ``[heads, tokens, hidden]``, all at once."""
         states = hidden_states.expand(self.num_heads, *hidden_states.shape)
         for layer, weight in enumerate(self.weights):
             if len(self.biases):

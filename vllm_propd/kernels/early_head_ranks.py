@@ -18,10 +18,10 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 def ranks(
     logits: torch.Tensor, token: torch.Tensor, place: torch.Tensor, start: int, add: Reduce
 ) -> torch.Tensor:
-    """How many tokens the early head prefers to each child's.
+    """Counts how many tokens the early head prefers to each child's.
 
     Args:
-        logits: ``[parents, tokens]`` of this rank's share of the vocabulary.
+        logits: ``[parents, tokens]`` logits of this rank's share of the vocabulary.
         token: ``[edges]`` int64 the children's tokens.
         place: ``[edges]`` int64 the children's parents, rows of ``logits``.
         start: first token of this rank's share.
@@ -38,10 +38,10 @@ def ranks(
 def log_probs(
     logits: torch.Tensor, token: torch.Tensor, place: torch.Tensor, start: int, add: Reduce
 ) -> torch.Tensor:
-    """The early head's log probability of each child's token.
+    """Returns the early head's log probability of each child's token.
 
-    ``log p = -log sum_j exp(l_j - l)``, so that ranks exchange one number a child, as for
-    ``ranks``, whose arguments these are.
+    It is ``log p = -log sum_j exp(l_j - l)``, so that ranks exchange one number a child.
+    Arguments are those of ``ranks``.
 
     Returns:
         ``[edges]`` float32, never above 0; the same on every rank.
@@ -56,7 +56,7 @@ def log_probs(
 def _relative_mass(
     logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
-    """``[edges]`` float32 sum over this rank's tokens of ``exp(logit - own)``."""
+    """Sums ``exp(logit - own)`` over this rank's tokens: ``[edges]`` float32."""
     if not logits.shape[1]:
         return torch.zeros(len(own), device=logits.device)
     if logits.device.type != "cpu":
@@ -72,7 +72,7 @@ def _relative_mass(
 def _count_larger(
     logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
-    """``[edges]`` float32 how many of a parent's logits are above its child's."""
+    """Counts how many of a parent's logits are above its child's: ``[edges]`` float32."""
     if logits.device.type != "cpu":
         from vllm_propd.kernels.pruning_triton import count_larger
 
@@ -91,7 +91,10 @@ def _count_larger(
 
 @njit(parallel=True, cache=True, nogil=True)
 def _count_above(bits, limits, place, order, out):  # type: ignore[no-untyped-def]
-    """Siblings follow each other in ``order``: their row is read from memory once."""
+    """Counts, for each edge, the parent's logits above ``limits``, by their bits.
+
+    Siblings follow each other in ``order``: their row is read from memory once.
+    """
     for at in prange(len(order)):
         row, limit, count = bits[place[at]], limits[order[at]], 0
         if limit >= 0:
@@ -106,7 +109,7 @@ def _count_above(bits, limits, place, order, out):  # type: ignore[no-untyped-de
 def _own_logits(
     logits: torch.Tensor, token: torch.Tensor, place: torch.Tensor, start: int
 ) -> torch.Tensor:
-    """``[edges]`` the children's logits where this rank holds them, else 0."""
+    """Returns ``[edges]`` the children's logits where this rank holds them, else 0."""
     if not logits.shape[1]:  # more ranks than tokens
         return logits.new_zeros(len(token))
     column = token - start

@@ -23,9 +23,9 @@ VECTORS = 4 if _WIDE else 2
 
 
 def _tile(vectors: int) -> Any:
-    """An intrinsic adding one ``ROWS x (vectors * LANES)`` tile of ``a @ b`` to ``c``.
+    """Makes an intrinsic adding a ``ROWS x (vectors * LANES)`` tile of ``a @ b`` to ``c``.
 
-    Called as ``tile(a, a_offset, a_stride, b, b_offset, b_stride, c, c_offset,
+    It is called as ``tile(a, a_offset, a_stride, b, b_offset, b_stride, c, c_offset,
     c_stride, depth)``: contiguous float32 arrays, offsets and strides in elements.
     """
 
@@ -109,7 +109,7 @@ _narrow_tile = _tile(1)
 
 @njit(fastmath=True, nogil=True)
 def accumulate(a, b, c, rows, depth, cols):  # type: ignore[no-untyped-def]
-    """``c[:rows, :cols] += a[:rows, :depth] @ b[:depth, :cols]``.
+    """Adds a product: ``c[:rows, :cols] += a[:rows, :depth] @ b[:depth, :cols]``.
 
     Args:
         a, b, c: contiguous float32 matrices. ``a`` and ``c`` have at least ``rows``

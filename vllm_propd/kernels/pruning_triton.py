@@ -18,10 +18,10 @@ from vllm_propd.core.tree import Ints
 from vllm_propd.kernels.transfer import Arrays, Tensors, to_device
 
 TOKENS = 4096
-"""Of a vocabulary that a program reads at once."""
+"""How many tokens of the vocabulary a program reads at once."""
 
 NODES = 64
-"""Of a tree, likewise: one word of its masks."""
+"""How many nodes of a tree a program reads at once: one word of its masks."""
 
 
 # Rows of all of these begin anywhere, and none is worth a kernel of its own.
@@ -31,7 +31,7 @@ NODES = 64
 def _over_vocabulary(  # type: ignore[no-untyped-def]
     logits, stride, vocabulary, own, place, out, COUNT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """A program for each edge: its parent's logits against its own."""
+    """Compares an edge's own logit with its parent's logits; one program for each edge."""
     edge = tl.program_id(0)
     row = logits + tl.load(place + edge) * stride
     mine = tl.load(own + edge).to(tl.float32)
@@ -62,7 +62,7 @@ def _each_edge(
 def count_larger(
     logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
-    """``[edges]`` float32 how many of a parent's logits are above its child's.
+    """Counts how many of a parent's logits are above its child's: ``[edges]`` float32.
 
     Args:
         logits: ``[parents, tokens]``, the tokens of a row one after another.
@@ -75,7 +75,7 @@ def count_larger(
 def relative_mass(
     logits: torch.Tensor, own: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
-    """``[edges]`` float32 sum of ``exp(logit - own)``; arguments as ``count_larger``'s."""
+    """Sums ``exp(logit - own)``: ``[edges]`` float32; arguments as in ``count_larger``."""
     return _each_edge(logits, own, place, count=False)
 
 
@@ -86,10 +86,10 @@ def relative_mass(
 def _over_path(  # type: ignore[no-untyped-def]
     values, out, masks, first, sizes, tree, words, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """A program for each row: the sum of its ancestors' values and its own.
+    """Sums the values of a row's ancestors and its own; one program for each row.
 
-    A node's sum has its parent's terms, in the same places, and one more: where none is
-    above 0, it is never above its parent's, however sums are rounded.
+    A node's sum has its parent's terms, in the same places, and one more: where no value is
+    above 0, it is never above its parent's sum, however sums are rounded.
     """
     row = tl.program_id(0)
     mine = tl.load(tree + row)
@@ -119,7 +119,7 @@ def _over_path(  # type: ignore[no-untyped-def]
 def _narrow(  # type: ignore[no-untyped-def]
     masks, out, kept, starts, first, tree, words, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """A program for each kept row: its ancestors' bits, moved to their new numbers."""
+    """Moves a kept row's ancestor bits to their new numbers; one program for each row."""
     row = tl.program_id(0)
     old = tl.load(kept + row)
     mine = tl.load(tree + old)
@@ -160,12 +160,12 @@ class DeviceTreeBatch:
 
     @classmethod
     def at(cls, here: Tensors) -> DeviceTreeBatch:
-        """Trees whose ``arrays`` have been sent, maybe with others."""
+        """Wraps trees whose ``arrays`` have been sent, maybe with others."""
         return cls(**{field.name: here[field.name] for field in fields(cls)})
 
     @staticmethod
     def arrays(masks: npt.NDArray[np.uint64], first: Ints, sizes: Ints) -> Arrays:
-        """The fields, before they are sent."""
+        """Returns the fields as host arrays, to be sent to the device."""
         tree = np.repeat(np.arange(len(sizes)), sizes)
         return {
             "masks": masks.view(np.int64),
@@ -175,7 +175,7 @@ class DeviceTreeBatch:
         }
 
     def along_paths(self, values: torch.Tensor) -> torch.Tensor:
-        """``[rows]`` float32 the sum of each row's ancestors' values and its own."""
+        """Sums the values of each row's ancestors and its own: ``[rows]`` float32."""
         out = torch.empty_like(values)
         _over_path[(len(values),)](
             values, out, self.masks, self.first, self.sizes, self.tree,
@@ -186,17 +186,17 @@ class DeviceTreeBatch:
     def best_paths(
         self, log_prob: torch.Tensor, taken: torch.Tensor, together: bool
     ) -> torch.Tensor:
-        """The rows that ``core.pruning.keep_best_paths`` keeps, waiting for nothing.
+        """Returns the rows that ``core.pruning.keep_best_paths`` keeps, without waiting.
 
         Args:
-            log_prob: ``[rows]`` float32 what each node adds to its path's, never above 0;
-                roots 0.
+            log_prob: ``[rows]`` float32 what each node adds to its path's log probability,
+                never above 0; roots 0.
             taken: ``[kept]`` int64 which places go on, where rows stand from the best to
                 the worst; a root is better than any node. All the trees', or tree by tree.
-            together: all the trees' nodes compete.
+            together: whether the nodes of all trees compete with each other.
 
         Returns:
-            ``[kept]`` int64, ascending.
+            ``[kept]`` int64 rows, ascending.
         """
         path = self.along_paths(log_prob).clamp(min=torch.finfo(torch.float32).min)
         path = path.index_fill_(0, self.first, torch.inf)
@@ -206,12 +206,15 @@ class DeviceTreeBatch:
         return order[taken].sort().values
 
     def starts(self, kept: torch.Tensor) -> torch.Tensor:
-        """``[trees + 1]`` int64 where each tree's rows begin among ``kept`` ones."""
+        """Returns ``[trees + 1]`` int64 where each tree's rows begin among ``kept``."""
         ends = torch.searchsorted(kept, self.first + self.sizes)
         return torch.nn.functional.pad(ends, (1, 0))
 
     def narrowed_masks(self, kept: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """``[kept, words]`` int64 the masks of rows that are closed under parents."""
+        """Returns ``[kept, words]`` int64 masks of the kept rows, with their new numbers.
+
+        Each kept row's parent has to be kept, too.
+        """
         out = torch.empty_like(self.masks[: len(kept)])
         _narrow[(len(kept),)](
             self.masks, out, kept, starts, self.first, self.tree,

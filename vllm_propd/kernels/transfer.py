@@ -14,17 +14,17 @@ import numpy as np
 import torch
 
 ALIGNED = 16
-"""Bytes: where each array begins in the buffer."""
+"""The alignment, in bytes, of each array's start in the buffer."""
 
 Arrays = Mapping[str, np.ndarray]
 Tensors = dict[str, torch.Tensor]
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Tensors:
-    """The same arrays on the device, by one copy; what runs there later finds them.
+    """Sends arrays to the device in one copy; what runs there later finds them.
 
     Args:
-        arrays: by name; of types that torch has.
+        arrays: arrays by name, of types that torch has.
         device: where to. On a CPU nothing is copied: tensors are views of the arrays.
     """
     if device.type == "cpu":
@@ -34,11 +34,11 @@ def to_device(arrays: Arrays, device: torch.device) -> Tensors:
 
 
 def packed(arrays: Arrays, pin: bool) -> torch.Tensor:
-    """All arrays' bytes, one after another: ``[bytes]`` uint8 on the host.
+    """Packs all arrays' bytes, one after another: ``[bytes]`` uint8 on the host.
 
     Args:
-        arrays: by name.
-        pin: in memory that a device can read by itself.
+        arrays: arrays by name.
+        pin: whether to use memory that a device can read by itself.
     """
     size = sum(_room(values) for values in arrays.values())
     buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
@@ -51,11 +51,11 @@ def packed(arrays: Arrays, pin: bool) -> torch.Tensor:
 
 
 def unpacked(buffer: torch.Tensor, arrays: Arrays) -> Tensors:
-    """The arrays in a buffer, as views of it.
+    """Returns the arrays in a buffer, as views of it.
 
     Args:
         buffer: ``[bytes]`` uint8, as ``packed`` has laid it out, on any device.
-        arrays: the same, for their types and shapes.
+        arrays: the arrays that were packed, for their types and shapes.
     """
     found, start = {}, 0
     for name, values in arrays.items():
@@ -74,7 +74,8 @@ def to_host(values: torch.Tensor) -> Callable[[], np.ndarray[Any, Any]]:
     """Begins to copy a tensor to the host.
 
     Returns:
-        What waits for the copy, not for what the device has been given since, and gives it.
+        A function that waits for the copy, not for later work of the device, and returns
+        the array.
     """
     if values.device.type == "cpu":
         return lambda: values.numpy()

@@ -45,7 +45,7 @@ _LOWEST = np.float32(-3.0e38)
 
 @njit(fastmath=True, cache=True, nogil=True)
 def _exponentiate(scores, exponents, powers, cols, maximum):  # type: ignore[no-untyped-def]
-    """``scores[:cols] = exp(scores[:cols] - maximum)``; returns their sum.
+    """Sets ``scores[:cols]`` to ``exp(scores[:cols] - maximum)``; returns their sum.
 
     ``powers`` is the float32 view of the int32 scratch ``exponents``: powers of two are
     made by writing exponent bits, which, unlike a call of ``expf``, vectorises.
@@ -65,7 +65,7 @@ def _exponentiate(scores, exponents, powers, cols, maximum):  # type: ignore[no-
 
 
 def _to_float(source, bits, scratch):  # type: ignore[no-untyped-def]
-    """``source`` (2-D) as float32: itself, or widened from bfloat16 into ``scratch``."""
+    """Returns ``source`` (2-D) as float32: itself, or widened into ``scratch``."""
     raise NotImplementedError("compiled by numba only")
 
 
@@ -86,7 +86,7 @@ def _to_float_overload(source, bits, scratch):  # type: ignore[no-untyped-def]
 
 
 def _store(values, bits, target, inverse):  # type: ignore[no-untyped-def]
-    """``target[:] = values * inverse``, rounded to the target's type."""
+    """Sets ``target[:]`` to ``values * inverse``, rounded to the target's type."""
     raise NotImplementedError("compiled by numba only")
 
 
@@ -234,7 +234,7 @@ def _tree_attention(  # type: ignore[no-untyped-def]
 
 
 def _as_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
-    """A NumPy view; bfloat16, which NumPy lacks, as its bits in uint16."""
+    """Returns a NumPy view; bfloat16, which NumPy lacks, as its bits in uint16."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy()
@@ -242,9 +242,9 @@ def _as_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
 
 
 class QueryTiles:
-    """Which rows of which tree each work item of the kernel computes.
+    """The work items of the kernel: which rows of which tree each one computes.
 
-    Depends on the trees' sizes only, so one is built per step and serves all layers.
+    They depend on the trees' sizes only, so one object per step serves all layers.
 
     Args:
         sizes: ``[trees]`` int64, rows of each tree with its root.
@@ -277,7 +277,7 @@ def tree_attention(
     window: int = 0,
     softcap: float = 0.0,
 ) -> None:
-    """Attention of all rows of all trees, written into ``out``.
+    """Computes the attention of all rows of all trees, and writes it into ``out``.
 
     Args:
         query: ``[rows, heads, head_size]`` float32 or bfloat16, contiguous, the rows of
@@ -291,7 +291,7 @@ def tree_attention(
         masks: ``[rows, words]`` uint64, as ``ancestor_masks`` gives them.
         depth: ``[rows]`` depth in the tree, 0 for roots.
         tiles: the work items.
-        scale: of the query-key products.
+        scale: factor of the query-key products.
         window: sliding window in tokens, 0 for none.
         softcap: cap of the scores, 0 for none.
     """

@@ -25,26 +25,26 @@ from vllm_propd.core.tree import Ints
 from vllm_propd.kernels.transfer import to_device
 
 QUERY_ROWS, KEY_ROWS = 64, 64
-"""Rows of a tile: what tensor cores take, and at most a whole tree of 64 nodes."""
+"""The rows of a tile: tensor cores take so many, and so does a whole tree of 64 nodes."""
 
 SHARED_BYTES = {
     64: (24576, 57344, 90112),
     128: (49152, 81920, 114688),
     256: (98304, 131072, 163840),
 }
-"""What the kernel takes of a multiprocessor's shared memory, by head size (padded) and
-number of stages, 1 to 3, of 16-bit values: the most over GPUs, as Triton compiles it."""
+"""The bytes of a multiprocessor's shared memory that the kernel takes, by padded head size
+and stages (1 to 3) of 16-bit values: the most over GPUs, as Triton compiles it."""
 
 
 def stages_that_fit(head: int, shared: int) -> int:
-    """How far ahead keys and values can be loaded: 3 stages, Triton's default, or fewer.
+    """Returns in how many stages keys and values can be loaded ahead: 3, or fewer.
 
     Args:
         head: size of a head.
         shared: bytes of shared memory that a block of threads can have.
 
     Raises:
-        ValueError: it does not even hold one stage.
+        ValueError: the memory does not even hold one stage.
     """
     size = next(size for size in SHARED_BYTES if head <= size)
     fit = sum(taken <= shared for taken in SHARED_BYTES[size])
@@ -155,15 +155,15 @@ def _in_step(  # type: ignore[no-untyped-def]
 
 
 def tiles_of(first: Ints, sizes: Ints, group: int) -> npt.NDArray[np.int32]:
-    """The kernel's programs for some trees, of as many KV heads as there are.
+    """Returns the kernel's tiles for some trees: one program each for every KV head.
 
     Args:
         first, sizes: ``[trees]`` each tree's root row and rows.
         group: query heads of a KV head.
 
     Returns:
-        ``[3, tiles]``: first row and rows of each tile's tree, and where in its tree's
-        query rows the tile begins.
+        ``[3, tiles]`` int32: first row and rows of each tile's tree, and where in its
+        tree's query rows the tile begins.
     """
     tiles = -(-sizes * group // QUERY_ROWS)
     ends = np.cumsum(tiles)
@@ -198,13 +198,13 @@ class DeviceTrees:
         group: int,
         device: torch.device,
     ) -> DeviceTrees:
-        """Sends them, by one copy.
+        """Sends trees to the device, by one copy.
 
         Args:
             masks: ``[rows, words]`` as ``ancestor_masks`` gives them.
             first, sizes: ``[trees]`` each tree's root row and rows.
             group: query heads of a KV head.
-            device: the keys'.
+            device: device of the keys.
         """
         tiles = tiles_of(first, sizes, group)
         here = to_device({"masks": masks.view(np.int64), "tiles": tiles}, device)
@@ -214,7 +214,7 @@ class DeviceTrees:
     def narrowed(
         self, masks: torch.Tensor, tree: torch.Tensor, starts: torch.Tensor
     ) -> DeviceTrees:
-        """What is left of the trees; of their tiles, the last ones may hold nothing.
+        """Returns what is left of the trees; some of their tiles may hold nothing.
 
         Args:
             masks: ``[rows left, words]`` int64.
@@ -248,7 +248,7 @@ def attend_in_step(
         prefix_lse: ``[heads, rows]`` float32 its log-sum-exp.
         trees: which rows belong together.
         out: ``[rows, heads, head]`` gets the result; for roots, that is the prefix part.
-        scale: of the scores.
+        scale: factor of the scores.
         soft_cap: scores s become ``soft_cap * tanh(s / soft_cap)``; 0: they stay.
     """
     head = query.shape[2]

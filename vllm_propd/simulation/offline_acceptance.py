@@ -12,7 +12,7 @@ from vllm_propd.core.tree import Ints, TokenTree
 
 
 def accepted_path(tree: TokenTree, truth: Ints) -> list[int]:
-    """The nodes (from 1) that lie on the text ``truth``, from the root's child down.
+    """Returns the nodes (from 1) that lie on the text ``truth``, from the root's child on.
 
     The indices ascend, so the first n nodes of the tree accept as many tokens as the
     path has indices up to n.
@@ -29,11 +29,11 @@ def accepted_path(tree: TokenTree, truth: Ints) -> list[int]:
 
 
 def tokens_per_step(paths: list[list[list[int]]], nodes: int) -> float:
-    """Tokens per step, the bonus included, of trees cut to ``nodes`` nodes.
+    """Returns tokens per step, the bonus included, of trees cut to ``nodes`` nodes.
 
     Args:
         paths: per sequence and position, ``accepted_path`` of the tree drafted there.
-        nodes: of each tree.
+        nodes: how many nodes each tree has.
 
     Raises:
         ValueError: there is no position.

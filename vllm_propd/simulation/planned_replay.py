@@ -24,7 +24,7 @@ from vllm_propd.simulation.replay import RecordedText, Replayed, on_text, places
 
 @dataclass(frozen=True)
 class PlannedReplay(Replayed):
-    """What plans would have done.
+    """What trees would have given with sizes that a planner chooses.
 
     Attributes:
         step_s: seconds of a step as the plans priced them, drafting included.
@@ -35,13 +35,14 @@ class PlannedReplay(Replayed):
 
 @dataclass
 class _Sequence:
-    """One text on its way.
+    """One recorded text, and the place up to which it has been replayed.
 
     Attributes:
-        text: its trees, their nodes best first by what they are worth.
+        text: the recorded trees, their nodes best first by what they are worth.
         worth: ``[places, nodes]`` float64 probability of each node's path.
-        right: ``[places, nodes]`` what the text took.
-        places: where the walk ends.
+        right: ``[places, nodes]`` bool which nodes the text took.
+        places: the place where the walk ends.
+        at: the place that the walk has reached.
     """
 
     text: RecordedText
@@ -60,17 +61,18 @@ def replay_planned(
 ) -> PlannedReplay:
     """Walks over recorded texts, ``batch_size`` of them together.
 
-    Where one ends the next begins, the first again after the last: the batch stays full
-    until it has put out as many tokens as all texts have.
+    Where one text ends the next begins, the first again after the last: the batch stays
+    full until it has put out as many tokens as all texts have.
 
     Args:
         texts: recorded with trees at least as large as the config's.
         config: the most nodes of a tree, and how the early head is used.
         planner: with prices; it may prune where the recording has an early head.
-        batch_size: sequences.
+        batch_size: how many sequences run together.
 
     Raises:
-        ValueError: the recording cannot tell.
+        ValueError: the recorded trees are too small, or the texts too short; or plans
+            prune, and no early head was recorded.
     """
     most = config.num_speculative_tokens
     if (nodes := min(text.token.shape[1] for text in texts)) < most:
@@ -113,7 +115,7 @@ def replay_planned(
 
 
 def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:
-    """The texts, their trees in the order that an engine would have grown them in."""
+    """Sorts the nodes of all trees into the order in which an engine would grow them."""
     heads = max(int(text.depth.max(initial=1)) for text in texts)
     learned, own = Reliability(heads), []
     for text in texts:
@@ -162,7 +164,7 @@ def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:
 
 
 def _own_parts(text: RecordedText) -> Float32s:
-    """``[places, nodes]`` what the head of each node said of its token."""
+    """Returns ``[places, nodes]`` float32 log probability that a node's head gave it."""
     above = np.concatenate([np.zeros((len(text.score), 1), np.float32), text.score], 1)
     return text.score - np.take_along_axis(above, text.parent, 1)
 
@@ -170,7 +172,7 @@ def _own_parts(text: RecordedText) -> Float32s:
 def _kept(
     live: list[_Sequence], verified: list[Bools], config: ProPDConfig, keep: int
 ) -> list[Bools]:
-    """Which verified nodes are left, the best ``keep`` of all sequences."""
+    """Returns which verified nodes pruning leaves: the best ``keep`` of all sequences."""
     parents, depths, scores, early, base = [], [], [], [], 0
     root = np.zeros(1, np.int64)
     for one, of_one in zip(live, verified, strict=True):

@@ -25,17 +25,18 @@ from vllm_propd.core.tree import Bools, Ints
 
 @dataclass(frozen=True)
 class RecordedText:
-    """One sequence, place by place.
+    """One recorded sequence: a tree at each place of its text.
 
     Attributes:
-        token, parent, depth: ``[places, nodes]`` int64 of the tree drafted at each place,
-            as in ``TokenTree``.
-        score: ``[places, nodes]`` float32, likewise.
+        token, parent, depth: ``[places, nodes]`` int64 fields of the tree drafted at each
+            place, as in ``TokenTree``.
+        score: ``[places, nodes]`` float32 scores of its nodes, as in ``TokenTree``.
         text: ``[places]`` int64 the token that came at each place: what a node of depth 1
             of this place's tree drafts.
         early_rank: ``[places, nodes]`` int64 how many tokens the early head preferred to
             the node's, after the node's parent; None without an early head.
-        early_log_prob: ``[places, nodes]`` float32, likewise.
+        early_log_prob: ``[places, nodes]`` float32 log probability that the early head
+            gave the node's token; None without an early head.
     """
 
     token: Ints
@@ -49,11 +50,11 @@ class RecordedText:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a setting would have done.
+    """What a setting would have given on recorded texts.
 
     Attributes:
-        steps, tokens: over all sequences; the bonus counted.
-        drafted, kept: nodes of a step, before and after pruning.
+        steps, tokens: steps and new tokens of all sequences, the bonus counted.
+        drafted, kept: mean nodes of a sequence's step, before and after pruning.
     """
 
     steps: int
@@ -63,7 +64,7 @@ class Replayed:
 
     @property
     def tokens_per_step(self) -> float:
-        """The bonus included."""
+        """New tokens of a sequence per step, the bonus included."""
         return self.tokens / self.steps
 
 
@@ -75,7 +76,8 @@ def replay(texts: list[RecordedText], config: ProPDConfig) -> Replayed:
         config: tree, size and pruning count; its sizes are taken as fixed.
 
     Raises:
-        ValueError: the recording cannot tell.
+        ValueError: the recording cannot tell: other node values, larger trees, or pruning
+            without a recorded early head; or it is too short.
     """
     if config.node_values != "head_probability":
         raise ValueError("a recording knows node_values 'head_probability' only")
@@ -98,12 +100,12 @@ def replay(texts: list[RecordedText], config: ProPDConfig) -> Replayed:
 
 
 def places_of(text: RecordedText) -> int:
-    """Places whose deepest nodes speak of recorded text."""
+    """Returns how many places have trees whose deepest nodes lie within the text."""
     return max(0, len(text.text) - int(text.depth.max(initial=0)) + 1)
 
 
 def on_text(text: RecordedText) -> Bools:
-    """``[places, nodes]`` bool which nodes, with all their ancestors, the text took."""
+    """Returns ``[places, nodes]`` bool which nodes the text took, with all ancestors."""
     place = np.arange(len(text.text))[:, None] + text.depth - 1
     known = place < len(text.text)
     right = known & (text.token == text.text[np.minimum(place, len(text.text) - 1)])
@@ -111,7 +113,7 @@ def on_text(text: RecordedText) -> Bools:
 
 
 def _with_ancestors(nodes: Bools, text: RecordedText) -> Bools:
-    """Nodes whose ancestors are among ``nodes`` as well."""
+    """Returns those of ``nodes`` whose ancestors are all among them, too."""
     found = np.concatenate([np.ones((len(nodes), 1), np.bool_), nodes], 1)
     for level in range(1, int(text.depth.max(initial=0)) + 1):
         place, node = np.nonzero(text.depth == level)
@@ -120,7 +122,7 @@ def _with_ancestors(nodes: Bools, text: RecordedText) -> Bools:
 
 
 def _chosen(text: RecordedText, config: ProPDConfig) -> Bools:
-    """``[places, nodes]`` the nodes that this config would have drafted."""
+    """Returns ``[places, nodes]`` bool the nodes that this config would have drafted."""
     nodes = text.token.shape[1]
     wanted = config.num_speculative_tokens
     if config.tree == "best_first":
@@ -137,7 +139,7 @@ def _chosen(text: RecordedText, config: ProPDConfig) -> Bools:
 
 
 def _unknown(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Ints:
-    """``[places]`` nodes of a chain that are too improbable for the recorded tree.
+    """Counts ``[places]`` a chain's nodes that are too improbable for the recorded tree.
 
     They are taken as drafted, kept and wrong.
     """
@@ -148,7 +150,7 @@ def _unknown(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Ints:
 
 
 def _kept(text: RecordedText, chosen: Bools, config: ProPDConfig) -> Bools:
-    """``[places, nodes]`` what the config's rule would have let through."""
+    """Returns ``[places, nodes]`` bool the nodes that the config's rule would have kept."""
     if not config.has_rule:
         return np.ones_like(chosen)
     if text.early_rank is None or text.early_log_prob is None:

@@ -14,7 +14,7 @@ class History:
     """Appends to ``losses.jsonl``.
 
     Args:
-        folder: of the file.
+        folder: folder of the file.
         step: finished steps; lines of later ones, of a killed run, are dropped.
     """
 
@@ -31,5 +31,5 @@ class History:
 
 
 def read_losses(folder: Path) -> list[float]:
-    """The loss of each step so far."""
+    """Returns the loss of each step so far."""
     return [json.loads(line)["loss"] for line in (folder / FILE).read_text().splitlines()]

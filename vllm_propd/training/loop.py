@@ -24,17 +24,17 @@ from vllm_propd.training.settings import TrainSettings
 WARMUP_STEPS = 30
 
 OnStep = Callable[[Progress, Trainee], None]
-"""Told after each step, on the first worker."""
+"""A function that is called after each step, on the first worker."""
 
 
 def learning_rate(settings: TrainSettings, step: int, done: float) -> float:
-    """Warm-up, then a cosine from the peak to 2% of it; ``done`` from 0 to 1."""
+    """Returns a step's rate: a warm-up, then a cosine down to 2%; ``done`` is 0 to 1."""
     cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
     return settings.learning_rate * cosine * min(1.0, (step + 1) / WARMUP_STEPS)
 
 
 def _all_workers(value: torch.Tensor) -> torch.Tensor:
-    """The mean over the workers."""
+    """Returns the mean of a value over the workers."""
     if distributed.is_initialized():
         distributed.all_reduce(value)
         value /= distributed.get_world_size()
@@ -48,14 +48,14 @@ class Loop:
     resumed run, or one with more workers, sees the same batches.
 
     Args:
-        trainee: on its device.
-        data: token ids.
+        trainee: target and heads, on their device.
+        data: token ids to train on.
         settings: how to train.
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         resume: go on from the checkpoint there.
 
     Raises:
-        ValueError: a checkpoint of other settings, or a batch that does not divide.
+        ValueError: the checkpoint is of other settings, or the batch cannot be divided.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class Loop:
             )
 
     def _parts(self, step: int) -> list[torch.Tensor]:
-        """This worker's share of a step's batch, cut for accumulation."""
+        """Returns this worker's share of a step's batch, cut for accumulation."""
         settings = self.settings
         ids = self.data.batch(settings.batch_size, settings.length, (settings.seed, step))
         mine = torch.from_numpy(ids[self.rank :: self.world]).to(self.device)
         return list(mine.chunk(settings.accumulate))
 
     def _step(self, done: float) -> float:
-        """One optimizer step; the batch's loss."""
+        """Does one optimizer step, and returns the batch's loss."""
         settings, step = self.settings, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, done)
@@ -135,7 +135,7 @@ class Loop:
         return progress
 
     def _mean(self, seconds: float) -> float:
-        """Training time, the same on all workers: they must stop at the same step."""
+        """Returns the workers' mean training time: all must stop at the same step."""
         return float(_all_workers(torch.tensor(seconds, device=self.device)))
 
     def _save(self) -> None:

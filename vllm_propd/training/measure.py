@@ -12,11 +12,11 @@ from vllm_propd.heads.calibration import EARLY_RANKS, TREE_SIZES, Calibration
 from vllm_propd.training.model.trainee import Trainee
 
 CANDIDATES = ProPDConfig().num_candidates
-"""Of each head, as in serving by default."""
+"""How many candidates of each head are measured: as many as serving takes by default."""
 
 
 def ranks_of(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """How many tokens stand before the true one: ``[..., vocabulary]`` to ``[...]``."""
+    """Counts tokens that stand before the true one: ``[..., vocabulary]`` to ``[...]``."""
     value = logits.gather(-1, truth[..., None])
     return (logits > value).sum(-1)
 
@@ -30,7 +30,7 @@ class _Measured:
         self.paths: list[list[list[int]]] = []
 
     def add(self, trainee: Trainee, prompt: list[int], text: list[int]) -> None:
-        """One prompt and its continuation."""
+        """Measures the heads on one prompt and its continuation, both token ids."""
         ids = torch.tensor([prompt + text], device=trainee.device)
         predicted = trainee.predict(ids)
         heads = predicted.medusa[:, 0].float()
@@ -74,9 +74,9 @@ def calibrate(
 
     Args:
         trainee: target and heads.
-        prompts, texts: token ids; a continuation no longer than the heads reach is left
-            out.
-        on_sequence: called after each.
+        prompts, texts: token ids of prompts and continuations; a continuation no longer
+            than the heads reach is left out.
+        on_sequence: called after each sequence.
 
     Raises:
         ValueError: all continuations are too short.
@@ -108,7 +108,7 @@ def calibrate(
 
 
 def _shares(ranks: torch.Tensor) -> list[float]:
-    """Share of positions whose truth has rank 0, 1, ..."""
+    """Returns the share of positions whose truth has rank 0, 1, ..."""
     counts = torch.bincount(ranks.clamp(max=CANDIDATES), minlength=CANDIDATES)
     return [round(float(n) / len(ranks), 5) for n in counts[:CANDIDATES]]
 
@@ -119,7 +119,7 @@ def _recall(ranks: torch.Tensor) -> dict[int, float]:
 
 @torch.no_grad()
 def top_accuracy(trainee: Trainee, ids: torch.Tensor) -> list[tuple[float, float]]:
-    """Each head's top-1 and top-10 accuracy on a batch of text, for the progress bar."""
+    """Returns each head's top-1 and top-10 accuracy on a batch of text, 0 to 1."""
     predicted = trainee.predict(ids)
     best = predicted.target.argmax(-1)
     found = []

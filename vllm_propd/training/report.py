@@ -11,7 +11,7 @@ from vllm_propd.heads.calibration import EARLY_RANKS, Calibration
 
 
 def show(calibration: Calibration, console: Console) -> None:
-    """Prints the tables."""
+    """Prints a calibration's tables: Medusa heads, early heads, tokens per step."""
     heads = range(len(calibration.rank_accuracy))
     tops = (1, 2, 3, 5, 10)
     table = Table(
@@ -45,7 +45,7 @@ def show(calibration: Calibration, console: Console) -> None:
 
 
 def plot(calibration: Calibration, path: Path) -> None:
-    """Writes the same as a picture: heads, early heads, tokens per step."""
+    """Plots a calibration: Medusa heads, early heads, tokens per step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")

@@ -36,7 +36,7 @@ from vllm_propd.training.settings import TrainSettings
 from vllm_propd.training.workers import train_on_ray
 
 WORK = "training"
-"""Folder below the output for what only training needs; removed at its end."""
+"""The folder below the output for what only training needs; it is removed at its end."""
 
 INPUTS, CONTINUATIONS = "inputs.json", "continuations.json"
 MEASURED_PROMPTS, NEW_TOKENS = 64, 128
@@ -50,11 +50,11 @@ class Inputs:
     Attributes:
         model: Hugging Face folder or name of the target.
         data: files or folders: text, JSON rows, Parquet.
-        held_out: the same, to measure with; none: a share of ``data``.
-        most_tokens: of ``data``; what is beyond is not read.
+        held_out: files or folders to measure with; none: a share of ``data``.
+        most_tokens: the most tokens of ``data``; what is beyond is not read.
         self_distill: train on what the target writes itself, greedily, on prompts from
             ``data``.
-        distill_tokens: how much it writes.
+        distill_tokens: about how many tokens the target writes for that.
     """
 
     model: str
@@ -65,7 +65,7 @@ class Inputs:
     distill_tokens: int = 1_000_000
 
     def dump(self) -> str:
-        """As JSON, to be compared with a resumed run's."""
+        """Returns the inputs as JSON, to be compared with a resumed run's."""
         return json.dumps(vars(self), default=str, indent=1)
 
 
@@ -83,12 +83,12 @@ def train_heads(
         inputs: target and data.
         out: the heads' folder; the target's own ``propd/`` is where serving looks.
         settings: what to train, and how.
-        num_workers: above 1 by Ray Train.
+        num_workers: how many workers train; above 1 by Ray Train.
         resume: go on from ``out``'s unfinished training.
         for_vllm: also write the Medusa heads as vLLM's own ``medusa`` reads them.
 
     Raises:
-        ValueError: (also its subclass DataError) impossible settings, data or models.
+        ValueError: settings, data or model are impossible (DataError for the data).
         OSError: ``out`` cannot be written.
     """
     console, work = Console(), out / WORK
@@ -128,7 +128,7 @@ def _training(inputs: Inputs) -> str:
 
 
 def _check_out(out: Path, work: Path, resume: bool) -> None:
-    """Before anything else: can the result be written, and would it replace work?"""
+    """Refuses an output that cannot be written, or that would replace unfinished work."""
     unfinished = (work / checkpoint.FILE).exists()
     if resume and not unfinished:
         raise ValueError(f"--resume: {work} holds no checkpoint of an unfinished training")
@@ -199,7 +199,7 @@ def _measure(trainee: Trainee, work: Path) -> Calibration:
 
 
 class _Reporter:
-    """The progress bar: loss, and now and then the heads' accuracy on held-out text."""
+    """Shows progress: the loss, and now and then the heads' accuracy on held-out text."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class TrainSettings(BaseModel):
     @field_validator("early_layers", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """An option has them in one word, like ``1,2,3``."""
+        """Splits the value of an option, one word like ``1,2,3``."""
         return (
             [part for part in value.split(",") if part] if isinstance(value, str) else value
         )
@@ -74,13 +74,13 @@ class TrainSettings(BaseModel):
 
     @property
     def seconds(self) -> float | None:
-        """Training time; None where steps decide. Default: ten minutes."""
+        """The training time in seconds, ten minutes by default; None where steps decide."""
         if self.steps is not None:
             return None
         return 60 * (10.0 if self.minutes is None else self.minutes)
 
     def progress(self, step: int, seconds: float) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Returns the share of the training that is done, 0 to 1."""
         if self.steps is not None:
             return min(1.0, step / self.steps)
         assert self.seconds is not None

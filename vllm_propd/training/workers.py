@@ -1,4 +1,4 @@
-"""The same loop on several workers, by Ray Train: one machine or a cluster."""
+"""The training loop on several workers, by Ray Train: one machine or a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def _worker(job: dict[str, Any]) -> None:
-    """What each worker runs; Ray has set up the process group."""
+    """Trains in one worker; Ray has set up the process group."""
     settings = TrainSettings.model_validate_json(job["settings"])
     folder = Path(job["folder"])
     trainee = load_trainee(job["model"], settings)
@@ -50,10 +50,10 @@ def train_on_ray(
 
     Args:
         model: the target, which every worker loads.
-        folder: of data and checkpoint; on a cluster all hosts must share it.
-        data: name of the training data there.
-        settings: with the global batch size.
-        num_workers: each on a GPU where there are some, else on a CPU.
+        folder: folder of data and checkpoint; on a cluster all hosts must share it.
+        data: name of the training data in ``folder``.
+        settings: how to train; its batch size is that of all workers together.
+        num_workers: how many workers; each has a GPU where there are some, else a CPU.
         resume: go on from the folder's checkpoint.
 
     Raises:

@@ -15,14 +15,14 @@ from vllm_propd.bench.timing.turns import Turns, in_turns
 from vllm_propd.bench.workloads.points import Point
 
 WARM_UP = 0.4
-"""Of the seconds that an arm needs, before its first turn: what it learns settles."""
+"""The share of an arm's seconds that its warm-up takes, in which what it learns settles."""
 
 SHORT = 16
 """New tokens of a request in the warm-up of an arm that learns nothing."""
 
 
 def timed(turn: Turn) -> Timed:
-    """A turn as a part of a chunk."""
+    """Returns a turn's tokens and seconds, as its arm's part of a chunk."""
     heads_s, in_vain_s = (
         sum(record[name] for record in turn.records) for name in ("heads_s", "in_vain_s")
     )
@@ -34,7 +34,7 @@ class Measured:
 
     Args:
         point: what every arm generates.
-        engines: of the arms.
+        engines: the arms' engines.
         bar: shows how far it is.
     """
 
@@ -47,10 +47,10 @@ class Measured:
     def measure(
         self, share: float, params: SamplingParams, settings: BenchSettings
     ) -> None:
-        """Takes turns until each arm has had what it is to have; the first time warms up.
+        """Takes turns until each arm has had its share; the first call warms arms up.
 
         Args:
-            share: of the rounds and seconds that each arm needs.
+            share: how much of its rounds and seconds each arm is to have had, 0 to 1.
             params: of every request.
             settings: how many rounds and seconds.
         """
@@ -75,12 +75,12 @@ class Measured:
         settings: BenchSettings,
         start: int = 0,
     ) -> None:
-        """Takes chunks, until the arms' medians are known or there are as many as may be.
+        """Runs chunks until the arms' medians are known, or ``most_chunks`` are done.
 
         Args:
-            engines: of the arms; if they are new, they are warmed up.
-            params: of every request; texts end where they do.
-            settings: how many, and how well known.
+            engines: the arms' engines; where ``start`` is above 0, they are warmed up.
+            params: of every request; texts end where the model ends them.
+            settings: how many chunks, and how well their medians are to be known.
             start: how often the engines have been started anew.
         """
         arms, groups = [engine.arm.name for engine in engines], self.point.groups

@@ -19,10 +19,10 @@ from statistics import median
 import numpy as np
 
 RESAMPLED = 4000
-"""Times that chunks are drawn again, with replacement: what their median could be."""
+"""How often chunks are drawn again, with replacement, to see what their median could be."""
 
 FEWEST = 6
-"""Chunks that say how far their median is to be trusted."""
+"""The fewest chunks that can say how far their median is to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Timed:
     Attributes:
         tokens: put out, over all sequences.
         seconds: from the first request to the last token.
-        heads_s: of them, spent on asking the heads.
-        in_vain_s: of these, where no more than one token for each sequence came of it.
+        heads_s: the part of ``seconds`` that was spent on asking the heads.
+        in_vain_s: the part of ``heads_s`` that gave no sequence more than one token.
     """
 
     tokens: int
@@ -60,21 +60,21 @@ class Chunks:
         self._starts: list[int] = []
 
     def add(self, chunk: dict[str, Timed], start: int = 0) -> None:
-        """The next chunk is over, for every arm.
+        """Adds a chunk that every arm has finished.
 
         Args:
-            chunk: by arm.
+            chunk: each arm's part, by the arm's name.
             start: which engines it ran on: those of the first start, of the second, ...
         """
         self.done.append(chunk)
         self._starts.append(start)
 
     def ratios(self, arm: str) -> list[float]:
-        """Tokens/s over plain vLLM's, of each chunk."""
+        """Returns an arm's tokens/s over plain vLLM's, for each chunk."""
         return [chunk[arm].rate / chunk[self._plain].rate for chunk in self.done]
 
     def ratio_of_sums(self, arm: str) -> float:
-        """All tokens over all seconds, over plain vLLM's."""
+        """Returns an arm's tokens/s of all chunks together, over plain vLLM's."""
 
         def rate(name: str) -> float:
             parts = [chunk[name] for chunk in self.done]
@@ -83,21 +83,23 @@ class Chunks:
         return rate(arm) / rate(self._plain)
 
     def share(self, arm: str, of: str) -> float:
-        """Of all its seconds, the share that a field of ``Timed`` has: 0 to 1."""
+        """Returns the share of an arm's seconds in field ``of`` of ``Timed``, 0 to 1."""
         parts = [chunk[arm] for chunk in self.done]
         return sum(getattr(p, of) for p in parts) / sum(p.seconds for p in parts)
 
     def median(self, arm: str) -> float:
-        """Of the chunks' ratios."""
+        """Returns the median of the chunks' ratios."""
         return median(self.ratios(arm))
 
     def quartiles(self, arm: str) -> tuple[float, float]:
-        """Of the chunks' ratios."""
+        """Returns the lower and the upper quartile of the chunks' ratios."""
         return _quartiles(np.array(self.ratios(arm)))
 
     def quartiles_of_median(self, arm: str) -> tuple[float, float]:
-        """Between which the median of as many other chunks, of as many other starts of the
-        engines, is half of the times: starts are drawn with replacement, then their chunks.
+        """Returns the quartiles that half of the drawn medians lie between (bootstrap).
+
+        A drawn median is that of as many other chunks, of as many other starts of engines:
+        starts are drawn with replacement, then their chunks.
         """
         ratios, starts = np.array(self.ratios(arm)), np.array(self._starts)
         of_start = [ratios[starts == start] for start in np.unique(starts)]
@@ -110,7 +112,7 @@ class Chunks:
         return _quartiles(drawn)
 
     def are_enough(self, arms: Sequence[str], precision: float) -> bool:
-        """Whether each arm's median is known: its quartiles are no farther apart."""
+        """Whether each median's quartiles are within ``precision`` of each other."""
         if len(self.done) < FEWEST:
             return False
         quartiles = [self.quartiles_of_median(arm) for arm in arms if arm != self._plain]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FIRST = "prepare"
-"""What a step begins with."""
+"""The part that a step begins with."""
 
 PARTS = {
     "_prepare_inputs": FIRST,
@@ -20,24 +20,26 @@ PARTS = {
     "_sample": "verify",
     "propose_draft_token_ids": "draft",
 }
-"""vLLM's runner methods and, where trees are pruned, what they are made of; and what the
-report calls them. ``verify`` is sampling, and with ProPD also the walk and the commit."""
+"""The runner's methods that are timed, and what the report calls them.
+
+Those of ``_pruned_forward`` are parts of a forward pass whose trees are pruned. ``verify``
+is sampling, and with ProPD also the walk and the commit."""
 
 SPLIT = "split"
-"""What a forward in two halves takes beside these."""
+"""The name of what a forward in two halves takes beside its ``PARTS``."""
 
 Laps = dict[str, float]
-"""A step: seconds of each of its parts."""
+"""The seconds of each part of one step, by the part's name."""
 
 
 @dataclass
 class Work:
-    """What early pruning saw.
+    """How much work trees made, before and after early pruning.
 
     Attributes:
-        trees: of all steps.
-        rows, kept: tree rows, roots included, before and after.
-        layers, early_layer: of the model, and where it is cut.
+        trees: trees of all steps.
+        rows, kept: tree rows, roots included, before and after pruning.
+        layers, early_layer: layers of the model, and the one after which it is cut.
     """
 
     trees: int = 0
@@ -56,7 +58,7 @@ class Work:
 
     @property
     def ratio(self) -> float:
-        """Node-layers run over those of the unpruned trees."""
+        """The node-layers that were run, divided by those of the unpruned trees."""
         if not self.rows:
             return 1.0
         above = self.layers - self.early_layer
@@ -70,7 +72,7 @@ def install(worker: Any) -> None:
 
     A part inside another one, as the halves are inside the forward, is not counted in it,
     and what is left is called ``SPLIT``: whole forwards are not to be mixed with it.
-    Again after ``use_settings``, which makes some of what is timed anew.
+    It has to run again after ``use_settings``, which replaces some of what is timed.
     """
     runner = worker.model_runner
     worker.laps, worker.ended, worker.work = [], [], Work()
@@ -128,10 +130,10 @@ def _count_rows(worker: Any, pruned_forward: Any) -> None:
 
 
 def take(worker: Any) -> tuple[list[tuple[float, Laps]], dict[str, int]]:
-    """Runs in the worker: the steps since the last time, with when each ended by a clock
-    that all processes share (``time.perf_counter``), and work.
+    """Runs in the worker: returns the steps since the last call, and their work.
 
-    In plain types, which travel between processes.
+    Each step comes with the time when it ended, by a clock that all processes share
+    (``time.perf_counter``). All is in plain types, which travel between processes.
     """
     steps = list(zip(worker.ended, worker.laps, strict=True))
     work = asdict(worker.work)
@@ -140,5 +142,5 @@ def take(worker: Any) -> tuple[list[tuple[float, Laps]], dict[str, int]]:
 
 
 def peak_rss(worker: Any) -> float:
-    """Runs in the worker: the most memory its process has held, MiB."""
+    """Runs in the worker: returns the most memory that its process has held, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -11,10 +11,10 @@ from typing import Any, Self
 from vllm_propd.bench.timing.step_profiler import SPLIT, Laps, Work
 
 Recording = list[list[dict[str, Any]]]
-"""Trees of steps (``engine.step.record.RecordedTree``)."""
+"""The trees of each recorded step (``engine.step.record.RecordedTree`` as dicts)."""
 
 FORWARD = ("forward", SPLIT, "lower half", "prune", "upper half")
-"""Parts of a step that are the model's, early head included."""
+"""The parts of a step in which the model runs, early head included."""
 
 
 class DraftCounter:
@@ -32,7 +32,7 @@ class DraftCounter:
         self.accepted_at: list[int] = []
 
     def record(self, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
-        """What the engine calls after each step."""
+        """Counts a step's drafts; the engine calls it after each step."""
         stats = scheduler_stats.spec_decoding_stats
         if stats is None:
             return
@@ -44,15 +44,15 @@ class DraftCounter:
             self.accepted_at[depth] += count
 
     def log(self) -> None:
-        """Nothing to log: the benchmark prints its own table."""
+        """Logs nothing: the benchmark prints its own table."""
 
 
 @dataclass
 class Turn:
-    """What happened.
+    """What happened in one arm's turn.
 
     Attributes:
-        began: when, by ``time.perf_counter``.
+        began: when the counted time began, by ``time.perf_counter``.
         seconds: wall time to the last token; from when every sequence had its first, of a
             trace from its start.
         whole_s: wall time from the first request to the last token.
@@ -62,13 +62,13 @@ class Turn:
         steps: decode steps in this time, summed over sequences.
         texts: token ids per prompt.
         drafted, drafts: draft tokens, and steps of sequences with drafts.
-        accepted_at: such steps that accepted a draft of depth 1, 2, ...
+        accepted_at: how many steps with drafts accepted one of depth 1, 2, ...
         step_seconds: wall time of each engine step that put tokens out.
         step_drafted: draft tokens that it verified, over all sequences.
-        parts: of each such step, seconds inside the worker by ``stopwatch.PARTS``, where
-            the engine has stopwatches.
-        work: what early pruning saw, likewise.
-        records: what sizing saw at each step (``protocol.StepRecord``), likewise.
+        parts: seconds of each such step inside the worker, by ``step_profiler.PARTS``;
+            empty where the engine has no stopwatches.
+        work: how much work trees made; zero where the engine has no stopwatches.
+        records: what sizing saw at each step (``protocol.StepRecord``); of ProPD's arms.
     """
 
     began: float = inf
@@ -107,22 +107,22 @@ class Turn:
 
     @property
     def middle(self) -> float:
-        """When, by ``time.perf_counter``, half of it was over."""
+        """The time when half of the turn was over, by ``time.perf_counter``."""
         return self.began + self.seconds / 2
 
     @property
     def tokens_per_s(self) -> float:
-        """Throughput over all sequences."""
+        """New tokens per second, over all sequences."""
         return self.tokens / self.seconds
 
     def laps(self) -> list[tuple[int, float]]:
-        """Draft tokens and seconds of each step; the turn as one, where none was timed."""
+        """Returns each step's draft tokens and seconds; one step, where none was timed."""
         if not self.step_seconds:
             return [(0, self.seconds)]
         return list(zip(self.step_drafted, self.step_seconds, strict=True))
 
     def step_ms(self) -> dict[str, float]:
-        """Milliseconds of a step by part; ``rest`` is what no part explains.
+        """Returns the milliseconds of a step by part; ``rest`` is what no part explains.
 
         Means over all steps: these are of several kinds, and only means add up.
         """
@@ -136,7 +136,7 @@ class Turn:
         return {**found, "rest": step - sum(found.values()), "step": step}
 
     def host_ms(self) -> float:
-        """Milliseconds of a step without the forward passes; 0 if not timed."""
+        """Returns the milliseconds of a step without its forward passes; 0 if not timed."""
         parts = self.step_ms()
         return parts.get("step", 0.0) - sum(parts.get(part, 0.0) for part in FORWARD)
 
@@ -149,5 +149,5 @@ class Turn:
 
     @property
     def tokens_per_step(self) -> float:
-        """Of one sequence; its first token, which the prefill gives, left out."""
+        """New tokens of a sequence per step, its first one, from the prefill, left out."""
         return (self.tokens - self.prefilled) / max(self.steps, 1)

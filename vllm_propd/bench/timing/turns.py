@@ -1,4 +1,4 @@
-"""Arms take turns: whose it is, and what comes of all of them together."""
+"""Arms take turns: in which order, and what their turns give together."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Taker = TypeVar("Taker")
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
 NEIGHBOURS = 8
-"""Turns of others from one turn of plain vLLM to its next."""
+"""The most turns of other arms between two turns of plain vLLM."""
 
 FAST = 0.02
-"""Of like steps, how many are faster than the one that counts."""
+"""The share of like steps that are faster than the one that counts."""
 
 OFTEN = 10
-"""Like steps that tell how far an arm's steps are from its fast ones."""
+"""How many like steps can tell how far an arm's steps are from its fast ones."""
 
 SHOWN = (0.0, FAST, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
-"""What results tell of the times of like steps, so that others than FAST can be tried."""
+"""The quantiles of like steps' times in the results: others than FAST can be tried."""
 
 
 def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[Taker]:
-    """Whose turn it is: A B C D, A B C D, ... A; A in between, where others are many.
+    """Yields whose turn it is: A B C D, A B C D, ... A; A also between many others.
 
     Args:
         arms: the first is what the others are compared with, and has more turns: what its
@@ -51,7 +51,7 @@ def in_turns(arms: Sequence[Taker], needs: Callable[[Taker], bool]) -> Iterator[
 
 
 def turns_in(arms: int, rounds: int) -> int:
-    """How many ``in_turns`` gives, where every arm needs one a round."""
+    """Returns how many turns ``in_turns`` yields where every arm needs one a round."""
     taken: Counter[int] = Counter()
     for arm in in_turns(range(arms), lambda arm: taken[arm] < rounds):
         taken[arm] += 1
@@ -66,32 +66,32 @@ class Turns(Generic[AnyTurn]):
         self._taken: list[tuple[str, AnyTurn]] = []
 
     def add(self, arm: str, turn: AnyTurn) -> None:
-        """The next turn is over."""
+        """Adds a turn that an arm has just ended."""
         self._taken.append((arm, turn))
 
     def of(self, arm: str) -> list[AnyTurn]:
-        """An arm's."""
+        """Returns an arm's turns, in the order in which they were taken."""
         return [turn for name, turn in self._taken if name == arm]
 
     @property
     def plain(self) -> list[AnyTurn]:
-        """Those of what is compared with."""
+        """The turns of plain vLLM, which the other arms are compared with."""
         return self.of(self._plain)
 
     def share(self, arm: str, rounds: int, seconds: float = 0.0) -> float:
-        """Of the rounds and seconds that an arm needs at least, what it has had: 0 to 1."""
+        """Returns how much of its least rounds and seconds an arm has had, 0 to 1."""
         turns = self.of(arm)
         had = sum(turn.seconds for turn in turns)
         return min(len(turns) / rounds, had / seconds if seconds else 1.0, 1.0)
 
     def latest(self, arm: str) -> AnyTurn:
-        """An arm's last turn; the last with each group of prompts, where there are more."""
+        """Returns an arm's last turn with each group of prompts, added up to one turn."""
         by_group = {turn.group: turn for turn in self.of(arm)}
         first, *others = (by_group[group] for group in sorted(by_group))
         return reduce(iadd, others, deepcopy(first))
 
     def tokens_per_s(self, arm: str) -> float:
-        """Of an arm's turns with a group of prompts the median; the mean over groups.
+        """Returns an arm's tokens/s: the median of each group of prompts, their mean.
 
         Groups have unequal numbers of turns, and some write faster than others.
         """
@@ -105,18 +105,18 @@ class Turns(Generic[AnyTurn]):
         return turn.middle - self._taken[0][1].began
 
     def ratio(self, arm: str) -> float:
-        """Tokens/s over plain vLLM's, both undisturbed; the mean over groups of prompts.
+        """Returns tokens/s over plain vLLM's, both undisturbed; the mean over groups.
 
         Whatever else a machine does only slows, and slows plain vLLM, which waits for
         memory, by other factors than arms that compute. So a step counts as long as a fast
-        one (``FAST``) of the same arm and as many drafts (``fast_steps``). How often there
-        were so many, and how many tokens came of them, is of all turns.
+        one (``FAST``) of the same arm and as many drafts (``fast_steps``). How often steps
+        had so many drafts, and how many tokens came of them, is counted over all turns.
         """
         mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
         return mean(mine[group] / plain[group] for group in mine)
 
     def _undisturbed(self, arm: str) -> dict[int, float]:
-        """By group of prompts, tokens/s of an arm whose steps are all fast."""
+        """Returns, by group of prompts, an arm's tokens/s if all its steps were fast."""
         fast = fast_steps(self.steps(arm))
         tokens: Counter[int] = Counter()
         seconds: defaultdict[int, float] = defaultdict(float)
@@ -126,7 +126,7 @@ class Turns(Generic[AnyTurn]):
         return {group: tokens[group] / seconds[group] for group in tokens}
 
     def steps(self, arm: str) -> dict[int, list[float]]:
-        """Seconds of an arm's steps, by draft tokens; few first."""
+        """Returns the seconds of an arm's steps, by draft tokens in ascending order."""
         found: defaultdict[int, list[float]] = defaultdict(list)
         for turn in self.of(arm):
             for drafted, seconds in turn.laps():
@@ -135,12 +135,12 @@ class Turns(Generic[AnyTurn]):
 
 
 def fast_steps(steps: dict[int, list[float]]) -> dict[int, float]:
-    """Seconds of an undisturbed step, by draft tokens.
+    """Returns the seconds of an undisturbed step, by draft tokens.
 
-    Of sizes that are often met, that is a fast step. Of n of a rare size the fastest is to
-    be expected at quantile 1 / (n + 1): as much as the arm's steps of often met sizes are
-    above their fast ones there, it is taken to be, too. Else arms of many sizes would be
-    slower than arms of one for no other reason.
+    For a size that is often met, that is a fast step (``FAST``). The fastest of n steps of
+    a rare size is to be expected at quantile 1 / (n + 1): it is taken to be as far above a
+    fast step as the arm's steps of often met sizes are at that quantile. Else arms of many
+    sizes would be slower than arms of one for no other reason.
 
     Args:
         steps: seconds of an arm's steps, by draft tokens.
@@ -159,5 +159,5 @@ def fast_steps(steps: dict[int, list[float]]) -> dict[int, float]:
 
 
 def at(laps: list[float], share: float) -> float:
-    """The quantile; of few laps the faster one."""
+    """Returns the quantile ``share`` of some times; between two of them, the faster."""
     return float(np.quantile(laps, share, method="lower"))

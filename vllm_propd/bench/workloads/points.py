@@ -19,21 +19,23 @@ from vllm_propd.bench.workloads.tasks import TASKS, task_texts
 from vllm_propd.corpus import library_files, pieces, read_text
 
 FEWEST_PROMPTS = PASSES
-"""Of a point: one text says little about acceptance, and many leave few turns with each. As
-many as passes: of one sequence at a time, too, each pass has a turn of every arm."""
+"""The fewest prompts of a point.
+
+One text says little about acceptance, and many leave few turns with each. There are as many
+as passes: with one sequence at a time, too, each pass has a turn of every arm."""
 
 CHARS_PER_TOKEN = 8
-"""More than text has, so that a piece of so many characters is long enough."""
+"""More characters per token than text has: a piece cut by it has tokens enough."""
 
 Tokenize = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What every arm generates.
+    """One point of a benchmark: prompts that every arm generates from.
 
     Attributes:
-        workload: as in ``Row``.
+        workload: the workload's name, as in ``Row``.
         batch_size: sequences generated together; of a trace, the most at a time.
         prompts: token ids.
         arrivals: of a trace, when each prompt arrives, seconds from its start.
@@ -48,17 +50,17 @@ class Point:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The point's readable name, like ``batch 4`` or ``task prose``."""
         return point_name(self.workload, self.batch_size)
 
     @property
     def groups(self) -> list[list[list[int]]]:
-        """The prompts of a turn; turns are short, so that arms are compared often."""
+        """The prompts of each turn; turns are short, so that arms are compared often."""
         size = self.batch_size
         return [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)]
 
     def at(self, rate: float) -> Point:
-        """A trace that arrives at one request per second, at ``rate`` of them."""
+        """Returns this trace of one request per second, sped up to ``rate`` per second."""
         arrivals = tuple(second / rate for second in self.arrivals or ())
         return replace(self, arrivals=arrivals, rate=rate)
 
@@ -66,12 +68,12 @@ class Point:
 def batch_points(
     tokenize: Tokenize, files: list[Path], settings: BenchSettings
 ) -> list[Point]:
-    """The axis of batch size.
+    """Returns the points of workload ``batch``: one for each batch size.
 
     Args:
-        tokenize: the target's.
+        tokenize: the target's tokenizer.
         files: what to cut prompts from; none: held-out files of Python's library.
-        settings: which sizes, how long the prompts.
+        settings: which batch sizes, how long the prompts.
 
     Raises:
         ValueError: there is too little text.
@@ -88,8 +90,10 @@ def batch_points(
 def workload_points(
     tokenize: Tokenize, files: list[Path], settings: BenchSettings
 ) -> list[Point]:
-    """The axes of length and task at the middle batch size, and the trace, which is last
-    and arrives at one request per second; see ``batch_points``.
+    """Returns the points of prompt length and task, and last the trace.
+
+    Lengths and tasks have the middle batch size; the trace's requests arrive at one per
+    second. Arguments and errors are those of ``batch_points``.
     """
     batch_size = sorted(settings.batch_sizes)[len(settings.batch_sizes) // 2]
     size = _whole_batches(batch_size)
@@ -116,7 +120,7 @@ def _whole_batches(batch_size: int) -> int:
 
 
 def _trace(prompts: list[list[int]], settings: BenchSettings) -> Point:
-    """Prompts cut to mixed lengths, arriving as a Poisson process, the first at once."""
+    """Cuts prompts to mixed lengths, arriving as a Poisson process, the first at once."""
     rng = np.random.default_rng(settings.seed)
     lengths = rng.choice(settings.lengths, len(prompts)).tolist()
     arrivals = np.cumsum(rng.exponential(size=len(prompts)))
@@ -132,7 +136,7 @@ def _trace(prompts: list[list[int]], settings: BenchSettings) -> Point:
 def cut_prompts(
     tokenize: Tokenize, files: list[Path], count: int, length: int, seed: int
 ) -> list[list[int]]:
-    """``count`` prompts of ``length`` tokens; see ``batch_points``.
+    """Cuts ``count`` prompts of ``length`` tokens; see ``batch_points``.
 
     Raises:
         ValueError: there is too little text.
@@ -154,7 +158,7 @@ def cut_prompts(
 def _first(
     tokenize: Tokenize, texts: Iterable[str], count: int, length: int
 ) -> list[list[int]]:
-    """The first ``count`` texts of at least ``length`` tokens, cut to as many."""
+    """Returns the first ``count`` texts of ``length`` tokens or more, cut to ``length``."""
     found: list[list[int]] = []
     for text in islice(texts, 4 * count):  # not for ever, where every text is too short
         ids = tokenize(text[: 2 * CHARS_PER_TOKEN * length])[:length]

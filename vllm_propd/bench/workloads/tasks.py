@@ -27,11 +27,11 @@ PROSE = ("*.txt", "*.rst", "*.md", "LICENSE*", "METADATA")
 TABLES = ("*.json", "*.csv", "*.tsv")
 
 ROFF = re.compile(r"^[.'].*\n?|\\f(?:\[\w*\]|\(..|.)|\\&", re.MULTILINE)
-"""What a manual page has beside its text: requests, fonts, empty characters."""
+"""Matches what a manual page has beside its text: requests, fonts, empty characters."""
 
 
 def _packaged(*patterns: str) -> dict[str, list[Path]]:
-    """The files of these names in the libraries by package; data of tests left out."""
+    """Returns the libraries' files of these names, by package, without data of tests."""
     found: dict[str, list[Path]] = {}
     for folder in LIBRARIES:
         for file in sorted(folder.rglob("*")):
@@ -45,7 +45,7 @@ def _packaged(*patterns: str) -> dict[str, list[Path]]:
 
 
 def _shared(*patterns: str) -> list[Path]:
-    """The files of these paths in the system's documentation."""
+    """Returns the files of these paths in the system's documentation."""
     return sorted({f for folder in SHARES for p in patterns for f in folder.glob(p)})
 
 
@@ -58,12 +58,13 @@ TASKS: dict[str, Callable[[], list[list[Path]]]] = {
     ],
     "tables": lambda: list(_packaged(*TABLES).values()),
 }
-"""Files by task, in families drawn from in turn: one kind of text is not most of it."""
+"""The files of each task, in families: drawn in turn, no kind of text is most of it."""
 
 
 def text_of(file: Path) -> str:
-    """A file's text, unpacked, without headers and markup of its kind; at most
-    ``MAX_FILE_BYTES`` of it. Empty: it cannot be read, or is no text.
+    """Returns a file's text, unpacked, without headers and markup of its kind.
+
+    It is cut at ``MAX_FILE_BYTES``, and empty where the file cannot be read or is no text.
     """
     opened = gzip.open if file.suffix == ".gz" else open
     try:
@@ -80,7 +81,7 @@ def text_of(file: Path) -> str:
 
 
 def task_texts(task: str, min_chars: int, seed: int = 0) -> Iterator[str]:
-    """A task's pieces of text without end, each at least ``min_chars`` long.
+    """Yields a task's pieces of text without end, each at least ``min_chars`` long.
 
     Every piece comes from a file of its own while there are enough of them; the same
     seed on the same machine gives the same pieces.

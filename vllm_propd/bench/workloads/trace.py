@@ -21,7 +21,7 @@ from vllm_propd.bench.timing.turns import Turns, in_turns, turns_in
 from vllm_propd.bench.workloads.points import Point
 
 POLLS_S = 1.1
-"""Idle vLLM workers poll for a second, on cores that another engine needs."""
+"""Seconds before a turn: idle vLLM workers poll for one, on cores that others need."""
 
 
 @dataclass
@@ -48,14 +48,14 @@ class StepCounter(DraftCounter):
     def record(
         self, scheduler_stats: Any, iteration_stats: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """What the engine calls after each step, with either, or both."""
+        """Counts a step; the engine calls it with statistics of either kind, or both."""
         if scheduler_stats is not None:
             super().record(scheduler_stats)
         if iteration_stats is not None:
             self.steps += len(iteration_stats.inter_token_latencies_iter)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to log."""
+        """Logs nothing."""
 
 
 class TraceEngine:
@@ -107,7 +107,7 @@ class TraceEngine:
     async def _request(
         self, prompt: list[int], arrival: float, params: SamplingParams
     ) -> tuple[list[int], float, float]:
-        """Its text, seconds to its first token, and seconds per token after that."""
+        """Returns a request's text, seconds to its first token, and per token after it."""
         self._requests += 1
         name = str(self._requests)
         await asyncio.sleep(max(arrival - time.perf_counter(), 0.0))
@@ -126,7 +126,7 @@ class TraceEngine:
         await self.llm.collective_rpc(step_profiler.install)
 
     async def peak_rss_mib(self) -> float:
-        """The most memory that the workers have held, together, MiB."""
+        """Returns the most memory that each worker has held, summed over them, in MiB."""
         return sum(await self.llm.collective_rpc(step_profiler.peak_rss))
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class TraceEngine:
 
 
 def latencies(turns: list[TraceTurn]) -> dict[str, float]:
-    """The fields of a ``Row``; over the requests of all these turns."""
+    """Returns a ``Row``'s fields for latencies, in ms, over the requests of all turns."""
     first, each = [], []
     for turn in turns:
         first += turn.first_token_seconds

@@ -14,7 +14,7 @@ from numba import njit
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
 SUREST = 0.999
-"""Nothing is certain: the heads' other candidates share the rest."""
+"""The highest probability of a token: the heads' other candidates share the rest."""
 
 
 @njit(cache=True, nogil=True)
@@ -57,9 +57,9 @@ def _push(keys, entries, count, key, entry):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _next_rank(tokens, values, rest, tree, head, place, seen):  # type: ignore[no-untyped-def]
-    """The first from ``place`` on that does not say the looked-up token; what it is worth.
+    """Finds the first rank from ``place`` on whose token is not the looked-up one.
 
-    Where there is none, the place is beyond the last.
+    Returns it and its log probability. Where there is none, the rank is beyond the last.
     """
     ranks = tokens.shape[2]
     if place < ranks and tokens[tree, head, place] == seen:
@@ -135,14 +135,14 @@ def _grow(  # type: ignore[no-untyped-def]
 def _shared(
     tokens: Ints, log_probs: Float32s, looked_up: Ints, worth: Float32s
 ) -> tuple[Float32s, Float32s]:
-    """What looked-up tokens are worth beside the heads, and what that leaves to others.
+    """Prices looked-up tokens beside the heads' candidates, and the candidates beside them.
 
     A token that both offer is worth what the surer of them says. The heads' other tokens
     share what is left, in the proportions that they had.
 
     Returns:
-        Log probabilities as ``worth``; and ``[sequences, heads]`` float32 to add to the
-        heads', where their node has a looked-up sibling.
+        Log probabilities like ``worth``; and ``[sequences, heads]`` float32 to add to the
+        log probabilities of a head's candidates that have a looked-up sibling.
     """
     rest = np.zeros(tokens.shape[:2], np.float32)
     both = min(tokens.shape[1], looked_up.shape[1])
@@ -163,7 +163,7 @@ def grow(
     sizes: Ints,
     looked_up: tuple[Ints, Float32s] | None = None,
 ) -> list[TokenTree]:
-    """The best tree of the wanted size for each sequence.
+    """Grows the best tree of the wanted size for each sequence.
 
     Args:
         tokens: ``[sequences, heads, ranks]`` int64 candidates of each head, sorted best
@@ -172,8 +172,9 @@ def grow(
             above 0, none above the one before it. Otherwise the trees are not the best.
         sizes: ``[sequences]`` int64 wanted nodes; a tree is smaller where there are fewer
             paths. One rank gives a chain.
-        looked_up: ``[sequences, reach]`` int64 a continuation of each, -1 where there is
-            none, and float32 log probabilities: see ``core.drafting.lookup``.
+        looked_up: two arrays ``[sequences, reach]``: a continuation of each sequence,
+            int64 tokens, -1 where there is none; and their log probabilities, float32
+            (``core.drafting.lookup``).
 
     Returns:
         One tree per sequence. The same candidates give the same trees on every rank.
@@ -204,14 +205,14 @@ def grow(
 
 
 def nodes_per_sequence(wanted: int, token_budget: int, sequences: int) -> int:
-    """The tree size that each of the running sequences may have.
+    """Returns how many nodes the tree of each running sequence may have.
 
     Roots and drafts together take at most half of a step's token budget: vLLM schedules
     running sequences first, and prompts must not starve behind their trees.
 
     Args:
-        wanted: nodes, as configured.
+        wanted: nodes of a tree, as configured.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
-        sequences: how many are running.
+        sequences: how many sequences are running.
     """
     return max(0, min(wanted, token_budget // 2 // sequences - 1))

@@ -25,32 +25,34 @@ REACH = 16
 """Tokens of a continuation: the deepest that a looked-up node can be."""
 
 LONGEST = 16
-"""Matches of so many tokens and more are alike."""
+"""The longest match, in tokens: longer ones count as if they were of this length."""
 
 SCANNED = 64
-"""Tokens of a text that are compared at once."""
+"""How many tokens of a text are compared at once."""
 
 UNSAID, SAME, OTHER = 0, 1, 2
 """What the heads say of a looked-up token: nothing; their first choice; another one."""
 
 ONCE, ALIKE, MIXED = 0, 1, 2
-"""What has followed the text's last token before: one thing, once or always; or several."""
+"""What has followed earlier uses of the text's last token: one token, once or always
+(``ONCE``, ``ALIKE``); or different ones (``MIXED``)."""
 
 TRUST = 4.0
-"""Weight of what is believed at first: that a match of m is right m times of m + 1."""
+"""The weight, in samples, of the first belief: a match of m is right m times of m + 1."""
 
 MEMORY = 2000.0
-"""Samples after which one's weight is a third."""
+"""The number of samples after which an older one's weight is about a third."""
 
 
 @dataclass(frozen=True)
 class LookupMatches:
-    """What was found for some sequences.
+    """The continuations that were found in the texts of some sequences.
 
     Attributes:
-        token: ``[sequences, REACH]`` int64; -1 where nothing was found.
-        match: ``[sequences]`` int64 tokens at the text's end that had been there before.
-        before: ``[sequences]`` int64 what followed the last of them: ``ONCE``...
+        token: ``[sequences, REACH]`` int64 the continuation; -1 where none was found.
+        match: ``[sequences]`` int64 how many tokens at the text's end stood there before.
+        before: ``[sequences]`` int64 ``ONCE``, ``ALIKE`` or ``MIXED``: what has followed
+            the text's last token.
     """
 
     token: Ints
@@ -60,8 +62,10 @@ class LookupMatches:
 
 @njit(cache=True, nogil=True)
 def _may_match(text, start, last, back):  # type: ignore[no-untyped-def]
-    """Whether any of ``SCANNED`` tokens is the text's last one, and what stands ``back``
-    places before it stands there, too. Compares many at a time.
+    """Whether one of ``SCANNED`` tokens may end a match of more than ``back`` tokens.
+
+    That is, whether it is the text's last token, and the token ``back`` places before it is
+    the one ``back`` places before the text's last. Compares many at a time.
     """
     here, before = (
         text[start : start + SCANNED],
@@ -75,7 +79,7 @@ def _may_match(text, start, last, back):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _match(text, end, last):  # type: ignore[no-untyped-def]
-    """How many tokens up to ``end`` are as the text's last ones."""
+    """Returns how many tokens up to ``end`` are the same as the text's last ones."""
     length = 0
     while length < LONGEST and length <= end:
         if text[end - length] != text[last - length]:
@@ -86,7 +90,10 @@ def _match(text, end, last):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _look_up(texts, rows, lengths):  # type: ignore[no-untyped-def]
-    """The latest of the longest matches; a text that repeats itself goes on doing so."""
+    """Finds each text's latest longest match, and what follows it.
+
+    Where that reaches the text's end, the continuation repeats itself.
+    """
     token = np.full((len(rows), REACH), -1, np.int64)
     match, before = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     for i in range(len(rows)):
@@ -116,7 +123,7 @@ def _look_up(texts, rows, lengths):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _worth_of(right, total):  # type: ignore[no-untyped-def]
-    """Log probability."""
+    """Returns the log probability of a continuation that was right so often, float32."""
     return np.float32(np.log(min(right / total, SUREST)))
 
 
@@ -124,8 +131,10 @@ def _worth_of(right, total):  # type: ignore[no-untyped-def]
 def _grade(  # type: ignore[no-untyped-def]
     texts, rows, lengths, index, starts, token, match, before, said, total, right, curves
 ):
-    """By curves and length: how many continuations there were, and how many came true; and
-    what one is worth then, where that is new.
+    """Grades the last step's continuations by the texts that came, in place.
+
+    ``total`` and ``right`` count continuations and those that came true, by curve and
+    length of match; ``curves`` are the log probabilities that follow from them.
     """
     found = np.zeros((2, 3, 3, LONGEST))
     for i in range(len(rows)):
@@ -154,7 +163,7 @@ def _grade(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _worth(token, match, before, first, said, curves):  # type: ignore[no-untyped-def]
-    """What ``Lookups.worth`` returns; ``said`` is written where a head speaks."""
+    """Computes what ``Lookups.worth`` returns; writes ``said`` where a head speaks."""
     worth = np.full(token.shape, np.float32(-np.inf))
     for i in range(len(match)):
         for ahead in range(min(first.shape[1], REACH)):
@@ -167,12 +176,12 @@ def _worth(token, match, before, first, said, curves):  # type: ignore[no-untype
 
 
 UNASKED = np.empty((0, 0), np.int64)
-"""First choices of no head."""
+"""The heads' first choices where no head has been asked: an empty matrix."""
 
 
 @dataclass
 class _Waiting:
-    """Continuations whose text is to come."""
+    """Continuations that wait for their text, by which they are graded."""
 
     index: dict[str, int]
     lengths: Ints
@@ -195,10 +204,10 @@ class Lookups:
     def find(
         self, ids: list[str], texts: TokenMatrix, rows: Ints, lengths: Ints
     ) -> LookupMatches:
-        """What may come next; grades what was found in the last step.
+        """Finds what may come next, and grades what was found in the last step.
 
         Args:
-            ids: ``[sequences]`` requests.
+            ids: ``[sequences]`` request ids.
             texts: ``[rows, width]`` int32 tokens, prompts included.
             rows: ``[sequences]`` int64 row of each one's text.
             lengths: ``[sequences]`` int64 tokens of it.
@@ -221,7 +230,7 @@ class Lookups:
         )  # fmt: skip
 
     def worth(self, first: Ints | None = None) -> Float32s:
-        """What the continuations found last are worth.
+        """Returns what the continuations that were found last are worth.
 
         Args:
             first: ``[sequences, heads]`` int64 the heads' first choices; None: no head has
@@ -243,14 +252,14 @@ class Lookups:
 PARENTS = np.arange(REACH)
 DEPTHS = PARENTS + 1
 LOOKED_UP = np.ones(REACH, np.bool_)
-"""Of a path; all trees share them."""
+"""The fields of a tree that is a path; all such trees share them."""
 
 
 def paths(found: LookupMatches, worth: Float32s, sizes: Ints) -> list[TokenTree]:
-    """Trees of looked-up nodes alone: a path each, of no node where nothing was found.
+    """Returns trees of looked-up nodes alone: paths, empty where nothing was found.
 
     Args:
-        found: continuations.
+        found: continuations of the sequences.
         worth: see ``Lookups.worth``.
         sizes: ``[sequences]`` int64 the most nodes of each.
     """

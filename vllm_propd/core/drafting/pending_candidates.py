@@ -30,7 +30,7 @@ class Graded:
 
     Attributes:
         tokens: ``[samples, heads, ranks]`` int64.
-        log_probs: ``[samples, heads, ranks]`` float32, the heads'.
+        log_probs: ``[samples, heads, ranks]`` float32 what the heads said of them.
         truth: ``[samples, heads]`` int64 the text's tokens at the heads' places.
     """
 
@@ -49,16 +49,16 @@ class PendingCandidates:
         """Remembers candidates for the tokens that follow.
 
         Args:
-            request_id: whose.
+            request_id: the request that they are for.
             place: how many tokens the sequence has put out; head i speaks of number
                 ``place + i``.
-            tokens, log_probs: ``[heads, ranks]``.
+            tokens, log_probs: ``[heads, ranks]`` int64 and float32.
         """
         queue = self._waiting.setdefault(request_id, deque())
         queue.append(_Waiting(place, tokens, log_probs))
 
     def take(self, texts: Iterable[tuple[str, list[int]]]) -> Graded | None:
-        """What can be graded now, and is then forgotten; None where nothing can.
+        """Takes out the candidates that can be graded now; None where there are none.
 
         Args:
             texts: request ids and the tokens that they have put out.
@@ -80,5 +80,5 @@ class PendingCandidates:
         )
 
     def forget(self, request_id: str) -> None:
-        """A sequence has ended."""
+        """Drops the candidates of a sequence that has ended."""
         self._waiting.pop(request_id, None)

@@ -21,21 +21,29 @@ from vllm_propd.core.tree import Bools, Float32s, Ints
 
 
 class Estimator(Protocol):
-    """What growth asks."""
+    """What tells growth how probable the heads' candidates are."""
 
     def observe(self, hit: Bools, log_probs: Float32s) -> None:
-        """Learns from graded candidates; both ``[samples, heads, ranks]``."""
+        """Learns from graded candidates.
+
+        Args:
+            hit: ``[samples, heads, ranks]`` bool whether the text took each candidate.
+            log_probs: ``[samples, heads, ranks]`` float32 what the heads said of it.
+        """
 
     def values(self, log_probs: Float32s) -> Float32s:
-        """``[sequences, heads, ranks]`` log probabilities for growth, from the heads'."""
+        """Turns the heads' log probabilities into those that growth takes.
+
+        Both are ``[sequences, heads, ranks]`` float32.
+        """
 
 
 RAREST = 1e-6
-"""No candidate is worth less: a logarithm has to stay finite."""
+"""The least probability of a candidate: its logarithm has to stay finite."""
 
 
 def hits(tokens: Ints, truth: Ints) -> Bools:
-    """Which candidates the text took.
+    """Returns which candidates the text took.
 
     Args:
         tokens: ``[samples, heads, ranks]`` int64 candidates.
@@ -48,10 +56,10 @@ def hits(tokens: Ints, truth: Ints) -> Bools:
 
 
 class RankAccuracy:
-    """``p_k^i``, smoothed.
+    """The paper's ``p_k^i``: how often each rank of each head is right, smoothed.
 
     Args:
-        start: ``[heads, ranks]`` from a calibration.
+        start: ``[heads, ranks]`` float64 shares from a calibration.
         alpha: share of one new sample.
     """
 
@@ -60,17 +68,19 @@ class RankAccuracy:
         self.alpha = alpha
 
     def observe(self, hit: Bools, log_probs: Float32s | None = None) -> None:
-        """Grades samples; see ``hits``. Head probabilities mean nothing here."""
+        """Learns from samples; see ``hits``. What the heads said means nothing here."""
         if len(hit):
             kept = (1.0 - self.alpha) ** len(hit)
             known = self.accuracy[:, : hit.shape[2]]  # a tiny vocabulary has fewer ranks
             known[:] = kept * known + (1.0 - kept) * hit.mean(0)
 
     def values(self, log_probs: Float32s) -> Float32s:
-        """What growth takes: ``[sequences, heads, ranks]`` float32, never rising by rank.
+        """Returns ``[sequences, heads, ranks]`` float32 log probabilities for growth.
+
+        They never rise along the ranks.
 
         Args:
-            log_probs: ``[sequences, heads, ranks]`` the heads'; their shape counts.
+            log_probs: ``[sequences, heads, ranks]`` the heads'; only their shape counts.
         """
         sequences, _, ranks = log_probs.shape
         known = np.minimum.accumulate(self.accuracy[:, :ranks], 1)
@@ -79,16 +89,20 @@ class RankAccuracy:
 
 
 EDGES = np.linspace(-8.0, 0.0, 17)
-"""Bins of log probabilities; what is below the first belongs to the first."""
+"""The edges of bins of log probabilities; what is below the first bin belongs to it."""
 
 
 REFRESH = 32
-"""Samples between two looks at the curve, which moves slowly."""
+"""The number of samples after which the curve, which moves slowly, is made anew."""
 
 
 @njit(cache=True, nogil=True)
 def _counted(hit, log_probs):  # type: ignore[no-untyped-def]
-    """Graded candidates by head and bin: how many, their log probabilities, the right."""
+    """Counts graded candidates by head and bin.
+
+    Returns ``[3, heads, bins]`` float64: how many, the sum of their log probabilities, and
+    how many were right.
+    """
     samples, heads, ranks = hit.shape
     count = np.zeros((3, heads, len(EDGES) - 1))
     for sample in range(samples):
@@ -107,7 +121,7 @@ def _counted(hit, log_probs):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _by_curves(said, found, log_probs):  # type: ignore[no-untyped-def]
-    """Each head's curve where its log probabilities lie; flat beyond its ends."""
+    """Reads each head's curve at its log probabilities; beyond its ends it is flat."""
     samples, heads, _ = log_probs.shape
     values = np.empty(log_probs.shape, np.float32)
     for sample in range(samples):
@@ -125,7 +139,7 @@ class Reliability:
     what counts is a node whose parent is right.
 
     Args:
-        heads: how many.
+        heads: how many heads there are.
         memory: samples that a bin remembers, roughly.
         trust: samples that the heads' own word weighs at first.
     """
@@ -141,11 +155,12 @@ class Reliability:
         self._news = 0
 
     def observe(self, hit: Bools, log_probs: Float32s) -> None:
-        """Grades samples.
+        """Learns from graded samples.
 
         Args:
             hit: ``[samples, heads, ranks]``, see ``hits``.
-            log_probs: ``[samples, heads, ranks]`` of the candidates; -inf: there is none.
+            log_probs: ``[samples, heads, ranks]`` what the heads said of the candidates;
+                -inf: there is no candidate.
         """
         if not len(hit):
             return
@@ -157,9 +172,10 @@ class Reliability:
         self._news += len(hit)
 
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The reliability curve: log probability said, and found; both ``[heads, bins]``.
+        """Returns the reliability curve: log probabilities said, and those found true.
 
-        Found ones never fall where said ones rise (pool-adjacent-violators).
+        Both are ``[heads, bins]`` float64. Found ones never fall where said ones rise
+        (pool-adjacent-violators).
         """
         said = self._log_sum / self._total
         found = np.stack(
@@ -168,7 +184,9 @@ class Reliability:
         return said, np.log(np.clip(found, RAREST, 1.0))
 
     def values(self, log_probs: Float32s) -> Float32s:
-        """What growth takes: ``[sequences, heads, ranks]`` float32, never rising by rank.
+        """Returns ``[sequences, heads, ranks]`` float32 log probabilities for growth.
+
+        They never rise along the ranks.
 
         Args:
             log_probs: ``[sequences, heads, ranks]`` the heads', sorted best first.

@@ -23,10 +23,11 @@ from vllm_propd.core.sizing.step_cost import CHAINS, StepCost
 from vllm_propd.core.tree import TokenTree
 
 LOOKING_UP_S = (2e-4, 6e-4)
-"""Seconds of drafting without the heads, for 1 and for 64 sequences, before any was met."""
+"""Seconds of drafting without the heads, for 1 and for 64 sequences, as a first guess."""
 
 Agreed = tuple[int | None, bool, int]
-"""``Choice.keep``, ``Choice.heads``; how many steps of this load the heads are to wait."""
+"""What ranks agree on: ``Choice.keep``, ``Choice.heads``, and how many steps of this load
+the heads are to wait."""
 
 
 def _alone(said: Agreed) -> Agreed:
@@ -39,12 +40,12 @@ class DynamicSizing:
     Args:
         step: cost of steps without drafting, by tokens.
         draft: cost of drafting, by sequences.
-        nodes: the most of a tree.
+        nodes: the most nodes of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
         pruning: whether steps may be pruned; ``step`` then has a table of both halves.
         captured: see ``round_totals``.
-        clock: seconds.
-        agree: what the first tensor-parallel rank says, whatever this one does.
+        clock: gives the time in seconds.
+        agree: returns what the first tensor-parallel rank says, whatever this one says.
     """
 
     def __init__(
@@ -74,15 +75,15 @@ class DynamicSizing:
         self._before: Drafted | None = None
 
     def most(self, sequences: int) -> int:
-        """Nodes to draft for each sequence; 0: do not draft."""
+        """Returns how many nodes to draft for each sequence; 0: do not draft."""
         return min(self.nodes, max(0, self.token_budget // 2 - sequences))
 
     def begin(self, began: float, load: StepLoad) -> DynamicTimer:
-        """A step has begun.
+        """Begins to time a step.
 
         Args:
-            began: when, by the clock.
-            load: what it holds.
+            began: when the step began, by the clock.
+            load: what the step holds.
         """
         before, self._before = self._before, None
         if before is not None:
@@ -90,7 +91,7 @@ class DynamicSizing:
         return DynamicTimer(self, began, load, before or Drafted(began))
 
     def leave(self, drafted: Drafted) -> None:
-        """What a step has drafted, to the next one."""
+        """Leaves what a step has drafted to the next step."""
         self._before = drafted
 
 
@@ -99,11 +100,11 @@ class Drafted:
     """What a step leaves to the next one.
 
     Attributes:
-        ended: when it did, by the clock.
-        sequences: that it has drafted for.
-        heads_s: seconds of asking the heads.
-        plan: that the next step's trees are of.
-        stake: whose price the next step is to earn back.
+        ended: when the step ended, by the clock.
+        sequences: how many sequences it has drafted for.
+        heads_s: seconds that asking the heads took.
+        plan: the plan by which the next step's trees have their sizes.
+        stake: the account that has paid for the heads, which the next step is to earn back.
     """
 
     ended: float
@@ -115,13 +116,13 @@ class Drafted:
 
 @dataclass(frozen=True)
 class DynamicTimer:
-    """A step that runs (``protocol.StepTimer``).
+    """A step that is running and timed (``protocol.StepTimer``).
 
     Attributes:
-        sizing: that it teaches.
-        began: when it did, by the clock.
-        load: what it holds.
-        before: what the step before has left to it.
+        sizing: learns from the step.
+        began: when the step began, by the clock.
+        load: what the step holds.
+        before: what the step before has left to this one.
     """
 
     sizing: DynamicSizing
@@ -130,11 +131,11 @@ class DynamicTimer:
     before: Drafted
 
     def verified(self, pruned: PrunedStep | None) -> DynamicDrafting:
-        """The step's text is known: all but drafting is over.
+        """Takes the time of a step whose text is known: all but drafting is over.
 
         Args:
-            pruned: its trees, where a plan had it pruned; None: it was not split, or every
-                step is.
+            pruned: the step's trees, where a plan had it pruned; None: the step was not
+                split, or every step is.
         """
         sizing, load = self.sizing, self.load
         measured_s = sizing.clock() - self.began + sizing.overhead.plain
@@ -151,11 +152,11 @@ class DynamicDrafting:
     """A step whose text is known (``protocol.Drafting``).
 
     Args:
-        sizing: that plans.
+        sizing: plans the next step.
         load: what the step held.
         before: what the step before had left to it.
         left: tokens that went through all layers; None: the step was not split.
-        measured_s, estimated_s: its time without drafting.
+        measured_s, estimated_s: seconds of the step without drafting.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class DynamicDrafting:
         All tensor-parallel ranks ask, and find the same.
 
         Args:
-            looked_up: trees without their candidates; empty where nothing was looked up.
+            looked_up: trees without the heads' candidates; empty: nothing was looked up.
         """
         share = self._nodes(looked_up).share if looked_up else 0.0
         asks = self._sizing.backoff.asks(self._load.sequences, share)
@@ -188,7 +189,7 @@ class DynamicDrafting:
         return asks
 
     def plan(self, drafts: Drafts) -> Choice:
-        """What to verify in the next step; grades earlier ones by the texts."""
+        """Chooses what to verify in the next step; grades earlier steps by the texts."""
         sizing, self._drafts = self._sizing, drafts
         if sizing.grader is not None:
             sizing.grader.grade(drafts.texts)
@@ -208,7 +209,7 @@ class DynamicDrafting:
         return Choice(chosen.sizes, keep, heads)
 
     def end(self, kept: int, emitted: int) -> StepRecord:
-        """The step, its drafting included, is over.
+        """Ends the step, its drafting included, and returns what it was.
 
         Args:
             kept: nodes that went through all layers.
@@ -229,7 +230,7 @@ class DynamicDrafting:
         )  # fmt: skip
 
     def _drafted(self) -> Drafted:
-        """What the next step is left; what drafting took is taken note of."""
+        """Takes note of what drafting took; returns what is left to the next step."""
         sizing, drafts = self._sizing, self._drafts
         ended = sizing.clock()
         if drafts is None:
@@ -243,15 +244,15 @@ class DynamicDrafting:
         return Drafted(ended, sequences, heads_s, self._plan, self._stake)
 
     def _plain_s(self) -> float:
-        """Seconds that this step would take without its nodes."""
+        """Returns the seconds that this step would take without its nodes."""
         load = self._load
         tokens = np.array([load.tokens - load.nodes])
         return self._sizing.planner.step.estimate(tokens, load.context).item()
 
     def _saved_s(self, emitted: int) -> float:
-        """Seconds that plain steps would take longer for the tokens of this one.
+        """Returns how much longer plain steps would take for this step's tokens, seconds.
 
-        As all steps are estimated: the noise of single ones would outweigh it.
+        All times are estimates: the noise of single steps would outweigh the difference.
         """
         load, price = self._load, self._sizing.planner.step
         lefts = None if self._left is None else np.array([self._left])
@@ -263,8 +264,8 @@ class DynamicDrafting:
         """Takes the price of asking the heads from this load's account.
 
         Args:
-            plan: with nodes of theirs; None: it was in vain.
-            sequences: drafted for.
+            plan: a plan with nodes of the heads; None: they were asked in vain.
+            sequences: how many sequences they were asked for.
 
         Returns:
             How many steps to wait, if what the plan expects comes true.
@@ -294,7 +295,7 @@ class DynamicDrafting:
         )
 
     def _nodes(self, trees: Sequence[TokenTree]) -> NodeValues:
-        """Theirs; ``asks_heads`` and ``plan`` are given the same looked-up trees."""
+        """Returns the trees' nodes and values; keeps them while the trees are the same."""
         if self._read is None or self._read[0] is not trees:
             self._read = trees, NodeValues.of(trees)
         return self._read[1]

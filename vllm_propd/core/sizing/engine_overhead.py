@@ -6,7 +6,7 @@ from collections import deque
 from statistics import median
 
 WINDOW = 31
-"""Gaps, and differences of neighbours, that medians are of; idle ones are the few."""
+"""How many gaps, and differences of neighbouring gaps, the medians are taken of."""
 
 
 class EngineOverhead:
@@ -24,11 +24,11 @@ class EngineOverhead:
         self.extra = 0.0
 
     def add(self, drafted: bool, seconds: float) -> None:
-        """The next gap.
+        """Adds the gap between two steps.
 
         Args:
-            drafted: the step before it has drafted trees.
-            seconds: from its end to the next step's begin.
+            drafted: whether the step before the gap has drafted trees.
+            seconds: time from that step's end to the next one's begin.
         """
         if self._found and self._found[-1][0] is not drafted:
             longer = seconds - self._found[-1][1]
@@ -38,7 +38,7 @@ class EngineOverhead:
 
     @property
     def plain(self) -> float:
-        """Seconds where nothing is drafted; 0 before any gap."""
+        """The seconds of a gap where nothing is drafted; 0 before any gap."""
         if not self._found:
             return 0.0
         # A median that every step pays for.

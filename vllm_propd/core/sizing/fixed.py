@@ -14,10 +14,10 @@ from vllm_propd.core.tree import TokenTree
 
 
 class FixedSizing:
-    """Sizes that nothing moves.
+    """Gives all trees the configured size (``protocol.Sizing``).
 
     Args:
-        nodes: of a tree.
+        nodes: nodes of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
     """
 
@@ -25,34 +25,34 @@ class FixedSizing:
         self.nodes, self.token_budget = nodes, token_budget
 
     def most(self, sequences: int) -> int:
-        """Nodes to draft for each sequence; 0: do not draft."""
+        """Returns how many nodes to draft for each sequence; 0: do not draft."""
         return nodes_per_sequence(self.nodes, self.token_budget, sequences)
 
     def begin(self, began: float, load: StepLoad) -> FixedStep:
-        """A step has begun; nobody times it."""
+        """Begins a step, which nobody times."""
         return FixedStep(load)
 
 
 @dataclass(frozen=True)
 class FixedStep:
-    """A step of trees of the configured size, from its begin to its end."""
+    """A step with trees of the configured size (``protocol.StepTimer``, ``Drafting``)."""
 
     load: StepLoad
 
     def verified(self, pruned: PrunedStep | None) -> FixedStep:
-        """Nothing is learned of it."""
+        """Learns nothing from the step."""
         return self
 
     def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
-        """Always."""
+        """Returns True: the heads are always asked."""
         return True
 
     def plan(self, drafts: Drafts) -> Choice:
-        """All nodes, to be pruned as is configured."""
+        """Chooses all nodes, to be pruned as the config says."""
         sizes = np.array([len(tree) for tree in drafts.trees], np.int64)
         return Choice(sizes, None, True)
 
     def end(self, kept: int, emitted: int) -> StepRecord:
-        """What the step was."""
+        """Returns what the step was, without times."""
         load = self.load
         return StepRecord(load.sequences, load.tokens, load.nodes, kept, emitted)

@@ -16,26 +16,28 @@ from dataclasses import dataclass
 from math import ceil, log2
 
 IN_VAIN = 0.005
-"""Of the time, that asking may take where it does not pay: half of the percent that all of
-speculation may cost where it gives nothing; the other half is the host's."""
+"""The share of the time that asking the heads may take where it does not pay.
+
+All of speculation may cost one percent where it gives nothing: this is half of it, the
+other half is the host's."""
 
 CREDIT = 8.0
-"""Asks that an account may hold: what has paid for long may fail so many times."""
+"""The most asks that an account can pay for: what has paid for long may fail so often."""
 
 LONGEST = 4096
-"""Steps of a wait: prices of heads and steps change with the machine."""
+"""The most steps of a wait: prices of heads and steps change with the machine."""
 
 LOADS_PER_OCTAVE, SHARES = 2, 3
-"""Batch sizes whose logarithms round alike are one load: so many of each doubling; and so
-many shares of sequences are told apart."""
+"""How many loads there are: so many batch sizes in each doubling (their logarithms are
+rounded), times so many shares of sequences that need no heads."""
 
 
 @dataclass
 class Account:
-    """One load's.
+    """The account of one load, in seconds.
 
     Attributes:
-        balance: seconds; below 0 what is still to be earned.
+        balance: seconds; below 0, what is still to be earned.
         wait: steps until the heads are asked again.
     """
 
@@ -43,22 +45,22 @@ class Account:
     wait: int = 0
 
     def earn(self, seconds: float) -> None:
-        """A step of so many seconds goes by."""
+        """Pays in the share of a step of so many seconds."""
         self.balance += IN_VAIN * seconds
 
     def ask(self, price: float) -> None:
-        """The heads have been asked, which takes ``price`` seconds."""
+        """Takes out ``price``, the seconds that asking the heads takes."""
         self.balance = min(self.balance, CREDIT * price) - price
 
     def steps_to_wait(self, seconds: float) -> int:
-        """How many steps of so many seconds fill it again."""
+        """Returns after how many steps of so many seconds the account is filled again."""
         if self.balance >= 0.0:
             return 0
         return min(ceil(-self.balance / (IN_VAIN * seconds)), LONGEST)
 
 
 class HeadBackoff:
-    """The accounts.
+    """Decides when the heads are asked, by the accounts of all loads.
 
     Each load has its own: one sequence may pay where sixteen do not; and so has each share
     of sequences whose texts suggest something without the heads.
@@ -69,11 +71,11 @@ class HeadBackoff:
         self.now = Account()
 
     def asks(self, sequences: int, share: float = 0.0) -> bool:
-        """Whether the heads are to draft now; in each step once.
+        """Whether the heads are to draft now; to be called once in each step.
 
         Args:
-            sequences: in the step.
-            share: of them need no heads, 0..1.
+            sequences: how many sequences the step has.
+            share: the share of them that needs no heads, 0..1.
         """
         load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
         level = min(int(SHARES * share), SHARES - 1)
@@ -84,5 +86,5 @@ class HeadBackoff:
         return True
 
     def wait(self, steps: int) -> None:
-        """The heads have been asked, and are not to be in so many steps of this load."""
+        """Lets the heads wait for so many steps of this load, after they were asked."""
         self.now.wait = steps

@@ -28,12 +28,13 @@ def _spread(score, sizes):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class NodeValues:
-    """Some trees' nodes.
+    """The nodes of some trees, with what they are worth.
 
     Attributes:
-        probability: ``[nodes]`` float64 that each is accepted.
-        tree: ``[nodes]`` int64 whose it is.
-        share: of trees of which some node is likely to be accepted, 0..1.
+        probability: ``[nodes]`` float64 probability that each node is accepted.
+        tree: ``[nodes]`` int64 index of each node's tree.
+        share: the mean over trees of how many nodes are expected to be accepted, each
+            tree counted up to 1: 0..1.
     """
 
     probability: Float64s
@@ -42,6 +43,6 @@ class NodeValues:
 
     @classmethod
     def of(cls, trees: Sequence[TokenTree]) -> Self:
-        """The nodes of one tree or more."""
+        """Collects the nodes of one tree or more."""
         score = np.concatenate([tree.score for tree in trees])
         return cls(*_spread(score, np.array([len(tree) for tree in trees])))

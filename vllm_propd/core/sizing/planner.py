@@ -27,7 +27,7 @@ from vllm_propd.core.sizing.step_cost import BARE, TREES
 from vllm_propd.core.tree import Float64s, Ints
 
 MOST_TOKENS = 1 << 16
-"""No step holds more."""
+"""The most tokens that any step holds."""
 
 
 class Price(Protocol):
@@ -40,19 +40,23 @@ class Price(Protocol):
         left: Ints | None = None,
         kinds: Ints | None = None,
     ) -> Float64s:
-        """``[steps]`` seconds for ``[steps]`` tokens; ``[steps, choices]`` with what may
-        be left of them.
+        """Estimates seconds: ``[steps]`` for ``[steps]`` tokens, float64.
+
+        With ``left``, the ``[choices]`` of tokens left after pruning, it is
+        ``[steps, choices]``.
         """
 
 
 def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
-    """Numbers of tokens that a planned step may have: four in each octave, beyond 8.
+    """Returns the numbers of tokens that a planned step may have, ascending, int64.
+
+    From 8 on they are four in each octave.
 
     Kernels prepare each number of rows that they have not met, and work in tiles: steps
     of all sizes would meet hundreds, and few of them gain anything by it.
 
     Args:
-        most: tokens.
+        most: the largest number of tokens.
         captured: ascending sizes of CUDA graphs, instead of all numbers up to the last of
             them: steps are padded to these, and would pay for more than they hold.
     """
@@ -65,8 +69,11 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 
 @njit(cache=True, nogil=True)
 def _cuts(probability, tree, sequences, totals, taken, most):  # type: ignore[no-untyped-def]
-    """The nodes from best to worst; numbers of them to choose from, ascending; and of so
-    many the tokens expected beside the roots', in sum, and if all had the harmonic mean.
+    """Sorts the nodes, and lists the cuts of their order that a plan can choose from.
+
+    Returns the nodes from best to worst; the cuts, as ascending numbers of nodes; and for
+    each cut the tokens that are expected beside the roots': their sum, and what it would be
+    if all sequences had the harmonic mean.
 
     A node is worth what it takes from its sequence's share of a step for each token, which
     falls along a tree: parents are worth more.
@@ -99,16 +106,20 @@ def _cuts(probability, tree, sequences, totals, taken, most):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def _left(drafted, kept, share):  # type: ignore[no-untyped-def]
-    """Of what drafted nodes and the best of them gain: what pruning to so many leaves."""
+    """Returns what is left after pruning of the gain of drafted nodes.
+
+    All of what the best nodes alone gain (``kept``), and ``share`` of what the others add.
+    """
     return kept + share * (drafted - kept)
 
 
 @njit(cache=True, nogil=True)
 def _rates(fair, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
-    """Tokens per second of all plans; the one without nodes, the first, does not draft.
+    """Returns the tokens per second of all plans, ``[cuts, 1 + cuts]``; -inf: no plan.
 
-    ``[cuts, 1 + cuts]``: without pruning, and where so many are kept; -inf: no plan. Tokens
-    are counted as if all sequences had the harmonic mean.
+    Column 0 is without pruning, the others are by how many nodes are kept. Only the first
+    cut, without nodes, does not draft. Tokens are counted as if all sequences had the
+    harmonic mean.
     """
     cuts, choices = split.shape
     rates = np.full((cuts, 1 + choices), -np.inf)
@@ -128,7 +139,7 @@ def _nearest(nodes, wanted):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _sizes(tree, chosen, sequences):  # type: ignore[no-untyped-def]
-    """``[sequences]`` how many of the chosen nodes are each one's."""
+    """Counts the chosen nodes of each sequence: ``[sequences]`` int64."""
     sizes = np.zeros(sequences, np.int64)
     for node in chosen:
         sizes[tree[node]] += 1
@@ -142,8 +153,8 @@ class Batch:
     Attributes:
         probability: ``[nodes]`` float64 that each node is accepted; within a tree never
             above its parent's, nor above that of a node grown before it.
-        tree: ``[nodes]`` int64 which sequence's; each tree's nodes in growing order.
-        sequences: with a root in the step.
+        tree: ``[nodes]`` int64 each node's sequence; a tree's nodes stand as they grew.
+        sequences: how many sequences have a root in the step.
         others: further tokens of the step, as of prompts.
         context: tokens of context of all sequences.
         budget: the most tokens that the step may have, roots and others included.
@@ -163,9 +174,9 @@ class Plan:
 
     Attributes:
         sizes: ``[sequences]`` int64 nodes of each tree.
-        keep: how many of all these nodes are left, where the step is to be pruned.
-        tokens: expected of the step, over all sequences.
-        seconds: that it is expected to take, drafting included.
+        keep: how many of all these nodes pruning is to leave; None: do not prune.
+        tokens: tokens expected of the step, over all sequences.
+        seconds: time that the step is expected to take, drafting included.
         rate: what plans are compared by: the harmonic mean of the sequences' tokens,
             times the sequences, per second.
     """
@@ -179,15 +190,15 @@ class Plan:
 
 @dataclass
 class Planner:
-    """Chooses plans; stays with the last one, or none, until others have been better.
+    """Chooses plans; stays with the last one until others have been better for a while.
 
     Attributes:
         step: price of a step.
         draft: price of drafting, by sequences; a plan without nodes does not pay it.
-        survival: what pruning leaves; None: never prune.
-        kind: of steps with nodes (``core.sizing.step_cost``).
+        recall: says what pruning leaves of acceptance; None: never prune.
+        kind: kind of steps with nodes (``core.sizing.step_cost``).
         totals: ascending numbers of tokens that a step may have, before and after
-            pruning; beside them those of no node and of all.
+            pruning; a step without nodes and one with all are possible as well.
         hysteresis: how much faster than the last plan others must have been, relatively,
             in sum over the steps since: noise does not move it in each step, and a small
             advantage that stays is taken.
@@ -206,9 +217,9 @@ class Planner:
     _behind: float = field(default=0.0, init=False)
 
     def plan(self, batch: Batch) -> Plan:
-        """The plan for a step.
+        """Plans a step.
 
-        Nodes per sequence are what stays: the batch may grow and shrink between.
+        The last plan is remembered by its nodes per sequence: the batch may grow or shrink.
         """
         taken = batch.sequences + batch.others
         most = min(len(batch.probability), max(0, batch.budget - taken))
@@ -236,7 +247,7 @@ class Planner:
         )
 
     def _chosen(self, rate: Float64s, nodes: Ints, sequences: int) -> tuple[int, int]:
-        """The best plan's place, unless the last one, or to draft nothing, is as good."""
+        """Returns the best plan's place; that of the last or the empty one, if as good."""
         best, nothing = divmod(int(rate.argmax()), rate.shape[1]), (0, 0)
         before = self._same_as_before(nodes, sequences)
         if before and rate[before] >= rate[nothing]:
@@ -247,7 +258,10 @@ class Planner:
         return nothing if rate[nothing] >= rate[best] / (1.0 + self.doubt) else best
 
     def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Float64s, Float64s]:
-        """Seconds without drafting: ``[cuts]`` of whole steps, ``[cuts, kept cuts]``."""
+        """Prices all plans without drafting, in seconds.
+
+        Returns ``[cuts]`` for whole steps and ``[cuts, kept cuts]`` for pruned ones.
+        """
         count = taken + nodes
         kinds = np.full(len(nodes), self.kind)
         kinds[0] = BARE
@@ -257,7 +271,7 @@ class Planner:
         return whole, self.step.estimate(count, context, count)
 
     def _same_as_before(self, nodes: Ints, sequences: int) -> tuple[int, int] | None:
-        """The last plan's place among these plans, where it still has one."""
+        """Returns the last plan's place among these plans; None where it has none."""
         if self._last is None:
             return None
         size, keep = self._last

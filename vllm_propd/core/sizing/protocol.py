@@ -25,12 +25,12 @@ class StepLoad:
     """What a step holds.
 
     Attributes:
-        sequences: that put out a token.
-        tokens: all, drafts and prompts included.
+        sequences: how many sequences put out a token.
+        tokens: all tokens, drafts and prompts included.
         others: tokens of prompts.
         context: tokens of context, over all sequences.
         waiting: tokens that prompts begun here leave to later steps.
-        chained: its trees are paths, attended to as vLLM's own drafts.
+        chained: whether its trees are paths, attended to as vLLM's own drafts.
     """
 
     sequences: int
@@ -42,12 +42,12 @@ class StepLoad:
 
     @property
     def nodes(self) -> int:
-        """How many nodes its trees have."""
+        """How many nodes the step's trees have together."""
         return self.tokens - self.others - self.sequences
 
     @property
     def kind(self) -> int:
-        """What prices tell apart (``core.sizing.step_cost``)."""
+        """The kind of step by which prices differ (``core.sizing.step_cost``)."""
         return BARE if not self.nodes else CHAINS if self.chained else TREES
 
 
@@ -57,13 +57,14 @@ class StepRecord:
 
     Attributes:
         sequences, tokens: as in ``StepLoad``.
-        nodes, kept: in trees, over all sequences, before and after early pruning.
-        expected_tokens: that the plan expected of the step; 0 where there was no plan.
+        nodes, kept: nodes of all trees, before and after early pruning.
+        expected_tokens: tokens that the plan expected; 0 where there was no plan.
         emitted: tokens put out.
-        estimated_s, measured_s: the step's time; 0 where sizes are fixed.
-        heads_s: time of asking the heads after the step before, with growing and planning;
-            likewise.
-        in_vain_s: of it, if no sequence has put out more than one token.
+        estimated_s, measured_s: seconds of the step without drafting; 0 where sizes are
+            fixed.
+        heads_s: seconds of asking the heads after the step before, growing and planning
+            included; 0 where sizes are fixed.
+        in_vain_s: ``heads_s`` if no sequence has put out more than one token, else 0.
     """
 
     sequences: int
@@ -83,11 +84,11 @@ class Drafts:
     """What may be verified in the next step.
 
     Attributes:
-        trees: ``[sequences]`` drafted by the heads, beside what is looked up, of at most
-            ``Sizing.most`` nodes each; empty where they were not asked.
-        began: when drafting did, by the clock.
-        looked_up: ``[sequences]`` without the heads' candidates; empty where nothing was
-            looked up.
+        trees: ``[sequences]`` trees of the heads' candidates and what is looked up, of at
+            most ``Sizing.most`` nodes each; empty where the heads were not asked.
+        began: when drafting began, by the clock.
+        looked_up: ``[sequences]`` trees without the heads' candidates; empty where nothing
+            was looked up.
         texts: by request, the tokens that each has put out; earlier steps are graded by
             them.
     """
@@ -104,9 +105,9 @@ class Choice:
 
     Attributes:
         sizes: ``[sequences]`` int64 nodes of each tree.
-        keep: how many of all these early pruning shall keep; None: what is configured.
-        heads: they are of the trees that hold the heads' candidates, too; else of the
-            looked-up ones.
+        keep: how many of all these nodes early pruning keeps; None: as configured.
+        heads: whether the trees with the heads' candidates are verified; else those that
+            were looked up.
     """
 
     sizes: Ints
@@ -121,24 +122,24 @@ class Drafting(Protocol):
         """Whether the heads are to draft now, beside what is looked up."""
 
     def plan(self, drafts: Drafts) -> Choice:
-        """What to verify in the next step."""
+        """Chooses what to verify in the next step."""
 
     def end(self, kept: int, emitted: int) -> StepRecord:
-        """The step is over, has kept so many nodes, and put out so many tokens."""
+        """Ends the step, which has kept so many nodes and put out so many tokens."""
 
 
 class StepTimer(Protocol):
-    """A step that runs."""
+    """A step that is running, until its text is known."""
 
     def verified(self, pruned: PrunedStep | None) -> Drafting:
-        """Its text is known: all but drafting is over."""
+        """Takes note that the step's text is known: all but drafting is over."""
 
 
 class Sizing(Protocol):
     """How trees get their sizes: ``controller.DynamicSizing`` or ``fixed.FixedSizing``."""
 
     def most(self, sequences: int) -> int:
-        """Nodes to draft for each sequence; 0: do not draft."""
+        """Returns how many nodes to draft for each sequence; 0: do not draft."""
 
     def begin(self, began: float, load: StepLoad) -> StepTimer:
-        """A step has begun."""
+        """Begins a step that holds ``load``; ``began`` is when, by the clock."""

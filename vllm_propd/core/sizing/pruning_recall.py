@@ -21,27 +21,30 @@ import numpy.typing as npt
 from vllm_propd.core.tree import Bools, Ints
 
 START = 0.3
-"""Before anything is known. The demo's early heads keep 0.6 of what 64 nodes add to 16, and
-0.3 of what 4 nodes add to 1. Too low a start would never try."""
+"""The share that is assumed to survive before anything is known.
+
+The demo's early heads keep 0.6 of what 64 nodes add to 16, and 0.3 of what 4 nodes add to
+1. With too low a start pruning would never be tried."""
 
 TRUST = 20.0
-"""Weight of that, in tokens that wide drafting has added. A single step wins or loses two
-or three by luck; a share of 0 is never tried again, and an unlucky step must not end there.
-"""
+"""The weight of ``START``, in tokens that wide drafting has added.
+
+A single step wins or loses two or three by luck; a share of 0 is never tried again, and an
+unlucky step must not end there."""
 
 MEMORY = 2000.0
-"""Steps after which a step's weight is a third."""
+"""The number of steps after which an older step's weight is about a third."""
 
 PATIENCE = 4
 """The most steps after which a pruned one is graded, as far as its text is known."""
 
 
 def best_by_draft(scores: npt.NDArray[np.floating], count: int) -> Bools:
-    """Which nodes would be verified, were there no pruning.
+    """Returns which nodes would be verified if there were no pruning, ``[nodes]`` bool.
 
     Args:
-        scores: ``[nodes]`` of all trees, parents before their children.
-        count: nodes.
+        scores: ``[nodes]`` the draft's scores in all trees, parents before their children.
+        count: how many nodes would be verified.
     """
     chosen = np.zeros(len(scores), np.bool_)
     chosen[np.argsort(-scores, kind="stable")[:count]] = True
@@ -49,7 +52,7 @@ def best_by_draft(scores: npt.NDArray[np.floating], count: int) -> Bools:
 
 
 class PruningRecall:
-    """The share of what wide drafting adds that survives, 0..1."""
+    """Learns which share of what wide drafting adds survives pruning, 0..1."""
 
     def __init__(self, start: float = START, trust: float = TRUST):
         self.start, self.trust = start, trust
@@ -57,17 +60,17 @@ class PruningRecall:
 
     @property
     def share(self) -> float:
-        """What survived of what was added, drawn towards ``start``."""
+        """The share that survived of what was added, drawn towards ``start``, 0..1."""
         survived = self.trust * self.start + self._survived
         return min(max(survived / (self.trust + self._added), 0.0), 1.0)
 
     def observe(self, right: Bools, narrow: Bools, kept: Bools) -> None:
-        """A pruned step; all ``[nodes]``.
+        """Learns from a pruned step; all arguments are ``[nodes]`` bool.
 
         Args:
             right: which nodes the text took.
-            narrow: see ``best_by_draft``.
-            kept: what the early head left.
+            narrow: which nodes would be verified without pruning, see ``best_by_draft``.
+            kept: which nodes the early head left.
         """
         fades = 1.0 - 1.0 / MEMORY
         known = int((right & narrow).sum())
@@ -77,16 +80,16 @@ class PruningRecall:
 
 @dataclass(frozen=True)
 class PrunedStep:
-    """A step's trees, all nodes that were drafted.
+    """The trees of a pruned step, with all nodes that were drafted.
 
     Attributes:
-        requests: ``[trees]`` whose.
-        places: ``[trees]`` tokens that each had put out before the step.
-        sizes: ``[trees]`` rows, the root counted.
-        token, depth: ``[rows]``; a root has depth 0.
-        parent_row: ``[rows]`` among all rows; a root's is itself.
-        score: ``[nodes]`` float32 the draft's, roots left out.
-        kept: ``[rows]`` bool what the early head left.
+        requests: ``[trees]`` id of each tree's request.
+        places: ``[trees]`` how many tokens each request had put out before the step.
+        sizes: ``[trees]`` int64 rows of each tree, the root counted.
+        token, depth: ``[rows]`` int64; a root has depth 0.
+        parent_row: ``[rows]`` int64 each row's parent among all rows; a root's is itself.
+        score: ``[nodes]`` float32 the draft's scores, roots left out.
+        kept: ``[rows]`` bool which rows the early head left.
     """
 
     requests: list[str]
@@ -100,11 +103,11 @@ class PrunedStep:
 
     @property
     def dropped(self) -> int:
-        """Rows that early pruning took out."""
+        """How many rows early pruning took out."""
         return len(self.kept) - int(self.kept.sum())
 
     def right(self, texts: Mapping[str, list[int]]) -> tuple[Bools, Bools]:
-        """Which nodes the text took, and of which that is known; both ``[rows]``.
+        """Returns which nodes the text took, and of which that is known; ``[rows]`` bool.
 
         A node below a wrong one is known to be wrong, however short the text is.
         """
@@ -128,10 +131,10 @@ class PrunedStep:
 
 
 class Grader:
-    """Pruned steps that wait for their text.
+    """Keeps pruned steps until their text is known, then grades them.
 
     Args:
-        survival: learns from them.
+        recall: learns from the graded steps.
     """
 
     def __init__(self, recall: PruningRecall):
@@ -146,10 +149,11 @@ class Grader:
         self._waiting.append((min(int(step.depth.max(initial=0)), PATIENCE), step))
 
     def grade(self, texts: Mapping[str, list[int]]) -> None:
-        """One more step is over.
+        """Takes note that one more step is over, and grades the steps that are due.
 
         Args:
-            texts: the tokens that requests have put out; who is not there is not graded.
+            texts: by request, the tokens that it has put out; the trees of requests that
+                are not there are not graded.
         """
         self._waiting = deque((left - 1, step) for left, step in self._waiting)
         while self._waiting and self._waiting[0][0] < 0:

@@ -27,35 +27,39 @@ CONTEXT_UNIT = 4096.0
 """Tokens of context that weigh as much in the fit as the shortest step of the table."""
 
 PRIOR = np.diag([0.1, 1.0, 3.0, 0.02, 0.02, 0.02])
-"""Trust in the table, in steps: a machine grows slower (a) sooner than context dear (b) or
-its host slow (d). With one kind of step all three would explain it. What surprises while
-all steps are of one kind is first laid to that (e): were it the machine, the next step of
-another would show it; the other way round no other step would be tried."""
+"""How much the fit trusts the table, in steps, by coefficient (a, b, d, and e by kind).
+
+A machine grows slower (a) sooner than context grows dear (b) or its host slow (d); with one
+kind of step all three would explain a surprise. A surprise while all steps are of one kind
+is first laid to that kind (e): were it the machine, the next step of another kind would
+show it; the other way round no other kind would be tried."""
 
 SURPRISE, LEARNING, HASTE = 3.0, 0.1, 16.0
-"""A step counts as at most so many usual errors beside its estimate, and what is usual is
-smoothed by so much: a pause is no trend; a machine that has changed is soon believed. A
-step beyond that ages those before it as so many would: they may be another machine's."""
+"""How surprising steps are taken in: a pause is no trend, yet a change is soon believed.
+
+A step's time counts as at most SURPRISE usual errors away from its estimate. LEARNING
+smooths what is usual. A step beyond that ages those before it as HASTE steps would: they
+may be another machine's."""
 
 LEAST_ERROR = 0.05
-"""Of usual ones, relative to the estimate."""
+"""The least usual error, relative to the estimate."""
 
 STALE = 0.1
-"""Deviations fade so much slower than the fit's steps: some sizes are seldom met."""
+"""How fast deviations fade, relative to the fit's steps: some sizes are seldom met."""
 
 
 LEAST = 0.05
-"""A fit of few steps may go below anything real; in units of the table's first time."""
+"""The least time that a fit gives, in units of the table's first: few steps fit badly."""
 
 WHOLE = -1.0
-"""In place of the tokens that are left: the step is not split."""
+"""Stands in place of the tokens that are left where a step is not split."""
 
 BARE, CHAINS, TREES, SPLIT = 0, 1, 2, 3
 """Kinds of steps: without drafts; with paths, which are attended to as vLLM's own drafts;
 with trees; with trees that are pruned."""
 
 KINDS = 3
-"""Beside bare ones."""
+"""The number of kinds of steps beside bare ones."""
 
 
 @njit(cache=True, nogil=True)
@@ -65,7 +69,10 @@ def _between(values, right, share):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _place(tokens, count):  # type: ignore[no-untyped-def]
-    """The entry to the right, and how far it is to it: beyond the last, more than 1."""
+    """Returns the entry to the right of ``count``, and how far ``count`` is towards it.
+
+    That is 0..1 from the entry to the left to that one; beyond the last, more than 1.
+    """
     right = min(max(np.searchsorted(tokens, count), 1), len(tokens) - 1)
     before = tokens[right - 1]
     return right, max((count - before) / (tokens[right] - before), 0.0)
@@ -73,7 +80,7 @@ def _place(tokens, count):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _read(tokens, values, count):  # type: ignore[no-untyped-def]
-    """Beyond the last entry its last slope goes on."""
+    """Reads a table at ``count`` tokens; beyond the last entry the last slope goes on."""
     right, share = _place(tokens, count)
     return _between(values, right, share)
 
@@ -86,7 +93,7 @@ def _off(tokens, deviation, count):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _by_table(tokens, tables, count, left):  # type: ignore[no-untyped-def]
-    """Seconds by the tables alone."""
+    """Returns the seconds of a step by the tables alone."""
     if left == WHOLE:
         return _read(tokens, tables[0], count)
     return _read(tokens, tables[1], count) + _read(tokens, tables[2], left)
@@ -94,14 +101,14 @@ def _by_table(tokens, tables, count, left):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _fitted(fit, table, context, kind):  # type: ignore[no-untyped-def]
-    """All in units of the table's first time."""
+    """Returns the fit's time of a step; all times are in units of the table's first."""
     common = fit[0] * table + fit[1] * context / CONTEXT_UNIT + fit[2]
     return max(common + (fit[2 + kind] if kind != BARE else 0.0), LEAST)
 
 
 @njit(cache=True, nogil=True)
 def _whole_steps(tokens, tables, fit, deviation, counts, kinds, context):  # type: ignore[no-untyped-def]
-    """``[steps]`` seconds."""
+    """Estimates steps that are not split: ``[steps]`` seconds."""
     unit, found = tables[0, 0], np.empty(len(counts))
     for row, count in enumerate(counts):
         table = _read(tokens, tables[0], count) / unit
@@ -112,7 +119,7 @@ def _whole_steps(tokens, tables, fit, deviation, counts, kinds, context):  # typ
 
 @njit(cache=True, nogil=True)
 def _split_steps(tokens, tables, fit, deviation, counts, lefts, context):  # type: ignore[no-untyped-def]
-    """``[steps, choices]`` seconds."""
+    """Estimates split steps: ``[steps, choices]`` seconds."""
     unit, found = tables[0, 0], np.empty((len(counts), len(lefts)))
     lower = np.array([_read(tokens, tables[1], count) for count in counts])
     for column, left in enumerate(lefts):
@@ -148,7 +155,7 @@ def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[n
 
 @njit(cache=True, nogil=True)
 def _believed(error, usual):  # type: ignore[no-untyped-def]
-    """A relative error, cut to what is usual; and what is usual, made current."""
+    """Returns a relative error, cut to what is usual; updates what is usual, in place."""
     bound = SURPRISE * usual[0]
     met = min(abs(error), 4.0 * usual[0])
     usual[0] = max(usual[0] + LEARNING * (met - usual[0]), LEAST_ERROR)
@@ -160,9 +167,9 @@ def _take_in(  # type: ignore[no-untyped-def]
     tokens, tables, fit, deviation, moments, target, usual, decay, alpha,
     count, context, left, kind, seconds,
 ):  # fmt: skip
-    """A step's time into all of that, in place; returns what was estimated of it.
+    """Updates fit, deviations and sums by a step's time, in place; returns the estimate.
 
-    One kernel: every step pays for it, also where nothing is drafted.
+    It is one kernel because every step pays for it, also where nothing is drafted.
     """
     unit = tables[0, 0]
     row, near = (0, count) if left == WHOLE else (1, left)
@@ -195,14 +202,14 @@ class StepCost:
 
     Args:
         tokens: ``[entries]`` int64 ascending, at least two: tokens of the timed steps.
-        seconds: ``[entries]`` their times, without context.
-        halves: the same of the lower half, early head included, and of the upper half;
-            None: no step is split.
+        seconds: ``[entries]`` float64 times of these steps, without context.
+        halves: ``[entries]`` times of the lower half, early head included, and of the
+            upper half; None: no step is split.
         decay: lambda: a step of age 1 / decay weighs a third.
         alpha: share of a new time in its entry's deviation.
 
     Raises:
-        ValueError: a table that is not one.
+        ValueError: tokens do not ascend, or times are not above 0.
     """
 
     def __init__(
@@ -228,7 +235,10 @@ class StepCost:
         self._usual_error = np.array([LEAST_ERROR])
 
     def _checked(self, seconds: Float64s) -> Float64s:
-        """More tokens never cost less: what says so is noise, or a kernel's whim."""
+        """Checks a table's times, and makes them rise: more tokens never cost less.
+
+        Times that say so are noise, or a kernel's whim.
+        """
         if (
             len(seconds) != len(self.tokens)
             or not (np.isfinite(seconds) & (seconds > 0)).all()
@@ -243,17 +253,17 @@ class StepCost:
         left: Ints | None = None,
         kinds: Ints | None = None,
     ) -> Float64s:
-        """Seconds of steps.
+        """Estimates the seconds of steps, float64.
 
         Args:
-            tokens: ``[steps]`` in each; of a mean step they may be no whole number.
+            tokens: ``[steps]`` tokens of each; of a mean step they may be no whole number.
             context: tokens of context that the step's sequences have together.
-            left: ``[choices]`` how many of them may be left after the lower half; None:
+            left: ``[choices]`` how many tokens may be left after the lower half; None:
                 the steps are not split.
             kinds: ``[steps]`` what whole steps hold: ``CHAINS``...; None: no drafts.
 
         Returns:
-            ``[steps]`` of whole steps; ``[steps, choices]`` of split ones.
+            ``[steps]`` for whole steps; ``[steps, choices]`` for split ones.
         """
         known = self.tokens, self._tables, self._fit, self._deviation, tokens
         found: Float64s
@@ -269,7 +279,7 @@ class StepCost:
     def seconds_of(
         self, tokens: float, context: float = 0.0, left: float | None = None
     ) -> float:
-        """Seconds of one step; see ``estimate``."""
+        """Estimates the seconds of one step; see ``estimate``."""
         lefts = None if left is None else np.array([left])
         return float(self.estimate(np.array([tokens]), context, lefts).item())
 
@@ -281,10 +291,10 @@ class StepCost:
         left: int | None = None,
         kind: int = BARE,
     ) -> float:
-        """Takes a step's time into account, and all others' age.
+        """Takes a step's time into account, and lets all earlier steps age.
 
         Returns:
-            Seconds that had been estimated of it; see ``estimate``.
+            The seconds that had been estimated for the step; see ``estimate``.
         """
         # Floats for all: kernels are compiled for each type they meet.
         before: float = _take_in(

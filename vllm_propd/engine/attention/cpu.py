@@ -32,18 +32,18 @@ from vllm_propd.kernels.tree_attention_cpu import QueryTiles, tree_attention
 logger = init_logger("vllm.propd.attention")
 
 ISA = "vec"
-"""The cache layout that our kernel reads."""
+"""The name of the only cache layout that our kernel reads."""
 
 
 @dataclass
 class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
-    """A step with trees.
+    """The attention metadata of a step with trees, on the CPU.
 
     Attributes:
         step: the trees.
         staged: see ``TreeMetadata``.
-        tree_rows: ``[rows]`` int64 their rows in the batch.
-        tree_blocks: ``[trees, blocks]`` their block tables.
+        tree_rows: ``[rows]`` int64 the trees' rows in the batch.
+        tree_blocks: ``[trees, blocks]`` int32 the trees' block tables.
         tiles: the kernel's work items.
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
@@ -60,7 +60,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
     group: int = 1
 
     def after_pruning(self, pruned: Pruned) -> TreeAttentionMetadata:
-        """See ``TreeMetadata``."""
+        """Returns the metadata of what pruning leaves; see ``TreeMetadata``."""
         left, rows = pruned.left, self.plain_rows
         assert rows is not None
         return replace(
@@ -74,7 +74,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
 
 
 class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
-    """Builds metadata for a step."""
+    """Builds the attention metadata of a step, on the CPU."""
 
     vllms = CPUAttentionMetadata
     isa: str  # set by vLLM
@@ -92,13 +92,13 @@ class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
             self._set_isa_to_layers(self.layer_names)
 
     def nothing(self, common: CommonAttentionMetadata) -> dict[str, Any]:
-        """See ``TreeBuilder``."""
+        """Returns the fields of metadata for no request; see ``TreeBuilder``."""
         return {**super().nothing(common), "scheduler_metadata": None}
 
     def with_trees(
         self, step: TreeStep, common: CommonAttentionMetadata, own: dict[str, Any]
     ) -> TreeAttentionMetadata:
-        """See ``TreeBuilder``."""
+        """Returns our metadata of a step with trees; see ``TreeBuilder``."""
         group = self.num_heads // self.num_kv_heads
         return TreeAttentionMetadata(
             **own,
@@ -111,7 +111,7 @@ class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
 
 
 class TreeAttentionImpl(CPUAttentionBackendImpl):
-    """One layer's attention. What it cannot do with trees it refuses at start-up."""
+    """Computes one layer's attention; refuses at start-up what it cannot do with trees."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -129,7 +129,10 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``forward_split``; shapes are those of vLLM's own forward."""
+        """Computes a layer's attention, with trees by ``forward_split``.
+
+        Shapes are those of vLLM's own forward.
+        """
         if not isinstance(attn_metadata, TreeAttentionMetadata):
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output,
@@ -162,10 +165,10 @@ class TreeAttentionBackend(CPUAttentionBackend):
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        """The layer implementation with trees."""
+        """Returns the layer implementation with trees."""
         return TreeAttentionImpl
 
     @staticmethod
     def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
-        """The metadata builder with trees."""
+        """Returns the metadata builder with trees."""
         return TreeAttentionMetadataBuilder

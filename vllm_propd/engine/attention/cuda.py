@@ -42,12 +42,12 @@ class DeviceStep:
     """A step's trees on the device.
 
     Attributes:
-        rows: ``[rows]`` int64 their rows in the batch.
-        starts: ``[trees + 1]`` int32 where each tree's rows begin among these.
+        rows: ``[rows]`` int64 the trees' rows in the batch.
+        starts: ``[trees + 1]`` int32 where each tree's rows begin among ``rows``.
         largest: rows of the largest tree.
-        prefix: ``[trees]`` int32 cached tokens of each, root included.
-        longest: of these.
-        trees: what the kernel reads.
+        prefix: ``[trees]`` int32 cached tokens of each sequence, root included.
+        longest: cached tokens of the longest sequence.
+        trees: the arrays that the kernel reads.
     """
 
     rows: torch.Tensor
@@ -59,7 +59,7 @@ class DeviceStep:
 
     @classmethod
     def of(cls, step: TreeStep, group: int) -> DeviceStep:
-        """A step's trees, which are on the device already (see ``attention_arrays``).
+        """Wraps a step's trees, which are on the device already (``attention_arrays``).
 
         Args:
             step: the trees.
@@ -77,7 +77,7 @@ class DeviceStep:
         )
 
     def after_pruning(self, pruned: Pruned) -> DeviceStep:
-        """The trees that are left; the host learns nothing, and waits for nothing.
+        """Returns the trees that are left; the host learns nothing, and waits for nothing.
 
         Bounds stay what they were, and so does the number of tiles: some do nothing.
         """
@@ -92,7 +92,7 @@ class DeviceStep:
 
 
 def attention_arrays(step: TreeStep, groups: Iterable[int]) -> Arrays:
-    """What the layers have to know of a step, beside ``TreeStep.arrays``.
+    """Returns the arrays that layers need of a step, beside ``TreeStep.arrays``.
 
     Args:
         step: the trees.
@@ -108,12 +108,12 @@ def attention_arrays(step: TreeStep, groups: Iterable[int]) -> Arrays:
 
 @dataclass
 class TreeFlashAttentionMetadata(FlashAttentionMetadata, TreeMetadata):
-    """A step with trees.
+    """The attention metadata of a step with trees, on CUDA.
 
     Attributes:
         here: the trees on the device.
         staged: see ``TreeMetadata``.
-        tree_blocks: ``[trees, blocks]`` their block tables.
+        tree_blocks: ``[trees, blocks]`` int32 the trees' block tables.
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
     """
@@ -125,7 +125,7 @@ class TreeFlashAttentionMetadata(FlashAttentionMetadata, TreeMetadata):
     plain_rows: torch.Tensor | None = None
 
     def after_pruning(self, pruned: Pruned) -> TreeFlashAttentionMetadata:
-        """See ``TreeMetadata``."""
+        """Returns the metadata of what pruning leaves; see ``TreeMetadata``."""
         assert self.here is not None
         rows = self.plain_rows
         assert rows is not None
@@ -138,7 +138,7 @@ class TreeFlashAttentionMetadata(FlashAttentionMetadata, TreeMetadata):
 
 
 class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuilder):
-    """Builds metadata for a step."""
+    """Builds the attention metadata of a step, on CUDA."""
 
     vllms = FlashAttentionMetadata
     # Trees differ from step to step: attention stays outside of CUDA graphs.
@@ -147,14 +147,14 @@ class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuild
 
     @property
     def group(self) -> int:
-        """Query heads of a KV head."""
+        """How many query heads share a KV head."""
         group: int = self.num_heads_q // self.num_heads_kv
         return group
 
     def with_trees(
         self, step: TreeStep, common: CommonAttentionMetadata, own: dict[str, Any]
     ) -> TreeFlashAttentionMetadata:
-        """See ``TreeBuilder``."""
+        """Returns our metadata of a step with trees; see ``TreeBuilder``."""
         return TreeFlashAttentionMetadata(
             **own,
             here=DeviceStep.of(step, self.group),
@@ -163,7 +163,7 @@ class TreeFlashAttentionMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuild
 
 
 class TreeFlashAttentionImpl(FlashAttentionImpl):
-    """One layer's attention. What it cannot do with trees it refuses at start-up."""
+    """Computes one layer's attention; refuses at start-up what it cannot do with trees."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -182,7 +182,10 @@ class TreeFlashAttentionImpl(FlashAttentionImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``forward_split``; shapes are those of vLLM's own forward."""
+        """Computes a layer's attention, with trees by ``forward_split``.
+
+        Shapes are those of vLLM's own forward.
+        """
         if not isinstance(attn_metadata, TreeFlashAttentionMetadata):
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output,
@@ -214,10 +217,11 @@ class TreeFlashAttentionImpl(FlashAttentionImpl):
         meta: TreeFlashAttentionMetadata,
         here: DeviceStep,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every row to all of its sequence's cached tokens.
+        """Lets every row attend to all of its sequence's cached tokens.
 
         Returns:
-            ``[rows, heads, head]``, and ``[heads, rows]`` float32 its log-sum-exp.
+            ``[rows, heads, head]`` attention, and ``[heads, rows]`` float32 its
+            log-sum-exp.
         """
         # (blocks, kv_heads, block, 2 * head) -> twice (blocks, block, kv_heads, head)
         key_cache, value_cache = (
@@ -247,24 +251,27 @@ class TreeFlashAttentionBackend(FlashAttentionBackend):
 
     @staticmethod
     def get_impl_cls() -> type[FlashAttentionImpl]:
-        """The layer implementation with trees."""
+        """Returns the layer implementation with trees."""
         return TreeFlashAttentionImpl
 
     @staticmethod
     def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
-        """The metadata builder with trees."""
+        """Returns the metadata builder with trees."""
         return TreeFlashAttentionMetadataBuilder
 
 
 def send_alone(
     step: TreeStep, group: int, device: torch.device
 ) -> tuple[TreeStep, DeviceStep, DeviceTreeBatch]:
-    """Sends a step for which there is no runner: its layers' view of it, and pruning's.
+    """Sends a step to the device without a runner.
 
     Args:
         step: the trees.
         group: query heads of a KV head.
-        device: the layers'.
+        device: device of the layers.
+
+    Returns:
+        The step that knows its arrays there, the layers' view of it, and pruning's.
     """
     tree_batch = DeviceTreeBatch.arrays(step.masks, step.first, step.sizes)
     arrays = {**step.arrays(), **attention_arrays(step, [group]), **tree_batch}
@@ -278,9 +285,9 @@ def warm_up(
     """Compiles all kernels that trees need, pruned ones too, for each kind of layer.
 
     Args:
-        impls: of the model's layers.
-        dtype: of their queries.
-        device: theirs.
+        impls: implementations of the model's layers.
+        dtype: dtype of their queries.
+        device: device of the layers.
     """
     kinds = {
         (impl.num_heads, impl.num_kv_heads, impl.head_size, impl.logits_soft_cap)

@@ -19,10 +19,10 @@ from vllm_propd.engine.step.tree_step import StagedKV, TreeStep
 
 
 class TreeBuilder:
-    """A metadata builder of ours, before vLLM's among the bases.
+    """The base of our metadata builders; it stands before vLLM's among their bases.
 
     Attributes:
-        step: the runner sets it before it asks.
+        step: the trees of the next step; the runner sets it before it asks for metadata.
         vllms: vLLM's class of metadata, which ours extends.
     """
 
@@ -35,7 +35,7 @@ class TreeBuilder:
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> Any:
-        """VLLM's metadata, or ours where the step has trees."""
+        """Builds vLLM's metadata, or ours where the step has trees."""
         common, vllms_build = common_attn_metadata, super().build  # type: ignore[misc]
         if (step := self.step) is None:
             return vllms_build(common_prefix_len, common, fast_build)
@@ -54,7 +54,7 @@ class TreeBuilder:
         return self.with_trees(step, common, own)
 
     def nothing(self, common: CommonAttentionMetadata) -> dict[str, Any]:
-        """What vLLM's class of metadata is made of where it describes no request."""
+        """Returns the fields of vLLM's class of metadata where it describes no request."""
         return {
             "num_actual_tokens": 0,
             "max_query_len": 0,
@@ -68,21 +68,21 @@ class TreeBuilder:
     def with_trees(
         self, step: TreeStep, common: CommonAttentionMetadata, own: dict[str, Any]
     ) -> TreeMetadata:
-        """Our metadata of a step with trees.
+        """Returns our metadata of a step with trees.
 
         Args:
             step: the trees.
-            common: vLLM's, of the whole batch.
-            own: the fields that all devices' have.
+            common: vLLM's metadata of the whole batch.
+            own: the fields that our metadata has on every device.
         """
         raise NotImplementedError
 
 
 class TreeMetadata(ABC):
-    """A step's metadata of ours.
+    """Our attention metadata of a step with trees, on any device.
 
     Attributes:
-        staged: of the step; gets the keys and values of the trees' rows.
+        staged: the step's list that gets the keys and values of the trees' rows.
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
     """
@@ -93,13 +93,13 @@ class TreeMetadata(ABC):
 
     @abstractmethod
     def after_pruning(self, pruned: Pruned) -> TreeMetadata:
-        """The metadata of what is left."""
+        """Returns the metadata of what pruning leaves."""
 
 
 def without_trees(
     step: TreeStep, common: CommonAttentionMetadata
 ) -> CommonAttentionMetadata | None:
-    """The metadata of the requests without drafts. None where there are none."""
+    """Returns the metadata of the requests without drafts; None where there are none."""
     plain = step.plain
     if not len(plain.request):
         return None
@@ -128,7 +128,7 @@ def forward_split(
     kv_cache: torch.Tensor,
     output: torch.Tensor,
 ) -> torch.Tensor:
-    """A layer's attention: vLLM's forward for plain requests, ours for the trees' rows.
+    """Computes a layer's attention: vLLM's for plain requests, ours for the trees' rows.
 
     Keys and values of the trees' rows are staged in the step: the cache gets only what is
     accepted.
@@ -136,7 +136,7 @@ def forward_split(
     Args:
         vllms: the forward of vLLM's implementation.
         attend: the trees' rows of query, key and value to ``[rows, heads, head]``.
-        meta: of the step.
+        meta: metadata of the step.
         tree_rows: ``[rows]`` int64 the trees' rows in the batch.
         layer, query, key, value, kv_cache, output: as vLLM's forward takes them.
     """
@@ -161,10 +161,10 @@ def refuse_other_builders(builders: Iterable[Any]) -> None:
     static sinks): it would rearrange what trees are split by.
 
     Args:
-        builders: of all layers of a worker.
+        builders: the metadata builders of all layers of a worker.
 
     Raises:
-        ValueError: which they are.
+        ValueError: there are such layers; the message names their builders.
     """
     own = __name__.partition(".")[0]
     others = {
@@ -186,11 +186,11 @@ def refuse_unsupported(impl: Any, **more: bool) -> None:
 
     Args:
         impl: vLLM's implementation, which ours extends.
-        more: what else this device's cannot, and whether the layer has it; underscores
-            are spaces.
+        more: by name, what else is not possible on this device, and whether the layer has
+            it; underscores in names stand for spaces.
 
     Raises:
-        ValueError: what it is.
+        ValueError: the layer has such a thing; the message names it.
     """
     unsupported = {
         "ALiBi": impl.alibi_slopes is not None,

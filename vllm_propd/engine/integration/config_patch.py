@@ -40,10 +40,10 @@ PROPOSER = "vllm_propd.engine.step.propose.MedusaTreeProposer"
 CPU_WORKER = "vllm_propd.engine.cpu_worker.ProPDCPUWorker"
 CUDA_WORKER = "vllm_propd.engine.cuda_worker.ProPDCUDAWorker"
 HEADS_FOLDER = "propd"
-"""Where heads lie inside a target model's folder."""
+"""The folder of the heads inside a target model's folder."""
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""What can be a name on the model hub."""
+"""Matches what can be a name on the model hub."""
 
 
 def is_propd(config: SpeculativeConfig | None) -> bool:
@@ -90,7 +90,7 @@ def _teach_engine_args(original: Any) -> Any:
 
 
 def _requested(args: EngineArgs) -> dict[str, Any] | None:
-    """The user's ProPD keys without ``method``; None where ProPD is not asked for."""
+    """Returns the user's keys without ``method``; None where ProPD is not asked for."""
     config: Any = args.speculative_config
     if config == METHOD:
         config = {"method": METHOD}
@@ -117,13 +117,13 @@ def _requested(args: EngineArgs) -> dict[str, Any] | None:
 
 
 def find_heads(config: ProPDConfig, target: str) -> Path:
-    """The folder of the heads: the config's ``model``, or ``propd/`` inside the target.
+    """Finds the folder of the heads: the config's ``model``, or the target's ``propd/``.
 
     Each may be a folder or a name on the model hub (then downloaded, or read from the
     local cache when offline).
 
     Raises:
-        ValueError: none there; lists where it looked and what would make them.
+        ValueError: there are none; it lists where it looked and what would make them.
     """
     name = config.model if config.model is not None else target
     inside = "" if config.model is not None else HEADS_FOLDER
@@ -144,7 +144,7 @@ def find_heads(config: ProPDConfig, target: str) -> Path:
 
 
 def _from_hub(name: str, pattern: str | None) -> Path | None:
-    """A repository's local copy; None where the hub or the repository is out of reach."""
+    """Returns a repository's local copy; None where it or the hub is out of reach."""
     try:
         return Path(snapshot_download(name, allow_patterns=pattern))
     except (OSError, ValueError) as error:
@@ -153,10 +153,10 @@ def _from_hub(name: str, pattern: str | None) -> Path | None:
 
 
 def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
-    """The settings behind a user's keys, with heads and early layer found.
+    """Returns the settings behind a user's keys, with heads and early layer found.
 
     Raises:
-        ValueError: what is wrong with the keys, or with the heads.
+        ValueError: something is wrong with the keys or with the heads; it says what.
     """
     config = parse_config(keys)
     heads = find_heads(config, target)
@@ -200,7 +200,7 @@ def _pad_no_request(vllm_config: VllmConfig) -> None:
 
 
 def _use_flash_attention(args: EngineArgs) -> None:
-    """Our backend extends this one, and vLLM chooses others on some GPUs."""
+    """Selects FlashAttention, which our backend extends; vLLM may choose another."""
     ours = AttentionBackendEnum.FLASH_ATTN
     for flag, chosen in (
         ("--attention-backend", args.attention_backend),

@@ -18,7 +18,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm_propd.engine.integration.patches import Patch, apply
 
 DRAFTS = "_propd_drafts"
-"""The attribute of an output, and of the executor until it is asked."""
+"""The attribute that holds drafts in an output, and then in the executor until asked."""
 
 
 def attach_drafts(output: ModelRunnerOutput, drafts: DraftTokenIds | None) -> None:
@@ -27,9 +27,9 @@ def attach_drafts(output: ModelRunnerOutput, drafts: DraftTokenIds | None) -> No
 
 
 def _teach_chosen(original: Any) -> Any:
-    """Teaches executors of worker processes to look there, Ray's and others' among them.
+    """Teaches executors of worker processes, Ray's too, to take drafts from the output.
 
-    As an engine chooses its executor's class: Ray's are imported by nobody else.
+    It happens when an engine chooses its executor's class: nobody else imports Ray's.
     """
 
     def get_class(vllm_config: VllmConfig) -> type[Executor]:

@@ -13,9 +13,9 @@ from vllm_propd.engine.integration.patches import replaced
 
 @contextmanager
 def all_logits_processors() -> Iterator[None]:
-    """Builds them all; with speculation vLLM would leave most out.
+    """Lets vLLM build all logits processors inside, although there is speculation.
 
-    Its rejection sampler cannot apply them to drafts.
+    It would leave most out, because its rejection sampler cannot apply them to drafts.
     """
     original = gpu_model_runner.build_logitsprocs
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Patch = tuple[Any, str, Callable[[Any], Any]]
-"""An owner, the name of its attribute, and what makes ours of the original."""
+"""An owner, the name of its attribute, and the function that makes ours of the original."""
 
 
 class PatchedByOthersError(RuntimeError):
@@ -18,10 +18,10 @@ class PatchedByOthersError(RuntimeError):
 def apply(patches: Iterable[Patch]) -> None:
     """Replaces each ``owner.name`` by ``wrap(original)``, unless that has been done.
 
-    All or none: half of them would draft what nobody verifies.
+    It replaces all or none: half of them would draft what nobody verifies.
 
     Raises:
-        PatchedByOthersError: which one is not vLLM's any more, and whose it is.
+        PatchedByOthersError: one is not vLLM's any more; the message says whose it is.
     """
     wanted = [patch for patch in patches if not _is_ours(getattr(*patch[:2]))]
     for owner, name, _ in wanted:
@@ -39,7 +39,10 @@ def _is_ours(function: Any) -> bool:
 
 
 def _check(owner: type, name: str) -> None:
-    """What ``functools.wraps`` copies says whose it was; its globals say whose it is."""
+    """Refuses a function that is not its owner's: its globals say whose it really is.
+
+    What ``functools.wraps`` copies would say whose the original was.
+    """
     function = getattr(owner, name)
     module = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
     own = {cls.__module__.partition(".")[0] for cls in owner.__mro__}
@@ -53,7 +56,7 @@ def _check(owner: type, name: str) -> None:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """``owner.name`` is ``value`` inside, and afterwards what it was."""
+    """Sets ``owner.name`` to ``value`` inside, and back to what it was afterwards."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

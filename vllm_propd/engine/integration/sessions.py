@@ -16,7 +16,7 @@ from vllm_propd.engine.integration.patches import Patch
 
 
 def _cut_at_the_stop(original: Any) -> Any:
-    """Lets a turn end where a plain one would; without drafts it does."""
+    """Lets a session's turn with drafts end where a plain one would."""
 
     def _handle_stopped_request(self: Scheduler, request: Request) -> bool:
         if request.resumable and self.num_spec_tokens:

@@ -22,7 +22,7 @@ UNTESTED_CUDA = "VLLM_PROPD_UNTESTED_CUDA"
 
 
 def unsupported_features(vllm_config: VllmConfig) -> list[str]:
-    """Why this engine cannot run ProPD: one sentence for each reason."""
+    """Returns why this engine cannot run ProPD: one phrase for each reason."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     cache = vllm_config.cache_config
     head_size = model.get_head_size()
@@ -80,7 +80,7 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
 
 
 def _unsupported_on_cuda(vllm_config: VllmConfig, head_size: int) -> dict[str, bool]:
-    """Reasons, and whether they are there."""
+    """Returns the reasons that concern CUDA only, and whether each is present."""
     compilation = vllm_config.compilation_config
     mode, capability = compilation.cudagraph_mode, current_platform.get_device_capability()
     compiles = compilation.mode == CompilationMode.VLLM_COMPILE
@@ -108,9 +108,9 @@ def _unsupported_on_cuda(vllm_config: VllmConfig, head_size: int) -> dict[str, b
 
 
 def choose_early_layer(config: ProPDConfig, folder: Path) -> ProPDConfig:
-    """The config with an early layer, where it prunes: its own, or the heads' first.
+    """Returns the config with an early layer where it prunes: its own, or the heads' first.
 
-    Pruning that is ``auto`` is off, where there is no early head.
+    Pruning that is ``auto`` is switched off where there is no early head.
 
     Raises:
         ValueError: the heads have no early head there.
@@ -138,7 +138,7 @@ def choose_early_layer(config: ProPDConfig, folder: Path) -> ProPDConfig:
 def _check_pruning(
     vllm_config: VllmConfig, config: ProPDConfig, folder: Path
 ) -> ProPDConfig:
-    """Refuses a model that cannot be split where the config says."""
+    """Refuses a model that cannot be split where the config says; ``auto`` becomes off."""
     if not config.prunes:
         return config
     model = vllm_config.model_config
@@ -170,10 +170,10 @@ def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> ProPDConfig:
     """Refuses an engine or heads that cannot work.
 
     Returns:
-        The config; without ``auto`` pruning, where the model cannot be split.
+        The config; without ``auto`` pruning where the model cannot be split.
 
     Raises:
-        ValueError: the reasons, all at once, or what is wrong with the heads.
+        ValueError: the engine or the heads cannot work; the message names all reasons.
     """
     if reasons := unsupported_features(vllm_config):
         raise ValueError(

@@ -32,30 +32,30 @@ from vllm_propd.core.sizing.step_cost import StepCost
 logger = init_logger("vllm.propd.costs")
 
 TOKENS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Tokens of the timed steps; beyond the last the line goes on."""
+"""Tokens of the timed steps; beyond the last, costs are taken to go on along a line."""
 
 SHORT = 48
-"""Tokens of steps whose times decide most plans."""
+"""The most tokens of a short step; the times of short steps decide most plans."""
 
 REPEATS, OFTEN = 2, 6
-"""How often steps are timed, and those of up to ``SHORT`` tokens."""
+"""How often long steps are timed, and how often those of up to ``SHORT`` tokens."""
 
 LONG_S, LONG = 1.0, 3.0
-"""A step of more seconds than this, and of more times as many as one of a token, is the
-longest that is timed: a slow machine is to start in seconds, too."""
+"""The longest step that is timed: one of more than LONG_S seconds and LONG times as many as
+the shortest. So a slow machine starts in seconds, too."""
 
 ENOUGH_S = 20.0
 """No round of timing begins later than so many seconds after the first."""
 
 Works = dict[tuple[str, int], Callable[[], object]]
-"""What is timed, by name in the table and size."""
+"""What is timed: functions by the field of ``CostTable`` and the size."""
 
 
 class CostTable(BaseModel):
-    """What was timed: seconds of steps by tokens, and of drafting by sequences.
+    """The times that were measured: seconds of steps by tokens, of drafting by sequences.
 
-    ``lower_s``, the early head included, and ``upper_s`` are those of the halves, where the
-    model is split.
+    ``lower_s`` (early head included) and ``upper_s`` are seconds of a step's two halves,
+    where the model is split.
     """
 
     tokens: list[int]
@@ -66,10 +66,10 @@ class CostTable(BaseModel):
     upper_s: list[float] | None = None
 
     def least(self, others: CostTable) -> CostTable:
-        """The faster of each time: whatever else a machine did has only added.
+        """Returns the faster of each time: whatever else a machine did has only added.
 
         Args:
-            others: timed again; of steps perhaps only the first of these.
+            others: times measured again, perhaps of the first of these steps only.
         """
         again = others.model_dump()
         return self.model_copy(
@@ -82,19 +82,19 @@ class CostTable(BaseModel):
         )
 
     def step_cost(self) -> StepCost:
-        """What steps cost before any was served."""
+        """Returns an estimator of step times that starts from this table."""
         halves = None
         if self.lower_s is not None and self.upper_s is not None:
             halves = np.array(self.lower_s), np.array(self.upper_s)
         return StepCost(np.array(self.tokens), np.array(self.step_s), halves)
 
     def draft_cost(self) -> StepCost:
-        """The same of drafting."""
+        """Returns an estimator of drafting times that starts from this table."""
         return StepCost(np.array(self.sequences), np.array(self.draft_s))
 
 
 def most_nodes(config: ProPDConfig, scheduler: SchedulerConfig) -> tuple[int, int]:
-    """Nodes that a tree can have in this engine's steps, and tokens that a step can.
+    """Returns the most nodes of a tree, and the most tokens of a step, in an engine.
 
     The scheduler cuts lists of drafts where it would cut prompts: at the threshold of long
     prefills, the root counted.
@@ -107,7 +107,7 @@ def most_nodes(config: ProPDConfig, scheduler: SchedulerConfig) -> tuple[int, in
 
 
 def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
-    """Sizing for this worker, from a table measured now, and the cache's if it has one.
+    """Makes a worker's sizing from a table measured now, and a cached one if there is.
 
     Args:
         runner: the worker's model runner, loaded.
@@ -135,7 +135,7 @@ def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
 
 
 def _first_ranks(said: Agreed) -> Agreed:
-    """What the first tensor-parallel rank, whose plan counts, says.
+    """Returns what the first tensor-parallel rank, whose plan counts, says.
 
     Sizes travel in the scheduled lists; what is agreed on has no place there.
     """
@@ -152,7 +152,7 @@ def measure(runner: Any, again: bool = False) -> CostTable:
 
     Args:
         runner: the worker's model runner, loaded.
-        again: only those of up to ``SHORT`` tokens, once each.
+        again: time only steps of up to ``SHORT`` tokens, once each.
     """
     device = runner.device
     most = min(runner.max_num_tokens, SHORT if again else TOKENS[-1])
@@ -206,15 +206,16 @@ def measure(runner: Any, again: bool = False) -> CostTable:
 def _timed(
     works: Works, finish: Callable[[], None], group: Any, often: int = OFTEN
 ) -> dict[tuple[str, int], float]:
-    """Seconds of each, all in turns: a slow moment of the machine must not fall on one.
+    """Returns the least seconds of each work, over several rounds through all of them.
 
-    The least of some: whatever else the machine does only adds, and what it always does is
-    learned while serving.
+    In rounds a slow moment of the machine does not fall on one work. The least is taken
+    because whatever else the machine does only adds; what it always does is learned while
+    serving.
 
     Args:
-        works: prepared.
+        works: what to time, prepared.
         finish: waits for the device.
-        group: of tensor-parallel ranks; all time as often.
+        group: the tensor-parallel ranks, which all run as many rounds.
         often: how many rounds, where there is time for them.
     """
     rounds = [
@@ -244,7 +245,7 @@ def _seconds(work: Callable[[], object], finish: Callable[[], None]) -> float:
 
 
 def _cache_file(runner: Any) -> Path | None:
-    """Where this model's table on this machine is kept; None with several ranks.
+    """Returns where this model's table on this machine is kept; None with several ranks.
 
     Ranks time collectives together: one must not read what another has to measure.
     """

@@ -8,11 +8,11 @@ from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.step.tree_step import TreeStep
 
 PARENTS = 0.4
-"""Of a tree's rows, that have children which the early head judges; about."""
+"""About the share of a tree's rows that have children: for these the early head runs."""
 
 
 def one_tree(rows: int) -> TreeStep:
-    """A step of one tree like those that are drafted, of so many rows; for timing."""
+    """Makes a step of one tree of ``rows`` rows, like those that are drafted."""
     parent = np.zeros(rows, np.int64)
     parent[1:] = PARENTS * np.arange(rows - 1)
     depth = np.zeros(rows, np.int64)

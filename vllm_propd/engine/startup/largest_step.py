@@ -22,8 +22,8 @@ class LargestStep:
     """The most that a step with trees can hold.
 
     Attributes:
-        rows: of all trees together, roots counted.
-        sequences: with a tree or without.
+        rows: rows of all trees together, roots counted.
+        sequences: how many sequences, with a tree or without.
         staged: bytes of keys and values of these rows, in all layers.
     """
 
@@ -33,7 +33,7 @@ class LargestStep:
 
     @classmethod
     def of(cls, runner: Any) -> LargestStep:
-        """What it is for a model runner, whose model is loaded."""
+        """Computes the largest step of a model runner, whose model is loaded."""
         nodes, budget = most_nodes(runner.propd, runner.scheduler_config)
         sequences = min(runner.max_num_reqs, budget)
         rows = max(
@@ -47,7 +47,7 @@ class LargestStep:
 
 @torch.inference_mode()
 def run_largest_step(runner: Any) -> None:
-    """Allocates all of it at once, beside what the model itself needs.
+    """Allocates what the largest step takes, all at once, beside what the model needs.
 
     Args:
         runner: vLLM's model runner, in its profile run.

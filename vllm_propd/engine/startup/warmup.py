@@ -48,7 +48,7 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
 
 
 def warm_up_cpu_attention(dtype: torch.dtype) -> None:
-    """Runs the CPU's tree attention once, likewise."""
+    """Runs the CPU's tree attention once on a small input of the model's ``dtype``."""
     start, threads = time.monotonic(), torch.get_num_threads()
     one = np.ones(1, np.int64)
     first, sizes, depth = one - 1, one + 1, np.arange(2)

@@ -15,7 +15,7 @@ def commit(step: TreeStep, accepted: np.ndarray, group_of_layer: dict[str, int])
     pruned step holds the upper half's layers only, and the step that it was the lower's.
 
     Args:
-        step: with the staged keys and values of all layers.
+        step: the step, which holds the staged keys and values of all layers.
         accepted: int64 indices among the step's tree rows.
         group_of_layer: KV cache group of each attention layer, by its name.
     """

@@ -10,6 +10,7 @@ import numpy as np
 from vllm_propd.core.drafting.lookup import TokenMatrix
 from vllm_propd.core.sizing.protocol import StepLoad
 from vllm_propd.core.tree import Ints
+from vllm_propd.engine.step.grammar import needs_chain
 from vllm_propd.engine.step.tree_step import TreeStep
 
 
@@ -18,12 +19,12 @@ class DraftBatch:
     """The sequences to draft for.
 
     Attributes:
-        ids: ``[sequences]`` requests.
+        ids: ``[sequences]`` request ids.
         outputs: ``[sequences]`` the tokens that each has put out.
-        tokens: ``[rows, width]`` int32 all tokens, prompts included.
-        rows: ``[sequences]`` int64 row of each one there.
-        lengths: ``[sequences]`` int64 tokens of it.
-        chain: ``[sequences]`` bool: whose draft must be a single branch.
+        tokens: ``[rows, width]`` int32 all tokens of the batch, prompts included.
+        rows: ``[sequences]`` int64 each sequence's row in ``tokens``.
+        lengths: ``[sequences]`` int64 how many tokens of that row are known.
+        chain: ``[sequences]`` bool whether the draft must be a single branch.
     """
 
     ids: list[str]
@@ -37,11 +38,11 @@ class DraftBatch:
 def goes_on(runner: Any, index: int) -> bool:
     """Whether a request may put out more than one token beside those that it has.
 
-    With what ends by a stop string, which only the front end knows, it may seem to.
+    Stop strings, which only the front end knows, are not looked at.
 
     Args:
         runner: the worker's model runner.
-        index: of the request, which has put out a token, in the batch.
+        index: place in the batch of a request that has put out a token.
     """
     request = runner.requests[runner.input_batch.req_ids[index]]
     params, outputs = request.sampling_params, request.output_token_ids
@@ -55,7 +56,7 @@ def goes_on(runner: Any, index: int) -> bool:
 
 
 def draft_batch(runner: Any, drafting: list[int]) -> DraftBatch:
-    """Those of some requests of the batch, once a step's tokens are in it.
+    """Collects the texts of some requests, once a step's tokens are in the batch.
 
     Args:
         runner: the worker's model runner.
@@ -69,17 +70,17 @@ def draft_batch(runner: Any, drafting: list[int]) -> DraftBatch:
         batch.token_ids_cpu,
         rows,
         batch.num_tokens_no_spec[rows].astype(np.int64),
-        np.array([runner.needs_chain(i) for i in ids]),
+        np.array([needs_chain(runner, i) for i in ids]),
     )
 
 
 def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> StepLoad:
-    """What a step holds, once vLLM has prepared it.
+    """Returns what a step holds, once vLLM has prepared it.
 
     Args:
         runner: the worker's model runner.
-        num_scheduled: ``[requests]`` tokens of each.
-        step: the trees among these.
+        num_scheduled: ``[requests]`` scheduled tokens of each request.
+        step: the step's trees; None where there are none.
     """
     batch, count = runner.input_batch, len(num_scheduled)
     discarded = runner.discard_request_mask.np[:count]

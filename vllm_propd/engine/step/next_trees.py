@@ -20,9 +20,9 @@ class NextTrees:
     """What a step leaves to the next one.
 
     Attributes:
-        trees: by request, whole; what the scheduler is given is a beginning of each.
+        trees: by request, the whole tree; the scheduler is given a prefix of each.
         sizes: by request, how many nodes are to be verified.
-        keep: how many of all these early pruning shall keep; None: what is configured.
+        keep: how many of all these nodes early pruning keeps; None: as configured.
     """
 
     trees: dict[str, TokenTree]
@@ -30,10 +30,10 @@ class NextTrees:
     keep: int | None = None
 
     def drafts(self, request_ids: list[str]) -> list[list[int]]:
-        """``[requests]`` the tokens that the scheduler is given, which may be none.
+        """Returns ``[requests]`` the tokens that the scheduler is given, perhaps none.
 
         Args:
-            request_ids: of the batch.
+            request_ids: ids of the batch's requests.
         """
         return [
             self.trees[i].token[: self.sizes[i]].tolist() if i in self.trees else []
@@ -52,16 +52,16 @@ def next_trees(
     most: int,
     extra: int = 0,
 ) -> NextTrees:
-    """Trees for some sequences.
+    """Drafts trees for some sequences, and chooses how much of them is verified.
 
     Args:
-        drafter: with the heads.
-        drafting: sizing's, of the step that has just been verified.
+        drafter: holds the heads.
+        drafting: sizing's state of the step that has just been verified.
         batch: the sequences.
         hidden_states: gives ``[sequences, hidden]``, where each sequence's last token was
             predicted; called only if the heads are asked.
-        most: nodes of each tree.
-        extra: nodes beyond these, which are drafted for a recording.
+        most: the most nodes of each tree.
+        extra: further nodes, which are drafted for a recording.
     """
     began = time.perf_counter()
     sizes = np.full(len(batch.ids), most + extra, np.int64)

@@ -30,11 +30,11 @@ logger = init_logger("vllm.propd.proposer")
 
 
 ROWS_AT_ONCE = 256
-"""Rows of head logits that are alive at once: sequences times heads, about."""
+"""About how many rows of head logits (sequences times heads) are alive at once."""
 
 
 def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
-    """The ProPD settings that travel inside an engine's config."""
+    """Returns the ProPD settings that travel inside an engine's config."""
     additional = vllm_config.additional_config
     assert isinstance(additional, dict)
     return ProPDConfig.model_validate_json(additional[METHOD])
@@ -74,7 +74,7 @@ class MedusaTreeProposer:
         self._load_calibration(folder)
 
     def _load_calibration(self, folder: Path) -> None:
-        """What training has measured: node values, and what to expect."""
+        """Sets up what values nodes, from what training has measured, if anything."""
         config = self.config
         calibration = calibration_for(config, folder, self.num_heads)
         self.learns = config.sizing == "dynamic"
@@ -97,7 +97,7 @@ class MedusaTreeProposer:
             )
 
     def with_settings(self, config: ProPDConfig) -> MedusaTreeProposer:
-        """The same heads under other settings, with nothing learned."""
+        """Returns a proposer with the same heads, other settings, and nothing learned."""
         other = copy.copy(self)
         other.config = config
         assert config.model is not None
@@ -106,15 +106,18 @@ class MedusaTreeProposer:
 
     @property
     def num_heads(self) -> int:
-        """Heads K: the deepest node a tree can have."""
+        """The number of heads K, which is the deepest that a node of theirs can be."""
         return self.heads.num_heads
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
-        """VLLM asks a custom class for this name; our runner calls ``draft``."""
+        """Raises RuntimeError: vLLM wants this name, and our runner calls ``draft``."""
         raise RuntimeError("ProPD drafts from hidden states: its worker must be in use")
 
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """``[sequences, hidden]`` to ``[heads, sequences, tokens]``, all ranks' alike."""
+        """Computes ``[heads, sequences, tokens]`` logits, the same on all ranks.
+
+        ``hidden_states`` are ``[sequences, hidden]``.
+        """
         states = self.heads(hidden_states)
         if self.own_output is not None:
             return self.own_output(states)
@@ -124,7 +127,7 @@ class MedusaTreeProposer:
 
     @torch.inference_mode()
     def candidates(self, hidden_states: torch.Tensor) -> tuple[Ints, np.ndarray]:
-        """Each head's best tokens.
+        """Returns each head's best tokens.
 
         Args:
             hidden_states: ``[sequences, hidden]``, where each sequence's last token was
@@ -143,7 +146,7 @@ class MedusaTreeProposer:
         return candidates(), said()
 
     def _best(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``candidates``, on the device."""
+        """Computes what ``candidates`` returns, on the device."""
         logits = self._logits(hidden_states).float()
         ranks = min(self.config.ranks, logits.shape[-1])
         best, tokens = logits.topk(ranks, dim=-1)
@@ -153,17 +156,17 @@ class MedusaTreeProposer:
         return tokens.transpose(0, 1), log_probs.transpose(0, 1)
 
     def look_up(self, texts: DraftBatch) -> LookupMatches | None:
-        """What the texts themselves suggest; None where that is nothing."""
+        """Looks up what the texts themselves suggest; None where that is nothing."""
         if self._lookups is None:
             return None
         found = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
         return found if found.match.any() else None
 
     def looked_up_trees(self, found: LookupMatches, sizes: Ints) -> list[TokenTree]:
-        """A path for each sequence, without asking the heads.
+        """Returns a looked-up path for each sequence as a tree, without asking the heads.
 
         Args:
-            found: by ``look_up``, just now.
+            found: what ``look_up`` has just returned.
             sizes: ``[sequences]`` int64 the most nodes of each.
         """
         assert self._lookups is not None
@@ -176,13 +179,13 @@ class MedusaTreeProposer:
         sizes: Ints,
         found: LookupMatches | None = None,
     ) -> list[TokenTree]:
-        """A tree for each sequence; learns from what became of earlier candidates.
+        """Drafts a tree for each sequence; learns from what became of earlier candidates.
 
         Args:
             texts: the sequences.
-            hidden_states: ``[sequences, hidden]``.
+            hidden_states: ``[sequences, hidden]``, where each last token was predicted.
             sizes: ``[sequences]`` int64 wanted nodes.
-            found: by ``look_up``, just now.
+            found: what ``look_up`` has just returned.
         """
         tokens, log_probs = self.candidates(hidden_states)
         values = log_probs
@@ -217,5 +220,5 @@ class MedusaTreeProposer:
             self._pending.add(request_id, len(text), tokens[row], log_probs[row])
 
     def forget(self, request_id: str) -> None:
-        """A request has ended."""
+        """Drops the candidates of a request that has ended."""
         self._pending.forget(request_id)

@@ -15,7 +15,7 @@ from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.step.tree_step import TreeStep
 
 EXTRA_NODES = 12
-"""Candidates drafted beyond the tree while recording: what was nearly verified."""
+"""How many candidates are drafted beyond the tree while recording: nearly verified ones."""
 
 
 @dataclass
@@ -23,7 +23,7 @@ class RecordedTree:
     """One tree of one step, in plain Python types.
 
     Attributes:
-        request_id: vLLM's.
+        request_id: vLLM's id of the request.
         root: the root's token.
         token, parent, depth, score: the drafted nodes, as in ``TokenTree``.
         verified: how many of them were scheduled; the rest were candidates only.
@@ -49,7 +49,7 @@ class RecordedTree:
 
 
 def _nodes_of(step: TreeStep, tree: int, rows: np.ndarray) -> list[int]:
-    """The drafted nodes of one tree that are among ``rows`` of the step."""
+    """Returns the drafted nodes of one tree that are among ``rows`` of the step."""
     inside = rows - step.first[tree]
     return sorted(inside[(inside > 0) & (inside < step.sizes[tree])].tolist())
 
@@ -58,9 +58,9 @@ class Recorder:
     """Collects the trees of up to ``limit`` steps.
 
     Args:
-        limit: steps.
-        accept: as without a recording; otherwise no node is accepted, and every token of
-            the text gets a tree (``simulation.replay``).
+        limit: the most steps that are recorded.
+        accept: whether nodes are accepted as without a recording; otherwise none is, and
+            every token of the text gets a tree (``simulation.replay``).
     """
 
     def __init__(self, limit: int, accept: bool = True):
@@ -87,7 +87,7 @@ class Recorder:
             step: what was verified.
             accepted: int64 indices among the step's tree rows.
             emitted: ``[requests]`` tokens emitted by each request of the batch.
-            request_ids: ``[requests]``.
+            request_ids: ``[requests]`` ids of the batch's requests.
             roots: ``[trees]`` root tokens.
             proposed: the trees as drafted, with the extra candidates.
         """
@@ -121,5 +121,5 @@ class Recorder:
         self.steps.append(trees)
 
     def take(self) -> list[list[dict[str, Any]]]:
-        """The recorded steps, as plain dicts."""
+        """Returns the recorded steps, as plain dicts."""
         return [[asdict(tree) for tree in step] for step in self.steps]

@@ -22,11 +22,11 @@ from vllm_propd.heads.checkpoint import HeadsCheckpoint
 
 
 class ServedHeads:
-    """What ``MedusaHeads`` computes; each rank all of it.
+    """Computes the same as ``MedusaHeads``; each tensor-parallel rank computes all of it.
 
     Args:
         checkpoint: the heads.
-        dtype, device: of the target.
+        dtype, device: the target's dtype and device.
     """
 
     def __init__(self, checkpoint: HeadsCheckpoint, dtype: torch.dtype, device: Any):
@@ -34,7 +34,7 @@ class ServedHeads:
         names = ("weight", "bias") if checkpoint.has_bias else ("weight",)
 
         def linear(layer: int, *heads: int) -> ReplicatedLinear:
-            """Some heads' blocks of a layer, side by side."""
+            """Makes one linear layer of some heads' blocks, side by side."""
             tensors = [
                 torch.cat([checkpoint.block(head, layer, name) for head in heads])
                 for name in names
@@ -50,7 +50,7 @@ class ServedHeads:
         ]
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """``[tokens, hidden]`` to ``[heads, tokens, hidden]``."""
+        """Turns ``[tokens, hidden]`` states into ``[heads, tokens, hidden]``."""
         update = self._first(hidden_states)
         update = update.view(len(hidden_states), self.num_heads, -1).transpose(0, 1)
         states = hidden_states + nn.functional.silu(update)
@@ -62,12 +62,12 @@ class ServedHeads:
 
 
 class OwnOutput:
-    """Output layers that came with the heads: one for all, or one for each.
+    """The output layers that came with the heads: one for all heads, or one for each.
 
     Args:
         checkpoint: the heads.
         vocabulary: tokens of the target; further rows are padding, and no tokens.
-        dtype, device: of the target.
+        dtype, device: the target's dtype and device.
     """
 
     def __init__(
@@ -86,7 +86,10 @@ class OwnOutput:
         ]
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """``[heads, tokens, hidden]`` to ``[heads, tokens, vocabulary]``, all ranks'."""
+        """Turns ``[heads, tokens, hidden]`` into ``[heads, tokens, vocabulary]`` logits.
+
+        They are gathered: every tensor-parallel rank gets all of them.
+        """
         if len(self._layers) == 1:
             logits = self._layers[0](states.flatten(0, 1)).view(*states.shape[:2], -1)
         else:
@@ -120,7 +123,7 @@ def _linear(
 
 
 def _own_rows(checkpoint: HeadsCheckpoint, head: int) -> torch.Tensor:
-    """This rank's rows of a head's own output layer, padded to as many on every rank."""
+    """Returns this rank's rows of a head's output layer, padded alike on every rank."""
     world = get_tensor_model_parallel_world_size()
     rank = get_tensor_model_parallel_rank()
     share = -(-checkpoint.output_size // world)

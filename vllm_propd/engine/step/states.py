@@ -14,15 +14,15 @@ from vllm_propd.engine.step.tree_step import TreeStep
 
 @dataclass(frozen=True)
 class PreparedStep:
-    """What runs next, as vLLM has prepared it; after pruning, what is left of it.
+    """The step that runs next, as vLLM has prepared it; after pruning, what is left of it.
 
     Attributes:
         trees: the step's trees; None where no request has drafts.
-        logits_indices: ``[logits rows]`` vLLM's own tensor of the rows that it computes
-            logits of.
+        logits_indices: ``[logits rows]`` vLLM's own tensor of the rows whose logits it
+            computes.
         root_row: ``[requests]`` int64 logits row of each request's root, or of its only
             row.
-        timer: sizing's, of this step.
+        timer: sizing's timer of this step.
     """
 
     trees: TreeStep | None
@@ -32,20 +32,20 @@ class PreparedStep:
 
     @property
     def branching(self) -> TreeStep | None:
-        """The trees, if they are more than vLLM's own chains of drafts."""
+        """The step's trees; None if there are none, or only chains like vLLM's drafts."""
         return None if self.trees is None or self.trees.chained else self.trees
 
 
 @dataclass(frozen=True)
 class VerifiedStep:
-    """What has become of it.
+    """What has become of a step once it is verified.
 
     Attributes:
-        final_row: ``[requests]`` int64 logits row of each one's last accepted node, or of
-            its root.
+        final_row: ``[requests]`` int64 logits row of each request's last accepted node, or
+            of its root.
         root_row: see ``PreparedStep``.
-        kept: nodes that went through all layers.
-        pruned: its trees, for a plan's grading, where a plan had them pruned.
+        kept: how many nodes went through all layers.
+        pruned: the step's trees, where a plan had them pruned: it is graded by them.
         timer: see ``PreparedStep``.
     """
 

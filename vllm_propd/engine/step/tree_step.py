@@ -49,7 +49,7 @@ class PlainRequests:
 
 
 Early = tuple[Ints, np.ndarray]
-"""``[drafted]`` int64 ranks and float32 log probabilities that an early head gives nodes."""
+"""``[drafted]`` int64 ranks and float32 log probabilities, which an early head gives."""
 
 
 @dataclass(frozen=True)

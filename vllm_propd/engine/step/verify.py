@@ -33,16 +33,16 @@ from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.kernels.transfer import to_device, to_host
 
 GREEDY_BELOW = 1e-5
-"""Temperatures that vLLM treats as greedy."""
+"""The temperature below which vLLM treats a request as greedy."""
 
 PLACEHOLDER = -1
 """Marks, for vLLM, where a request's emitted tokens end."""
 
 NO_NODE = -1
-"""Where a request without a tree, or past its tree, stands."""
+"""Stands for the node of a request that has no tree, or has left its tree."""
 
 ROWS_AT_ONCE = 256
-"""The sampler makes float32 of the logits that it is given."""
+"""How many rows the sampler is given at once: it makes float32 of their logits."""
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Verified:
 
     Attributes:
         output: the emitted tokens per request, in vLLM's form.
-        final_row: ``[requests]`` int64 logits row of the last accepted node (or root):
-            the next tree is drafted from its hidden state.
+        final_row: ``[requests]`` int64 logits row of each request's last accepted node (or
+            root): the next tree is drafted from its hidden state.
         accepted: int64 indices among the step's tree rows of the accepted nodes.
     """
 
@@ -73,7 +73,7 @@ def _history(outputs: list[list[int]]) -> Iterator[None]:
 
 
 def without_drafts(metadata: SamplingMetadata) -> SamplingMetadata:
-    """The batch's metadata as plain vLLM has it: one row for each request, no drafts.
+    """Returns the batch's metadata as in plain vLLM: one row a request, no drafts.
 
     vLLM's thinking budgets count the scheduled drafts as a chain that is put out, and look
     for a request's row behind those of the drafts before it; the walk has neither.
@@ -100,10 +100,10 @@ def verify(
             drafted nodes'.
         step: this step's trees.
         root_row: ``[requests]`` int64 logits row of each request's root.
-        sampler: vLLM's.
-        metadata: of the batch; see ``without_drafts``.
-        outputs: each request's list of output tokens; what logits processors look at.
-        config: the acceptance rule.
+        sampler: vLLM's sampler.
+        metadata: the batch's metadata; see ``without_drafts``.
+        outputs: each request's list of output tokens, which logits processors look at.
+        config: says which acceptance rule applies.
     """
     request = step.request[step.tree]
     logits_row = root_row[request] + step.node
@@ -177,14 +177,14 @@ def _tells(metadata: SamplingMetadata) -> bool:
 
 
 def _idle(processor: LogitsProcessor) -> bool:
-    """Whether it is one of vLLM's own, and no request of the batch needs it."""
+    """Whether a processor is one of vLLM's own, and no request of the batch needs it."""
     if isinstance(processor, MinTokensLogitsProcessor):
         return not processor.min_toks
     return isinstance(processor, LogitBiasLogitsProcessor) and not processor.biases
 
 
 def _all_rows(logits: torch.Tensor, sampler: Sampler, metadata: SamplingMetadata) -> Ints:
-    """``[logits rows]`` the token of each; see ``_rows_alone``."""
+    """Draws ``[logits rows]`` int64 the token of each row; see ``_rows_alone``."""
     drawn = [
         sampler(logits=rows, sampling_metadata=metadata).sampled_token_ids
         for rows in logits.split(ROWS_AT_ONCE)
@@ -198,7 +198,7 @@ def _advance(
     emitted: Ints,
     active: np.ndarray,
 ) -> SamplingMetadata:
-    """The batch's metadata one token later.
+    """Returns the batch's metadata one token later.
 
     Requests that have stopped ride along, because vLLM's processors know requests by
     their index; but their random generators must not move on.
@@ -216,7 +216,7 @@ def _advance(
 
 
 def _by_request(steps: list[LogprobsTensors]) -> LogprobsTensors | None:
-    """Per-depth logprobs in vLLM's order: all of a request's tokens, then the next's."""
+    """Puts the logprobs of each depth into vLLM's order: request by request."""
     if not steps:
         return None
 
@@ -237,10 +237,11 @@ def _typical_path(
     metadata: SamplingMetadata,
     config: ProPDConfig,
 ) -> Ints | None:
-    """``[depths, requests]`` int64 tokens that typical acceptance takes; -1 elsewhere.
+    """Returns ``[depths, requests]`` int64 tokens that typical acceptance takes, else -1.
 
-    Greedy requests keep the exact rule; so do batches that want logprobs, or of which a
-    request forbids tokens: the model's own distribution knows nothing of that.
+    It is None where the exact rule holds. Greedy requests keep it; so do batches that want
+    logprobs, or of which a request forbids tokens: the model's own distribution knows
+    nothing of that.
     """
     exact = config.acceptance == "exact" or metadata.all_greedy
     drafted = np.flatnonzero(~step.is_root)

@@ -30,6 +30,7 @@ class Checked:
     """What became of the ledger in one release.
 
     Attributes:
+        version: the release's version.
         different: entries that are not as recorded.
         rewritten: behaviours whose code is another than in the release compared with.
     """
@@ -40,12 +41,12 @@ class Checked:
 
 
 def kind(entry: Entry) -> str:
-    """How an entry is touched; ``relied on``, where it is a behaviour."""
+    """Says how ProPD touches an entry; ``relied on`` where it is a behaviour."""
     return entry.use if isinstance(entry, Symbol) else "relied on"
 
 
 def sources_at(path: Path | None) -> Sources:
-    """Those at a path; of none, the installed ones.
+    """Reads vLLM's sources at a path; without a path, the installed ones.
 
     Raises:
         typer.BadParameter: there is no vLLM.
@@ -62,14 +63,14 @@ def sources_at(path: Path | None) -> Sources:
 
 
 def check(path: Path | None, since: Sources | None) -> Checked:
-    """Checks one release."""
+    """Checks the ledger against one release, and against ``since`` for rewritten code."""
     found = sources_at(path)
     changed = rewritten(since, found, BEHAVIOURS) if since is not None else []
     return Checked(found.version, differences(found, ENTRIES), changed)
 
 
 def counts(checked: list[Checked]) -> list[list[str]]:
-    """A row for each kind of entry: how many there are, and what has become of them."""
+    """Counts the entries of each kind, and what has become of them; a row for each."""
     rows = [["", "entries", *(one.version for one in checked)]]
     for name, number in (Counter(map(kind, ENTRIES)) + Counter(all=len(ENTRIES))).items():
         cells = [
@@ -86,11 +87,11 @@ def _count(found: list[Difference]) -> str:
 
 
 def what_differs(found: list[Difference], code: str = "") -> list[list[str]]:
-    """What differs, a row for each.
+    """Lists the entries that differ, a row for each; the first row is the head.
 
     Args:
-        found: of one version.
-        code: put around names.
+        found: the differences of one version.
+        code: what is put around names, such as Markdown's backquote.
     """
     rows = [["what became of it", "symbol", "touched", "what for", "why"]]
     for one in found:
@@ -102,7 +103,7 @@ def what_differs(found: list[Difference], code: str = "") -> list[list[str]]:
 
 
 def to_be_run(found: list[Behaviour], code: str = "") -> list[list[str]]:
-    """Behaviours and their tests, a row for each; see ``what_differs``."""
+    """Lists rewritten behaviours and their tests, a row for each; see ``what_differs``."""
     rows = [["rewritten", "what it did", "test"]]
     for one in found:
         test = one.test.removeprefix("tests/")
@@ -111,7 +112,7 @@ def to_be_run(found: list[Behaviour], code: str = "") -> list[list[str]]:
 
 
 def as_table(rows: list[list[str]], title: str | None = None) -> Table:
-    """For a terminal; the first row is the head."""
+    """Makes a table for a terminal; the first row is the head."""
     table = Table(*rows[0], title=title, show_lines=title is not None)
     for row in rows[1:]:
         table.add_row(*map(escape, row))
@@ -119,14 +120,14 @@ def as_table(rows: list[list[str]], title: str | None = None) -> Table:
 
 
 def as_markdown(rows: list[list[str]]) -> str:
-    """For a page, likewise."""
+    """Makes a table in Markdown; the first row is the head."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def print_tables(checked: list[Checked]) -> None:
-    """For a terminal."""
+    """Prints what was found as tables for a terminal."""
     console = Console()
     for one in checked:
         if one.different:
@@ -138,7 +139,7 @@ def print_tables(checked: list[Checked]) -> None:
 
 
 def print_markdown(checked: list[Checked]) -> None:
-    """For a page."""
+    """Prints what was found as a page in Markdown."""
     print(as_markdown(counts(checked)))
     for one in checked:
         if one.different or one.rewritten:

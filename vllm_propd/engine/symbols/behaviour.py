@@ -7,7 +7,7 @@ from dataclasses import dataclass
 RELEASE = "https://github.com/vllm-project/vllm/blob/v0.32.0/"
 
 OWN = "tests/integration/test_behaviours.py::"
-"""Where the tests are that nothing else would need."""
+"""The file of the tests that are there for the ledger alone."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,10 @@ class Behaviour:
 
     Attributes:
         path: ``module:qualified.name`` of the code that does it, where it is defined.
-        what, why, retired_by: one line each.
+        what, why, retired_by: what vLLM does, why we rely on it, and what would let us
+            stop; one line each.
         test: the test that fails when vLLM does it no longer: ``file::name``.
-        package: the module is a package's own file.
+        package: whether the module is a package's ``__init__.py``.
     """
 
     path: str
@@ -30,6 +31,6 @@ class Behaviour:
 
     @property
     def link(self) -> str:
-        """The file in vLLM's repository, at the release that this is made for."""
+        """The address of the file in vLLM's repository, at the release we are made for."""
         module = self.path.partition(":")[0].replace(".", "/")
         return f"{RELEASE}{module}{'/__init__' if self.package else ''}.py"

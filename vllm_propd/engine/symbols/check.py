@@ -21,9 +21,9 @@ class Difference:
     """An entry that is not as recorded.
 
     Attributes:
-        status: ``moved``: the same name is in another module; ``gone``: in none;
-            ``changed``: its parameters or attributes have.
-        detail: where it is now, or what has changed.
+        status: ``moved``: the same name is in another module; ``gone``: it is in none;
+            ``changed``: its parameters or attributes have changed.
+        detail: where the name is now, or what has changed.
     """
 
     entry: Entry
@@ -32,12 +32,12 @@ class Difference:
 
 
 def differences(sources: Sources, entries: Iterable[Entry]) -> list[Difference]:
-    """What is not as recorded."""
+    """Returns the entries that are not as recorded, and what has become of them."""
     return [found for entry in entries if (found := difference(sources, entry))]
 
 
 def difference(sources: Sources, entry: Entry) -> Difference | None:
-    """What has become of an entry; None where it is as recorded."""
+    """Returns what has become of an entry; None where it is as recorded."""
     found = sources.find(entry.path)
     if found is None:
         places = sources.elsewhere(entry.path)
@@ -52,7 +52,7 @@ def difference(sources: Sources, entry: Entry) -> Difference | None:
 def rewritten(
     old: Sources, new: Sources, behaviours: Iterable[Behaviour]
 ) -> list[Behaviour]:
-    """Those whose code is another than it was: their tests are to be run first."""
+    """Returns the behaviours whose code has changed: their tests are to be run first."""
     return [
         behaviour
         for behaviour in behaviours
@@ -63,7 +63,7 @@ def rewritten(
 
 
 def _code(definition: Definition) -> str:
-    """What it says; comments and the places of its lines are left out."""
+    """Dumps a definition's code, without comments and line numbers."""
     return "" if definition.node is None else ast.dump(definition.node)
 
 

@@ -10,7 +10,7 @@ PACKAGE = "vllm"
 
 
 def read(path: Path) -> dict[str, str]:
-    """Of each module its path, from ``vllm/`` on, and its text; nothing where none are."""
+    """Returns each module's text by its path from ``vllm/`` on; empty: there is no vLLM."""
     if path.is_dir():
         return _of_folder(path)
     if zipfile.is_zipfile(path):

@@ -15,18 +15,18 @@ from vllm_propd.engine.symbols.sources import (
 )
 
 GENERATED = {"dataclass", "config"}
-"""Decorators that make a constructor of a class's fields; ``config`` is vLLM's."""
+"""Decorators that make a constructor from a class's fields; ``config`` is vLLM's."""
 
 GENERATING = {"NamedTuple", "Struct", "BaseModel", "BaseSettings"}
-"""Bases that do."""
+"""Base classes that make a constructor from a class's fields."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of a function's, or of a class's constructor's.
+    """One parameter of a function, or of a class's constructor.
 
     Attributes:
-        required: calls have to give it.
+        required: whether calls have to give it.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Parameter:
 
 
 def parameters(sources: Sources, definition: Definition) -> list[Parameter] | None:
-    """Of a function, or of a class's constructor without ``self``; None: not known.
+    """Returns a function's parameters, or a class's constructor's without ``self``.
 
-    Not known are those of values, and of classes whose constructor is not vLLM's.
+    They are not known (None) for values, and for classes whose constructor is not vLLM's.
     """
     node = definition.node
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -57,7 +57,7 @@ def parameters(sources: Sources, definition: Definition) -> list[Parameter] | No
 
 
 def attributes(sources: Sources, definition: Definition) -> set[str]:
-    """Names that a class's instances have, as far as vLLM's sources say."""
+    """Returns the names that a class's instances have, as far as vLLM's sources say."""
     if not isinstance(definition.node, ast.ClassDef):
         return set()
     found: set[str] = set()
@@ -68,11 +68,11 @@ def attributes(sources: Sources, definition: Definition) -> set[str]:
 
 
 def _of_function(node: Function, bound: bool) -> list[Parameter]:
-    """All of them, in order.
+    """Returns all parameters of a function, in order.
 
     Args:
         node: the function.
-        bound: without the first.
+        bound: whether to leave out the first, ``self`` or ``cls``.
     """
     named = [*node.args.posonlyargs, *node.args.args]
     optional = len(node.args.defaults)
@@ -120,7 +120,7 @@ def _of_fields(sources: Sources, definition: Definition) -> list[Parameter]:
 
 
 def _is_field(value: ast.expr | None) -> bool:
-    """Whether it describes a field; a first argument would be its default."""
+    """Whether a value describes a field without default (its first argument)."""
     if not isinstance(value, ast.Call) or value.args:
         return False
     return ast.unparse(value.func).rpartition(".")[2] in ("field", "Field")

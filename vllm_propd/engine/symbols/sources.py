@@ -23,9 +23,9 @@ class Definition:
     """What a name stands for.
 
     Attributes:
-        module: where it is defined; of another package's, that package's.
-        name: qualified; empty for a module.
-        node: its statement; None for what is not vLLM's.
+        module: the module that defines it; for another package's, the one imported from.
+        name: its qualified name; empty for a module.
+        node: the statement that defines it; None for what is not vLLM's.
     """
 
     module: str
@@ -34,7 +34,7 @@ class Definition:
 
     @property
     def path(self) -> str:
-        """``module:qualified.name``."""
+        """The definition's place, as ``module:qualified.name``."""
         return f"{self.module}:{self.name}"
 
 
@@ -53,7 +53,7 @@ class Sources:
     """The modules of one vLLM.
 
     Args:
-        files: of each file its path, from ``vllm/`` on, and its text.
+        files: each file's text, by its path from ``vllm/`` on.
     """
 
     def __init__(self, files: dict[str, str]):
@@ -71,7 +71,7 @@ class Sources:
 
     @classmethod
     def at(cls, path: Path) -> Sources:
-        """Those of a wheel, an sdist, or a folder that is or holds vLLM's package.
+        """Reads a wheel, an sdist, or a folder that is or holds vLLM's package.
 
         Raises:
             ValueError: there is no vLLM there.
@@ -86,13 +86,13 @@ class Sources:
 
     @cached_property
     def version(self) -> str:
-        """As the build wrote it down; ``unknown`` in a checkout."""
+        """The version that the build wrote down; ``unknown`` in a checkout."""
         text = self.texts.get(f"{PACKAGE}._version", "")
         found = re.search(r"""^__version__ = .*['"](.+)['"]""", text, re.M)
         return found[1] if found else "unknown"
 
     def find(self, path: str) -> Definition | None:
-        """What ``module:qualified.name`` stands for; None where there is no such name."""
+        """Finds what ``module:qualified.name`` stands for; None: there is no such name."""
         module, _, name = path.partition(":")
         found: Definition | None = Definition(module, "", self.tree(module))
         for part in name.split("."):
@@ -100,7 +100,7 @@ class Sources:
         return found
 
     def elsewhere(self, path: str) -> list[str]:
-        """Other modules that define the same qualified name; ``module:qualified.name``."""
+        """Returns paths (``module:qualified.name``) of the same name in other modules."""
         module, _, name = path.partition(":")
         head = name.partition(".")[0]
         defines = re.compile(rf"^\s*(class|def|async def) {head}\b|^\s*{head}\s*[:=]", re.M)
@@ -117,11 +117,11 @@ class Sources:
     def classes(
         self, definition: Definition, below: tuple[Definition, ...] = ()
     ) -> list[Definition]:
-        """A class and its bases, in the order in which a name is looked up in them.
+        """Returns a class and its bases, in the order in which names are looked up.
 
         Args:
             definition: the class.
-            below: those that inherit from it; one of the same name as its base is that.
+            below: classes that inherit from it; they are not taken for its bases.
         """
         assert isinstance(definition.node, ast.ClassDef)
         order, below = [definition], (*below, definition)
@@ -133,7 +133,7 @@ class Sources:
         return list(dict.fromkeys(reversed(order)))[::-1]
 
     def named(self, expression: ast.expr | None, module: str) -> Definition | None:
-        """What a name, dotted or with a subscript, stands for in a module."""
+        """Finds what a name, dotted or with a subscript, stands for in a module."""
         match expression:
             case ast.Name(id=name):
                 return self._in_module(module, name)
@@ -208,7 +208,7 @@ class Sources:
         owner: Definition | None,
         passed: frozenset[tuple[str, str]],
     ) -> Definition | None:
-        """What ``name = other`` stands for, where that is a name, too."""
+        """Finds what ``name = other`` stands for, where ``other`` is a name, too."""
         if not isinstance(other, ast.Name):
             return self.named(other, module) if isinstance(other, ast.Attribute) else None
         found = None
@@ -217,7 +217,7 @@ class Sources:
         return found or self._in_module(module, other.id, passed)
 
     def _absolute(self, module: str, importer: str) -> str:
-        """A module's name as ``importer`` spells it, with dots for those above it."""
+        """Returns a module's full name; ``importer`` spells it with leading dots."""
         name = module.lstrip(".")
         level = len(module) - len(name)
         if not level:
@@ -231,7 +231,7 @@ class Sources:
         return None if text is None else ast.parse(text)
 
     def _bindings(self, scope: ast.Module | ast.ClassDef) -> dict[str, list[_Binding]]:
-        """Of each name what it is bound to: what defines it first, of two the later one."""
+        """Returns what each name is bound to: definitions first, the later of two first."""
         bound: dict[str, list[_Binding]] = {}
         for name, binding in _bindings_of(scope.body):
             bound.setdefault(name, []).insert(0, binding)
@@ -241,7 +241,7 @@ class Sources:
 
 
 def own_attributes(node: ast.AST | None) -> dict[str, ast.AST]:
-    """Names that a class's own methods assign to, ``self.name``; and the statements."""
+    """Returns names that a class's methods assign to (``self.name``), and statements."""
     found: dict[str, ast.AST] = {}
     for statement in ast.walk(node) if node is not None else ():
         for target in _targets(statement):
@@ -252,12 +252,12 @@ def own_attributes(node: ast.AST | None) -> dict[str, ast.AST]:
 
 
 def own_names(node: ast.ClassDef) -> set[str]:
-    """Names that a class's own body binds."""
+    """Returns the names that a class's own body binds."""
     return {name for name, _ in _bindings_of(node.body)}
 
 
 def _rank(binding: _Binding) -> int:
-    """Definitions before imports before values.
+    """Ranks a binding: definitions come before imports, imports before values.
 
     So what is imported for type checkers only stands for what is found at run time.
     """
@@ -269,7 +269,7 @@ def _rank(binding: _Binding) -> int:
 
 
 def decorators(node: Function | ast.ClassDef) -> set[str]:
-    """The last names of what decorates a definition."""
+    """Returns the last names of what decorates a definition."""
     names = set()
     for decorator in node.decorator_list:
         called = decorator.func if isinstance(decorator, ast.Call) else decorator
@@ -311,7 +311,7 @@ def _inner(statement: ast.stmt) -> Iterator[ast.stmt]:
 
 
 def _targets(statement: ast.AST) -> Iterator[ast.expr]:
-    """What a statement assigns to, tuples taken apart."""
+    """Yields what a statement assigns to, tuples taken apart."""
     waiting: list[ast.expr] = []
     if isinstance(statement, ast.Assign):
         waiting += statement.targets

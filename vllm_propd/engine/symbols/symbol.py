@@ -1,4 +1,4 @@
-"""One entry of the ledger."""
+"""An entry of the ledger for a symbol of vLLM that ProPD touches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXACT = ("patched", "overridden")
 
 @dataclass(frozen=True)
 class Symbol:
-    """One touched symbol.
+    """One symbol of vLLM that ProPD touches.
 
     Attributes:
         path: ``module:qualified.name``.
@@ -19,8 +19,9 @@ class Symbol:
         parameters: its parameters (of a dataclass: its fields) that must exist, by name,
             with spaces between; for ``patched`` and ``overridden`` ones exactly these,
             in this order; for ``called`` ones no other may be required.
-        what, why, retired_by: one line each.
-        attributes: those of its instances that we use, likewise.
+        what, why, retired_by: what we do with it, why, and what would let us stop; one
+            line each.
+        attributes: attributes of its instances that we use, with spaces between.
     """
 
     path: str

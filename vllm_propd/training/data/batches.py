@@ -41,7 +41,7 @@ class TokenData:
     chats: list[list[int]]
 
     def batch(self, size: int, length: int, seed: tuple[int, ...]) -> Starts:
-        """``[size, length]`` int64 token ids of windows drawn by ``seed`` alone."""
+        """Returns ``[size, length]`` int64 ids of windows that ``seed`` alone decides."""
         rng = np.random.default_rng(seed)
         if len(self.starts):
             fitting = self.starts[self.starts <= len(self.tokens) - length]
@@ -51,10 +51,11 @@ class TokenData:
         return self.tokens[starts[:, None] + np.arange(length)].astype(np.int64)
 
     def prompts(self, count: int, longest: int, seed: int) -> list[list[int]]:
-        """``count`` prompts of at most ``longest`` tokens.
+        """Draws ``count`` prompts of at most ``longest`` tokens.
 
-        Chats, up to the answer; or windows of text, their lengths drawn evenly, since
-        what a model writes after little context (it repeats itself) is easier to draft.
+        They are chats up to the answer; or windows of text, their lengths drawn evenly,
+        since what a model writes after little context (it repeats itself) is easier to
+        draft.
 
         Raises:
             DataError: no chat is as short as that.
@@ -100,12 +101,12 @@ def prepare(
     folder: Path,
     most_tokens: int,
 ) -> tuple[TokenData, TokenData]:
-    """Token ids to train on, and held-out ones; written below ``folder``, then mapped.
+    """Returns token ids to train on, and held-out ones; both are files in ``folder``.
 
     Args:
-        paths: files and folders.
-        held_out: the same, to measure with; none: a share of ``paths``.
-        tokenizer: of the target.
+        paths: files and folders to train on.
+        held_out: files and folders to measure with; none: a share of ``paths``.
+        tokenizer: the target's tokenizer.
         vocab_size: rows of the target's output layer.
         folder: made if it is not there; what it holds of an earlier run is replaced.
         most_tokens: tokens after which no more is read.
@@ -164,7 +165,7 @@ def check_enough(data: TokenData, held_out: TokenData, length: int) -> None:
     """Refuses data that is shorter than training and measuring need.
 
     Raises:
-        DataError: with the counts.
+        DataError: there are too few tokens; the message has the counts.
     """
     if min(len(data.tokens), len(held_out.tokens)) <= length:
         raise DataError(
@@ -174,7 +175,7 @@ def check_enough(data: TokenData, held_out: TokenData, length: int) -> None:
 
 
 def save_sequences(folder: Path, name: str, sequences: list[list[int]]) -> TokenData:
-    """Sequences written below ``folder``, as data that starts at each one's start."""
+    """Writes sequences below ``folder``; windows of that data start where one starts."""
     writer = _Writer(folder, name)
     for ids in sequences:
         writer.add(Document(ids, []))
@@ -183,7 +184,7 @@ def save_sequences(folder: Path, name: str, sequences: list[list[int]]) -> Token
 
 
 def load_data(folder: Path, name: str) -> TokenData:
-    """Data written by ``prepare`` or ``save_sequences``."""
+    """Loads data that ``prepare`` or ``save_sequences`` has written."""
     path = folder / f"{name}.tokens"
     tokens: Tokens = np.empty(0, np.int32)  # an empty file cannot be mapped
     if path.stat().st_size:

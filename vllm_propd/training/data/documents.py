@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""What reads a file, by its suffix; other files are text."""
+"""The builder of ``datasets`` that reads a file, by suffix; other files are text."""
 
 TOKENIZED_AT_ONCE = 16
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
@@ -38,13 +38,13 @@ class Document:
 
 
 def files_of(paths: list[Path]) -> list[tuple[str, Path]]:
-    """The data files among ``paths`` and inside their folders, with their builders.
+    """Finds the data files among ``paths`` and inside their folders, with their builders.
 
-    Left out of folders: hidden files, caches, binary and empty files. JSON there is text
+    Hidden files, caches, binary and empty files in folders are left out. JSON there is text
     like other sources (``package.json``), JSON lines are rows.
 
     Raises:
-        DataError: nothing there.
+        DataError: a path does not exist, or there is no data file.
     """
     files = []
     for path in paths:
@@ -74,7 +74,7 @@ def _is_data(file: Path) -> bool:
 
 
 def _rows(files: list[tuple[str, Path]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each document's file and row, streamed."""
+    """Yields each document's file and row, streamed."""
     from datasets import load_dataset
 
     # Rows have each file's own fields; plain files are documents all alike.
@@ -101,7 +101,7 @@ def _rows(files: list[tuple[str, Path]]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]] | None:
-    """A row's chat in OpenAI's shape; None where it has none.
+    """Returns a row's chat in OpenAI's shape; None where it has none.
 
     Known are ``messages`` of ``role`` and ``content``, and ShareGPT's ``conversations``
     of ``from`` and ``value``.
@@ -132,10 +132,11 @@ def messages_of(row: dict[str, Any]) -> list[dict[str, str]] | None:
 def render(
     file: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, str]:
-    """A row's text, and of a chat the part up to the assistant's first answer.
+    """Returns a row's text, and of a chat the part up to the assistant's first answer.
 
     Raises:
-        DataError: neither text nor chat in it, or no chat template.
+        DataError: the row has neither text nor chat, or the chat template is missing or
+            refuses it.
     """
     if isinstance(text := row.get("text"), str):
         return text, ""
@@ -167,7 +168,7 @@ def render(
 def read_documents(
     paths: list[Path], tokenizer: PreTrainedTokenizerBase, most_tokens: int
 ) -> Iterator[Document]:
-    """The documents of files and folders, streamed, until they have ``most_tokens``.
+    """Yields documents of files and folders until they have ``most_tokens`` tokens.
 
     Raises:
         DataError: files that cannot be read, or rows that hold no text.

@@ -25,7 +25,7 @@ class Progress:
     Attributes:
         step: finished steps.
         seconds: training time spent.
-        loss: smoothed.
+        loss: the smoothed loss.
         last: the last step's loss.
     """
 
@@ -72,7 +72,7 @@ def load_checkpoint(
     """Goes on from the folder's checkpoint; from the start where there is none.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: the checkpoint was made with other settings.
     """
     path = folder / FILE
     if not path.exists():

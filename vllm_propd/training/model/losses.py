@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional
 
 HEAD_DECAY = 0.8
-"""Weight of head k's loss: ``HEAD_DECAY ** k`` (Medusa section 2.2.1)."""
+"""The weight of head k's loss is ``HEAD_DECAY ** k`` (Medusa section 2.2.1)."""
 
 
 def labels_of(logits: torch.Tensor, kind: str) -> torch.Tensor:
-    """What to learn from a target's logits ``[..., vocabulary]``.
+    """Returns what to learn from a target's logits ``[..., vocabulary]``.
 
     ``kl``: its probabilities, float32, ``[..., vocabulary]`` (cross-entropy with them is
     the KL divergence up to a constant). ``hard``: its best tokens, int64, ``[...]``.
@@ -19,17 +19,22 @@ def labels_of(logits: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def distillation(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of a head, ``[batch, length, vocabulary]``, against labels."""
+    """Returns a head's mean cross-entropy against labels, a scalar.
+
+    Args:
+        logits: ``[batch, length, vocabulary]``.
+        labels: see ``labels_of``.
+    """
     return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(0, 1))
 
 
 def medusa_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The weighted sum over heads.
+    """Returns the weighted sum of the heads' losses, a float32 scalar.
 
     Args:
         logits: ``[heads, batch, length, vocabulary]``; head k (from 1) at position t
             predicts what the target predicts at position t + k.
-        labels: of the target at ``[batch, length]``.
+        labels: the target's labels at ``[batch, length]``, see ``labels_of``.
     """
     total = logits.new_zeros((), dtype=torch.float32)
     for k in range(1, len(logits) + 1):

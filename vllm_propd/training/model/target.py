@@ -10,7 +10,7 @@ from vllm_propd.training.settings import TrainSettings
 
 
 def stored_dtype(model: str) -> torch.dtype:
-    """The dtype of the target's weights on disk."""
+    """Returns the dtype of the target's weights on disk."""
     return AutoConfig.from_pretrained(model).dtype or torch.bfloat16
 
 
@@ -18,12 +18,12 @@ def load_trainee(model: str, settings: TrainSettings) -> Trainee:
     """Loads a target and puts untrained heads on it.
 
     Args:
-        model: Hugging Face folder or name. On the CPU, or with ``precision`` float32, in
-            float32; else as it is stored.
-        settings: of the heads.
+        model: Hugging Face folder or name. It is loaded in float32 on the CPU, or with
+            ``precision`` float32; else as it is stored.
+        settings: the heads' settings.
 
     Raises:
-        ValueError: a target whose heads cannot share its output layer.
+        ValueError: heads cannot share this target's output layer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = device.type == "cpu" or settings.precision == "float32"

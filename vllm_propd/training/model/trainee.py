@@ -78,19 +78,19 @@ class Trainee(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where target and heads are."""
+        """The device of target and heads."""
         return self.output.weight.device
 
     def autocast(self) -> torch.autocast:
-        """The precision to predict in, for training and measuring alike."""
+        """Returns the context to predict in: bfloat16 where the settings say so."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed)
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters of the heads."""
+        """Returns the parameters that are trained: those of the heads."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def predict(self, ids: torch.Tensor) -> Predictions:
-        """What the target and all heads say after each token of ``ids``."""
+        """Predicts what comes after each token of ``ids``, ``[batch, length]`` int64."""
         with torch.no_grad():
             out = self.target(input_ids=ids, output_hidden_states=True, use_cache=False)
         states = out.hidden_states
@@ -107,7 +107,7 @@ class Trainee(nn.Module):
         return Predictions(out.logits, drafts, early)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The training loss of a batch of token ids, a scalar."""
+        """Returns the training loss, a scalar, of ``[batch, length]`` int64 token ids."""
         predicted = self.predict(ids)
         labels = labels_of(predicted.target, self._labels)
         loss = medusa_loss(predicted.medusa, labels)
@@ -116,7 +116,7 @@ class Trainee(nn.Module):
         return loss
 
     def _cap(self, logits: torch.Tensor) -> torch.Tensor:
-        """What Gemma-type targets do to their logits."""
+        """Caps logits softly, as Gemma-type targets do; others' stay as they are."""
         if self._softcap is None:
             return logits
         return self._softcap * torch.tanh(logits / self._softcap)
@@ -142,7 +142,7 @@ class Trainee(nn.Module):
             )
 
     def medusa_tensors(self) -> dict[str, torch.Tensor]:
-        """The Medusa heads by their names in a checkpoint."""
+        """Returns the Medusa heads' tensors by their names in a checkpoint."""
         named = self.medusa.tensors()
         if self.own_output is not None:
             for k, rows in enumerate(self.own_output.data):
@@ -150,11 +150,11 @@ class Trainee(nn.Module):
         return named
 
     def early_tensors(self) -> dict[str, torch.Tensor]:
-        """The early heads by their names in a checkpoint."""
+        """Returns the early heads' tensors by their names in a checkpoint."""
         return {f"early.{name}": t for name, t in self.early.state_dict().items()}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The heads' weights, for a checkpoint of the training."""
+        """Returns the heads' weights, for a checkpoint of the training."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: t for name, t in self.state_dict().items() if name in trained}
 
@@ -163,7 +163,7 @@ def check_early_layers(layers: tuple[int, ...], num_hidden_layers: int) -> None:
     """Refuses early heads after the last layer or beyond it.
 
     Raises:
-        ValueError: naming the layers and the model's.
+        ValueError: a layer is too deep; the message says how many the model has.
     """
     if max(layers, default=0) >= num_hidden_layers:
         raise ValueError(

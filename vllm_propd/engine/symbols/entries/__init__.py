@@ -1,1 +1,1 @@
-"""The ledger's entries, by what they are touched for."""
+"""The ledger's entries, one module for each purpose for which ProPD touches vLLM."""

@@ -188,7 +188,7 @@ SOURCE_ONLY = (
         "see get_impl_cls",
     ),
 )
-"""Likewise; but vLLM's builds for CPUs cannot import it, and hold its source only."""
+"""More touched symbols, which vLLM's builds for CPUs hold as source but cannot import."""
 
 BEHAVIOURS = (
     Behaviour(

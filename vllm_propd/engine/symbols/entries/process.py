@@ -1,4 +1,4 @@
-"""What any of our code asks of the process around it: ranks, log, settings at hand."""
+"""What ProPD's code asks of the process around it: ranks, log, current settings."""
 
 from __future__ import annotations
 

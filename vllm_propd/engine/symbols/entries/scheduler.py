@@ -1,4 +1,4 @@
-"""What the scheduler makes of draft lists: nothing is touched, much is relied upon."""
+"""What the scheduler does with draft lists: ProPD relies on it, and touches nothing."""
 
 from __future__ import annotations
 
