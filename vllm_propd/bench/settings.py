@@ -21,7 +21,7 @@ class BenchSettings:
         max_tokens: new tokens of each, always as many.
         prompt_tokens: of each prompt.
         rounds: turns of each arm, after a warm-up; at least, as one with each group of
-            prompts is.
+            prompts is; 0: chunks only.
         seconds: so long each arm runs at each point; at least.
         chunks: of the same prompts for all arms, at least (``bench.paired``); 0: none.
         most_chunks: where their medians are not known to ``precision`` before.
