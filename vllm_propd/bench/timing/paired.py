@@ -8,8 +8,8 @@ vLLM for each arm; their median bears a chunk that something else fell into.
 Engines that are alike differ, too, and all their lives: one process has better luck with
 its memory than the next. More chunks of the same engines do not show it. So engines are
 started anew for some of the chunks, and what a median could be is drawn from starts first.
-And where plain vLLM runs twice, ratios are to both of its engines together: one of bad luck
-would make all others look fast. Its own two ratios then show how far alike engines are apart.
+And where plain vLLM runs twice, ratios are to both of its engines together: one that has
+bad luck would make all others look fast. Its own two show how far alike engines are apart.
 """
 
 from __future__ import annotations
