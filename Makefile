@@ -175,7 +175,7 @@ bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --chunks 6 --most-chunks 10 --starts 2 \
+		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 6 --most-chunks 8 --starts 2 \
 		--out build/never
 
 clean:

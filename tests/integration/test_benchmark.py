@@ -81,6 +81,23 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_chunks_may_be_all_that_is_measured(inflated: Path, tmp_path: Path) -> None:
+    options = ["--arms", "plain control propd", "--batch-sizes", "2", "--dtype", "float32"]
+    options += ["--max-tokens", "12", "--prompt-tokens", "24", "--rounds", "0"]
+    options += ["--chunks", "3", "--most-chunks", "3", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", str(inflated), *options])
+    assert done.exit_code == 0, done.output
+    results = Results.model_validate_json((tmp_path / "results.json").read_text())
+    plain, control, ours = results.rows
+    for row in results.rows:
+        assert len(row.chunks) == row.rounds == 3
+        assert row.identical_to_plain == row.prompts == 6
+    assert plain.wall_ratio is not None and control.wall_ratio is not None
+    # Each is compared with both together: one is above 1, the other below.
+    assert (plain.wall_ratio - 1) * (control.wall_ratio - 1) <= 0
+    assert ours.drafted_per_step > 0
+
+
 def test_workloads_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     options = ["--arms", "plain propd-no-dynamic", "--batch-sizes", "2"]
     options += [

@@ -46,6 +46,16 @@ def test_texts_of_other_lengths_are_compared_by_their_tokens() -> None:
     assert chunks.median("ours") == 1.0
 
 
+def test_plain_vllm_twice_is_what_all_are_compared_with() -> None:
+    chunks = Chunks()
+    chunks.add(
+        {"plain": Timed(100, 1.0), "control": Timed(100, 1.5), "ours": Timed(100, 1.25)}
+    )
+    assert chunks.ratio_of_sums("ours") == chunks.median("ours") == 1.0
+    assert chunks.median("plain") == 1.25
+    assert chunks.median("control") == pytest.approx(2.5 / 3)
+
+
 def test_the_luck_of_engines_is_in_the_quartiles() -> None:
     """Chunks of one start agree with each other, and say nothing of the next start's."""
     chunks = Chunks()

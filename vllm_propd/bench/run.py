@@ -89,25 +89,29 @@ def run_bench(
         with Progress(console=console) as bar:
             engines = start_engines(arms, options, bar, timed=True)
             measured = [Measured(point, engines, bar) for point in points]
-            for passed in range(1, PASSES + 1):
-                results.rows = []
+
+            def note() -> None:  # hours of measuring may end early
+                peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
+                results.rows = [
+                    _with_chunks(row, one.chunks)
+                    for one in measured
+                    if one.turns.plain
+                    for row in _rows(arms, one.point, one.turns, peaks, settings)
+                ]
+                _save(results, out)
+
+            for passed in range(1, PASSES + 1) if settings.rounds else ():
                 for one in measured:
                     one.measure(passed / PASSES, params, settings)
-                peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
-                for one in measured:
-                    results.rows += _rows(arms, one.point, one.turns, peaks, settings)
-                _save(results, out)  # hours of measuring may end early
-            _tell_of_trees(results, engines, points[0], params)
+                note()
             for start in range(settings.starts if settings.chunks else 0):
                 if start:
                     close_engines(engines)
                     engines = start_engines(arms, options, bar, timed=True)
                 for one in measured:
                     one.pair(engines, params, settings, start)
-                    for row in results.rows:
-                        if row.point == one.point.name:
-                            _add_chunks(row, one.chunks)
-                    _save(results, out)
+                    note()
+            _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
             close_engines(engines)
             if trace is not None:
@@ -125,8 +129,10 @@ def run_bench(
     return results
 
 
-def _add_chunks(row: Row, chunks: Chunks) -> None:
-    """Completes a row with what paired chunks say: speed by whole wall clock."""
+def _with_chunks(row: Row, chunks: Chunks) -> Row:
+    """Completes a row with what paired chunks say, if there are some, and returns it."""
+    if not chunks.done:
+        return row
     arm = row.arm
     row.wall_ratio = chunks.ratio_of_sums(arm)
     row.wall_ratio_median = chunks.median(arm)
@@ -136,6 +142,7 @@ def _add_chunks(row: Row, chunks: Chunks) -> None:
     row.in_vain_share = chunks.share(arm, "in_vain_s")
     parts = [chunk[arm] for chunk in chunks.done]
     row.chunks = [(part.tokens, round(part.seconds, 4)) for part in parts]
+    return row
 
 
 def _save(results: Results, out: Path) -> None:

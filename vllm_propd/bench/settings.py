@@ -22,7 +22,7 @@ class BenchSettings:
         max_tokens: new tokens of each, always as many.
         prompt_tokens: tokens of each prompt.
         rounds: the fewest turns of each arm after a warm-up; there is at least one with
-            each group of prompts.
+            each group of prompts. 0: chunks only.
         seconds: the least time that each arm runs at each point.
         chunks: the fewest chunks, in each of which all arms have the same prompts
             (``bench.timing.paired``); 0: none.

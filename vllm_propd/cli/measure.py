@@ -65,7 +65,12 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=3, help="Turns of each arm at each point; at least.")
+        int,
+        typer.Option(
+            min=0,
+            help="Turns of each arm at each point, with full batches; at least; 0: none, "
+            "chunks only.",
+        ),
     ] = 3,
     seconds: Annotated[
         float, typer.Option(min=0, help="That each arm runs at each point; at least.")
@@ -102,6 +107,8 @@ def bench(
         from vllm_propd.bench.run import run_bench
         from vllm_propd.bench.settings import BenchSettings
 
+        if not rounds and not chunks:
+            raise ValueError("--rounds 0 and --chunks 0: nothing is left to measure")
         settings = BenchSettings(
             arms=arms,
             batch_sizes=integers(batch_sizes),

@@ -84,7 +84,7 @@ class Measured:
             start: how often the engines have been started anew.
         """
         arms, groups = [engine.arm.name for engine in engines], self.point.groups
-        if start:
+        if start or not self.turns.plain:
             self._warm_up(engines, params, WARM_UP * settings.seconds)
         params = params.clone()
         params.ignore_eos = False
@@ -98,7 +98,10 @@ class Measured:
             for engine in engines[:: -1 if done % 2 else 1]:
                 self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
                 turn = engine.run(groups[done % len(groups)], params)
+                turn.group = done % len(groups)
                 chunk[engine.arm.name] = timed(turn)
+                if not settings.rounds:  # then they are all there is
+                    self.turns.add(engine.arm.name, turn)
             self.chunks.add(chunk, start)
             self._bar.update(task, completed=done + 1)
         self._bar.update(task, completed=settings.most_chunks)

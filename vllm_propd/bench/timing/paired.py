@@ -8,6 +8,8 @@ vLLM for each arm; their median bears a chunk that something else fell into.
 Engines that are alike differ, too, and all their lives: one process has better luck with
 its memory than the next. More chunks of the same engines do not show it. So engines are
 started anew for some of the chunks, and what a median could be is drawn from starts first.
+And where plain vLLM runs twice, ratios are to both of its engines together: one that has
+bad luck would make all others look fast. Its own two show how far alike engines are apart.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ import numpy as np
 
 RESAMPLED = 4000
 """How often chunks are drawn again, with replacement, to see what their median could be."""
+
+PLAIN = ("plain", "control")
+"""Arms of plain vLLM; the second is for those who ask for it."""
 
 FEWEST = 6
 """The fewest chunks that can say how far their median is to be trusted."""
@@ -51,10 +56,10 @@ class Chunks:
     """All chunks of a point.
 
     Args:
-        plain: the arm that all are compared with.
+        plain: the arms that all are compared with; those that are there.
     """
 
-    def __init__(self, plain: str = "plain"):
+    def __init__(self, plain: tuple[str, ...] = PLAIN):
         self._plain = plain
         self.done: list[dict[str, Timed]] = []
         self._starts: list[int] = []
@@ -71,16 +76,15 @@ class Chunks:
 
     def ratios(self, arm: str) -> list[float]:
         """Returns an arm's tokens/s over plain vLLM's, for each chunk."""
-        return [chunk[arm].rate / chunk[self._plain].rate for chunk in self.done]
+        return [chunk[arm].rate / _rate(self._plains(chunk)) for chunk in self.done]
 
     def ratio_of_sums(self, arm: str) -> float:
         """Returns an arm's tokens/s of all chunks together, over plain vLLM's."""
+        plain = [part for chunk in self.done for part in self._plains(chunk)]
+        return _rate([chunk[arm] for chunk in self.done]) / _rate(plain)
 
-        def rate(name: str) -> float:
-            parts = [chunk[name] for chunk in self.done]
-            return sum(p.tokens for p in parts) / sum(p.seconds for p in parts)
-
-        return rate(arm) / rate(self._plain)
+    def _plains(self, chunk: dict[str, Timed]) -> list[Timed]:
+        return [chunk[name] for name in self._plain if name in chunk]
 
     def share(self, arm: str, of: str) -> float:
         """Returns the share of an arm's seconds in field ``of`` of ``Timed``, 0 to 1."""
@@ -115,8 +119,13 @@ class Chunks:
         """Whether each median's quartiles are within ``precision`` of each other."""
         if len(self.done) < FEWEST:
             return False
-        quartiles = [self.quartiles_of_median(arm) for arm in arms if arm != self._plain]
+        quartiles = [self.quartiles_of_median(arm) for arm in arms]
         return all(high - low <= precision * (low + high) / 2 for low, high in quartiles)
+
+
+def _rate(parts: list[Timed]) -> float:
+    """All tokens over all seconds."""
+    return sum(part.tokens for part in parts) / sum(part.seconds for part in parts)
 
 
 def _quartiles(values: np.ndarray) -> tuple[float, float]:
