@@ -84,6 +84,14 @@ def test_eager(tiny: Path, ties: Ties) -> None:
             assert sum(kept) < sum(drafted)
 
 
+# A minute each: the first stands for all in `make test`.
+COMPILED = [
+    pytest.param(family, marks=[pytest.mark.long] if family != "llama" else [])
+    for family in FAMILIES
+]
+
+
+@pytest.mark.parametrize("tiny", COMPILED, indirect=True, scope="module")
 def test_compiled(tiny: Path, ties: Ties) -> None:
     compiled = options_of(tiny, enforce_eager=False)
     with engine(**compiled) as llm:
