@@ -76,7 +76,7 @@ class Measuring:
         if self.recorder is None:
             return
         whole = step.whole or step
-        roots = self.input_ids.gpu[self._sent(whole.rows[whole.first])]
+        roots = self.input_ids.gpu[self._on_device(whole.rows[whole.first])]
         emitted = verified.output.sampled_token_ids.tolist()
         self.recorder.add(
             step,

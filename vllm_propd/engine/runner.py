@@ -271,11 +271,11 @@ class ProPDRunner(Measuring, GPUModelRunner):
         """Counts those of each request's root: vLLM takes row i for request i's."""
         if logits is not None:
             assert self._verified is not None
-            logits = logits[self._sent(self._verified.root_row)]
+            logits = logits[self._on_device(self._verified.root_row)]
         found: dict[str, int] = super()._get_nans_in_logits(logits)
         return found
 
-    def _sent(self, rows: Ints) -> torch.Tensor:
+    def _on_device(self, rows: Ints) -> torch.Tensor:
         return to_device({"rows": rows}, self.device)["rows"]
 
     @cached_property
@@ -307,12 +307,12 @@ class ProPDRunner(Measuring, GPUModelRunner):
         ]
         most, found = self.sizing.most(len(sampled_token_ids)), NONE
         if rows and most:
-            final = self._sent(verified.final_row[rows])
+            final_row = verified.final_row[rows]
             found = next_trees(
                 self.drafter,
                 drafting,
                 draft_batch(self, rows),
-                lambda: sample_hidden_states[final],
+                lambda: sample_hidden_states[self._on_device(final_row)],
                 most,
                 self._extra_nodes,
             )

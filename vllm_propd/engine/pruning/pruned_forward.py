@@ -94,7 +94,7 @@ class PrunedForward:
             self.graphs.enter_lower(context)
             between = self.halves.run_lower(**inputs, **kwargs)
             stream = residual_stream(between, step.here["rows"])
-            tree_batch = self._forest(step)
+            tree_batch = self._tree_batch(step)
             kept = self.judge.keep(step, stream, most, tree_batch)
             pruned = Pruned(step, kept, tree_batch, self.judge.said(step, stream))
             rows = pruned.rows
@@ -152,7 +152,7 @@ class PrunedForward:
 
         return {**arrays, **DeviceTreeBatch.arrays(step.masks, step.first, step.sizes)}
 
-    def _forest(self, step: TreeStep) -> DeviceTreeBatch | None:
+    def _tree_batch(self, step: TreeStep) -> DeviceTreeBatch | None:
         """The step's trees on the device, if nodes are chosen there."""
         if not self.on_device:
             return None
@@ -183,7 +183,7 @@ class PrunedForward:
         arrays = {**step.arrays(), **self.arrays(step, most)}
         step = step.on_device(to_device(arrays, self.runner.device))
         every = step.here["rows"]
-        tree_batch = self._forest(step)
+        tree_batch = self._tree_batch(step)
         own, others = _per_row(call.inputs)
 
         def lower() -> IntermediateTensors:
