@@ -50,7 +50,7 @@ logger = init_logger("vllm.propd.runner")
 
 
 class ProPDRunner(Measuring, GPUModelRunner):
-    """The hooks, on vLLM's V1 runner."""
+    """vLLM's V1 model runner; each method adds what trees need to the one it overrides."""
 
     drafter: MedusaTreeProposer
     speculative_config: Any
@@ -69,12 +69,12 @@ class ProPDRunner(Measuring, GPUModelRunner):
         self.metrics = StepMetrics(vllm_config)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Also splits the model, where trees are pruned early."""
+        """Loads the model, and splits it in two where trees are pruned early."""
         super().load_model(*args, **kwargs)
         self.propd, self._pruned_forward = self._split(self.propd)
 
     def _split(self, config: ProPDConfig) -> tuple[ProPDConfig, PrunedForward | None]:
-        """The model in two, where the config prunes; what cannot be, is not by ``auto``."""
+        """Returns the model in two; by ``auto`` what cannot be split is not pruned."""
         layer = config.early_layer
         if not config.prunes or layer is None:
             return config, None
@@ -118,7 +118,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
     def _prepare_inputs(
         self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
     ) -> Any:
-        """Tree nodes get the position root + depth, and no slot in the cache.
+        """Gives tree nodes the position root + depth, and no slot in the cache.
 
         Those of paths keep what vLLM gives its own drafts.
         """
@@ -145,7 +145,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         return prepared
 
     def _laid_out(self, step: TreeStep) -> TreeStep:
-        """The step on the device, where its nodes have their positions, and no slots."""
+        """Sends a branching step to the device, and sets its nodes' positions and slots."""
         here = to_device(self._arrays(step), self.device)
         self.positions[here["rows"]] = here["positions"]
         tables = self.input_batch.block_table.block_tables
@@ -155,7 +155,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         return step.on_device(here, slots)
 
     def _arrays(self, step: TreeStep) -> Arrays:
-        """All that the device has to know of a step before its forward pass."""
+        """Returns all arrays that the device needs of a step before its forward pass."""
         arrays = step.arrays()
         if self._pruned_forward is None or not step.split:
             return arrays
@@ -193,7 +193,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         inputs_embeds: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """A step with trees runs in two halves, and the upper one without pruned rows."""
+        """Runs a step with trees in two halves, the upper one without pruned rows."""
         prepared, pruned_forward = self._prepared, self._pruned_forward
         step = prepared.trees if prepared is not None else None
         if step is None or pruned_forward is None or not step.split:
@@ -253,7 +253,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
     def _verify(
         self, logits: torch.Tensor | None, step: TreeStep | None, root_row: Ints
     ) -> tuple[SamplerOutput, Ints]:
-        """The step's tokens, and ``VerifiedStep.final_row``."""
+        """Returns the step's tokens, and ``VerifiedStep.final_row``."""
         metadata = without_drafts(self.input_batch.sampling_metadata)
         if step is None:
             return self.sampler(logits=logits, sampling_metadata=metadata), root_row
@@ -268,7 +268,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         return verified.output, verified.final_row
 
     def _get_nans_in_logits(self, logits: torch.Tensor | None) -> dict[str, int]:
-        """Counts those of each request's root: vLLM takes row i for request i's."""
+        """Counts NaNs in each request's root row: vLLM takes row i for request i's."""
         if logits is not None:
             assert self._verified is not None
             logits = logits[self._on_device(self._verified.root_row)]
@@ -284,7 +284,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         return {name: g for g, group in enumerate(groups) for name in group.layer_names}
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
-        """Always: heads have no context of their own, and the scheduler cuts drafts."""
+        """Says yes: heads have no context of their own, and the scheduler cuts drafts."""
         return True
 
     def propose_draft_token_ids(
@@ -297,7 +297,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         *args: Any,
         **kwargs: Any,
     ) -> list[list[int]]:
-        """The next trees, from the hidden states of the last accepted nodes."""
+        """Drafts the next trees from the hidden states of the last accepted nodes."""
         verified, self._verified = self._verified, None
         assert isinstance(sampled_token_ids, list) and verified is not None
         # Only now has vLLM waited for the device: `_sample` may be back before it is over.
@@ -324,14 +324,14 @@ class ProPDRunner(Measuring, GPUModelRunner):
         return found.drafts(self.input_batch.req_ids)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
-        """The step's output holds the next drafts, too."""
+        """Puts the next drafts into the step's output."""
         output = super().sample_tokens(grammar_output)
         if output.req_ids:  # Not vLLM's one empty output, which all steps share.
             attach_drafts(output, self.take_draft_token_ids())
         return output
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
-        """A request that has ended needs no tree."""
+        """Forgets the tree and the candidates of a request that has ended."""
         super()._on_request_state_removed(req_id, req_state)
         self._trees.pop(req_id, None)
         self.drafter.forget(req_id)

@@ -29,7 +29,7 @@ Inputs = dict[str, torch.Tensor | None]
 
 
 class HalfGraphs:
-    """Which graphs the halves have, and where the upper half's find their inputs.
+    """Knows which graphs the halves have, and where the upper half's find their inputs.
 
     Args:
         runner: vLLM's model runner; its dispatcher says to which size a batch is padded.
@@ -61,7 +61,7 @@ class HalfGraphs:
         return padded
 
     def gather(self, inputs: Inputs, rows: torch.Tensor, padded: int) -> Inputs:
-        """Rows of the upper half's inputs; padding is what earlier steps left there.
+        """Gathers rows of the upper half's inputs; padding is what earlier steps left.
 
         Args:
             inputs: ``[batch rows, ...]`` each; None stays None.
@@ -86,7 +86,7 @@ class HalfGraphs:
 
 @dataclass(frozen=True)
 class ModelCall:
-    """How vLLM would run its model on a batch of some size.
+    """Holds how vLLM would run its model on a batch of some size.
 
     Attributes:
         inputs: the model's, as keywords, with padding.
@@ -100,7 +100,7 @@ class ModelCall:
 
     @contextmanager
     def context(self, vllm_config: VllmConfig) -> Iterator[ForwardContext]:
-        """VLLM's context of such a call, without attention metadata."""
+        """Enters vLLM's context of such a call, without attention metadata."""
         with set_forward_context(
             None,
             vllm_config,
@@ -112,7 +112,7 @@ class ModelCall:
 
 
 def model_call(runner: Any, rows: int) -> ModelCall:
-    """What vLLM's dummy run of so many rows gives the model, which does not run."""
+    """Returns what vLLM's dummy run of so many rows gives the model, which does not run."""
     calls = []
 
     def model(intermediate_tensors: None, **inputs: Any) -> torch.Tensor:
@@ -130,13 +130,13 @@ def model_call(runner: Any, rows: int) -> ModelCall:
 
 @contextmanager
 def in_the_models_place(runner: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """The runner runs this instead of its model."""
+    """Lets the runner run ``forward`` instead of its model, inside."""
     with replaced(runner, "model", _StandIn(runner.model, forward)):
         yield
 
 
 class _StandIn:
-    """Called like a model; has a model's attributes."""
+    """Is called like a model, and has a model's attributes."""
 
     def __init__(self, model: Any, forward: Callable[..., Any]):
         self._model, self._forward = model, forward

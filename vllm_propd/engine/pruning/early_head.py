@@ -62,7 +62,7 @@ class EarlyHeadJudge:
             )
 
     def arrays(self, step: TreeStep, most: int | None, on_device: bool) -> Arrays:
-        """What the device has to know of a step beside ``TreeStep.arrays``.
+        """Returns what the device has to know of a step beside ``TreeStep.arrays``.
 
         Args:
             step: this step's trees.
@@ -85,7 +85,7 @@ class EarlyHeadJudge:
         return arrays
 
     def _taken(self, step: TreeStep, most: int | None) -> Ints:
-        """``[kept]`` int64 which places go on; see ``DeviceTreeBatch.best_paths``."""
+        """Returns ``[kept]`` int64 which places go on (``DeviceTreeBatch.best_paths``)."""
         if most is not None:
             return np.arange(min(len(step.rows), len(step.first) + most))
         sizes = np.minimum(step.sizes, 1 + self.config.keep_nodes)
@@ -100,7 +100,7 @@ class EarlyHeadJudge:
         most: int | None = None,
         tree_batch: DeviceTreeBatch | None = None,
     ) -> torch.Tensor:
-        """Which rows of the step's trees go on.
+        """Chooses which rows of the step's trees go on.
 
         Args:
             step: this step's trees, whose ``arrays`` are on the device.
@@ -135,7 +135,7 @@ class EarlyHeadJudge:
         return _to_rows(kept, stream.device)
 
     def said(self, step: TreeStep, stream: torch.Tensor) -> Early | None:
-        """What the head says of the drafted nodes; None where it is not ``reading``.
+        """Returns what the head says of all drafted nodes; None if it is not ``reading``.
 
         Args:
             step, stream: see ``keep``.
@@ -147,13 +147,13 @@ class EarlyHeadJudge:
         return rank(), said()
 
     def _shares(self, step: TreeStep, stream: torch.Tensor) -> tuple[Any, ...]:
-        """The arguments of ``ranks`` and ``log_probs``: this rank's share of all."""
+        """Returns the arguments of ``ranks`` and ``log_probs``, of this rank's share."""
         here = step.here
         logits = self.logits(stream[here["parents"]])
         return logits, here["child_token"], here["place"], self.start, _sum_over_ranks
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """``[parents, hidden]`` to this rank's ``[parents, tokens]``."""
+        """Computes this rank's logits, ``[parents, hidden]`` to ``[parents, tokens]``."""
         if self.head.up is None:
             return self._output(self.head(states))
         return self.head.own_logits(states)

@@ -30,7 +30,7 @@ PER_ROW = ("input_ids", "positions", "inputs_embeds")
 """The model's inputs that have a row for each of the batch's."""
 
 CHANGED = ("attn_metadata", "slot_mapping", "cudagraph_runtime_mode", "batch_descriptor")
-"""Of vLLM's forward context, for the halves."""
+"""The fields of vLLM's forward context that the upper half needs to be others."""
 
 
 class PrunedForward:
@@ -72,7 +72,7 @@ class PrunedForward:
         most: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, TreeStep]:
-        """Lower half, pruning, upper half; inside vLLM's forward context.
+        """Runs lower half, pruning and upper half, inside vLLM's forward context.
 
         Args:
             step: this step's trees.
@@ -122,13 +122,13 @@ class PrunedForward:
         padded: int,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The upper half on some rows; ``[padded, hidden]``."""
+        """Runs the upper half on some rows; returns ``[padded, hidden]``."""
         stream = self.graphs.gather(between.tensors, rows, padded)
         others = self.graphs.gather(inputs, rows, padded)
         return self.halves.run_upper(IntermediateTensors(stream), **others, **kwargs)
 
     def unpruned(self, intermediate_tensors: None, **inputs: Any) -> torch.Tensor:
-        """Both halves on all rows, in the model's place: so vLLM captures their graphs."""
+        """Runs both halves on all rows in the model's place: so vLLM captures graphs."""
         context = get_forward_context()
         if context.cudagraph_runtime_mode == CUDAGraphMode.PIECEWISE:
             self.graphs.captured.add(context.batch_descriptor)
@@ -139,7 +139,7 @@ class PrunedForward:
         return self._run_upper(between, own, rows, len(rows), **others)
 
     def arrays(self, step: TreeStep, most: int | None) -> Arrays:
-        """What the device has to know of a step beside ``TreeStep.arrays``.
+        """Returns what the device has to know of a step beside ``TreeStep.arrays``.
 
         Args:
             step: its trees, which are to be pruned.
@@ -153,7 +153,7 @@ class PrunedForward:
         return {**arrays, **DeviceTreeBatch.arrays(step.masks, step.first, step.sizes)}
 
     def _tree_batch(self, step: TreeStep) -> DeviceTreeBatch | None:
-        """The step's trees on the device, if nodes are chosen there."""
+        """Returns the step's trees on the device; None where the host chooses nodes."""
         if not self.on_device:
             return None
         from vllm_propd.kernels.pruning_triton import DeviceTreeBatch
@@ -173,7 +173,7 @@ class PrunedForward:
 
     @torch.inference_mode()
     def dummy_run(self, rows: int) -> tuple[Callable[[], Any], Callable[[], torch.Tensor]]:
-        """Both halves on ``rows`` rows without context, once; to be timed again.
+        """Runs both halves once on ``rows`` rows without context; they are timed again.
 
         Returns:
             The lower half with the early head's judgement, and the upper half.
@@ -208,14 +208,14 @@ class PrunedForward:
 
 
 def _per_row(inputs: dict[str, Any]) -> tuple[Inputs, dict[str, Any]]:
-    """The model's inputs, those that have rows and the others."""
+    """Parts the model's inputs: those that have a row for each token, and the others."""
     own = {name: inputs.get(name) for name in PER_ROW}
     others = {name: value for name, value in inputs.items() if name not in PER_ROW}
     return own, others
 
 
 def _each(by_layer: Any, change: Any) -> dict[str, Any]:
-    """A dict by layer, changed; layers that share a value go on sharing one."""
+    """Changes a dict by layer; layers that share a value go on sharing one."""
     changed = {id(value): change(value) for value in by_layer.values()}
     return {name: changed[id(value)] for name, value in by_layer.items()}
 

@@ -1,4 +1,4 @@
-"""What is left of a step whose trees have been pruned: on the device, and on the host."""
+"""A step whose trees have been pruned: what is left, on the device and on the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Pruned:
-    """The rows that go on.
+    """Holds the rows that go on.
 
     The host knows how many there are, and need not know which: it can send the upper half
     on its way first. ``left`` waits until the lower one is over.
@@ -50,7 +50,7 @@ class Pruned:
 
     @cached_property
     def left(self) -> TreeStep:
-        """The step that is left, as the host sees it."""
+        """The step that is left, as the host knows it; waits until it does."""
         kept = np.zeros(len(self.step.rows), np.bool_)
         kept[self._fetched()] = True
         rows, gone = self.step.rows[kept], self.step.rows[~kept]

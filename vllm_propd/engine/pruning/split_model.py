@@ -26,11 +26,11 @@ from vllm.sequence import IntermediateTensors
 
 
 class UnsplittableError(ValueError):
-    """A model that cannot be run in two halves."""
+    """The model cannot be run in two halves."""
 
 
 class _Stage:
-    """Vllm's pipeline group, answering for one of two stages."""
+    """Answers like vLLM's pipeline group for one of two stages."""
 
     def __init__(self, group: Any, is_first_rank: bool):
         self.group = group
@@ -42,7 +42,7 @@ class _Stage:
 
 
 class _Stack(Protocol):
-    """Where a model's layers are, and how a copy of their owner is left with some.
+    """Knows where a model's layers are, and how a copy of their owner is left with some.
 
     Attributes:
         path: names from the model down to the module that owns the layers.
@@ -58,7 +58,7 @@ class _Stack(Protocol):
 
 @dataclass(frozen=True)
 class _BoundedStack:
-    """Of vLLM's own models: the owner runs the layers between its bounds."""
+    """The layers of vLLM's own models, whose owner runs those between its bounds."""
 
     path: list[str]
     start: int
@@ -70,7 +70,7 @@ class _BoundedStack:
 
 @dataclass(frozen=True)
 class _ListedStack:
-    """Of the Transformers backend: the owner runs a list of layers, and what follows it.
+    """The layers of the Transformers backend, whose owner runs a list and what follows it.
 
     Attributes:
         layers: the list's name.
@@ -126,18 +126,18 @@ class SplitModel:
                 _compile_anew(owner, "propd_layers_{}_to_{}".format(*bounds), vllm_config)
 
     def run_lower(self, **inputs: Any) -> IntermediateTensors:
-        """The model's inputs to what passes between pipeline stages."""
+        """Runs the lower half, to what passes between pipeline stages."""
         with _running(self._first):
             return self.lower(intermediate_tensors=None, **inputs)
 
     def run_upper(self, between: IntermediateTensors, **inputs: Any) -> torch.Tensor:
-        """From there to ``[rows, hidden]``, the model's output."""
+        """Runs the upper half, from there to ``[rows, hidden]``, the model's output."""
         with _running(self._last):
             return self.upper(intermediate_tensors=between, **inputs)
 
 
 def residual_stream(between: IntermediateTensors, rows: torch.Tensor) -> torch.Tensor:
-    """``[rows, hidden]`` of some rows, after the lower half's last layer."""
+    """Returns the residual stream after the lower half's last layer, ``[rows, hidden]``."""
     hidden = between.tensors["hidden_states"][rows]
     residual = between.tensors.get("residual")
     return hidden if residual is None else hidden + residual[rows]
@@ -152,7 +152,7 @@ def _bounded_stack(model: nn.Module) -> _BoundedStack | None:
 
 
 def _listed_stack(model: Any) -> _ListedStack | None:
-    """The decoder's only list of modules; None where there are others, or none."""
+    """Returns the decoder's only list of modules; None where there are others, or none."""
     inner: Any = getattr(model, "model", None)
     if not hasattr(model, "pp_group") or not hasattr(inner, "get_decoder"):
         return None
@@ -172,7 +172,7 @@ def _listed_stack(model: Any) -> _ListedStack | None:
 
 
 def _copied(module: Any, path: list[str]) -> Any:
-    """A copy that shares everything but the modules at and above ``path``."""
+    """Copies a model; all is shared but the modules at and above ``path``."""
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
     if path:

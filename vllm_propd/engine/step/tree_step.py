@@ -97,7 +97,7 @@ class TreeStep:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """``[rows, words]`` ancestor bit matrix; steps of chains need none."""
+        """The ancestor bit matrix, ``[rows, words]``; steps of chains need none."""
         return ancestor_masks(self.parent, self.first, self.sizes)
 
     @cached_property
@@ -110,32 +110,32 @@ class TreeStep:
 
     @property
     def is_root(self) -> np.ndarray:
-        """``[rows]`` bool."""
+        """Whether each row is a root, ``[rows]`` bool."""
         return self.depth == 0
 
     @property
     def tree(self) -> Ints:
-        """``[rows]`` each row's tree."""
+        """The number of each row's tree, ``[rows]`` int64."""
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
     @property
     def node(self) -> Ints:
-        """``[rows]`` each row's node number in its tree, 0 for roots."""
+        """Each row's node number in its tree, ``[rows]`` int64; 0 for roots."""
         return np.arange(len(self.rows)) - np.repeat(self.first, self.sizes)
 
     @property
     def parent_row(self) -> Ints:
-        """``[rows]`` each node's parent among the tree rows; a root's is itself."""
+        """Each node's parent among the tree rows, ``[rows]`` int64; a root's is itself."""
         return np.repeat(self.first, self.sizes) + self.parent
 
     @cached_property
     def edges(self) -> Edges:
-        """From each drafted node to its parent, by tree rows."""
+        """The edges from each drafted node to its parent, by tree rows."""
         return edges_of(self.parent_row, self.depth)
 
     @property
     def looked_up(self) -> np.ndarray:
-        """``[nodes]`` bool whether each drafted node was looked up in the text."""
+        """Whether each drafted node was looked up in the text, ``[nodes]`` bool."""
         return np.concatenate(
             [
                 np.zeros(len(tree), np.bool_) if tree.looked_up is None else tree.looked_up
@@ -145,7 +145,7 @@ class TreeStep:
 
     @property
     def tokens(self) -> int:
-        """Rows of the batch, without padding; other requests' are among them."""
+        """The rows of the batch, without padding; other requests' are among them."""
         return int(self.starts[-1])
 
     @cached_property
@@ -159,7 +159,7 @@ class TreeStep:
         return PlainRequests(request, rows, starts, int(lengths.max(initial=0)))
 
     def arrays(self) -> Arrays:
-        """What the device has to know of a step that is not a chain's."""
+        """Returns what the device has to know of a step that is not a chain's."""
         return {
             "rows": self.rows,
             "drafted": self.rows[~self.is_root],
@@ -171,17 +171,17 @@ class TreeStep:
         }
 
     def positions(self) -> Ints:
-        """``[rows]`` position in the sequence: root plus depth."""
+        """Returns each row's position in its sequence, root plus depth, ``[rows]`` int64."""
         return np.repeat(self.root_position, self.sizes) + self.depth
 
     def root_rows(self, requests: int) -> Ints:
-        """``[requests]`` logits row of each request's root, or of its only row."""
+        """Returns ``[requests]`` the logits row of each request's root, or of its only row."""
         rows = np.ones(requests, np.int64)
         rows[self.request] = self.sizes
         return np.cumsum(rows) - rows
 
     def as_pruned(self, requests: list[str], places: list[int]) -> PrunedStep:
-        """What is left of a step, as it is graded when its text is known.
+        """Returns what is left of a step, as it is graded when its text is known.
 
         Args:
             requests: ``[trees]`` whose trees these are.
@@ -197,7 +197,7 @@ class TreeStep:
         )  # fmt: skip
 
     def on_device(self, here: Tensors, slots: tuple[torch.Tensor, ...] = ()) -> TreeStep:
-        """The same step, once the device knows of it; what was computed of it is kept.
+        """Returns the step as the device knows it; what was computed of it is kept.
 
         Args:
             here, slots: see ``TreeStep``.
@@ -213,7 +213,7 @@ class TreeStep:
         staged: list[StagedKV] | None = None,
         early: Early | None = None,
     ) -> TreeStep:
-        """The step that is left after pruning.
+        """Returns the step that is left after pruning.
 
         Args:
             kept: ``[rows]`` bool, closed under parents.
@@ -245,14 +245,14 @@ class TreeStep:
         )
 
     def _lengths_left(self, sizes: Ints) -> Ints:
-        """``[requests]`` rows of each, where trees have other sizes."""
+        """Returns ``[requests]`` rows of each, where trees have other sizes."""
         lengths = np.diff(self.starts)
         lengths[self.request] = sizes
         return lengths
 
     @property
     def slot_rows(self) -> Ints:
-        """``[rows]`` whose slots they keep, among the rows before pruning.
+        """``[rows]`` int64: the row before pruning whose slot each row keeps.
 
         A path of depth d has d + 1 rows, so a tree's first rows' slots are enough.
         """
@@ -263,7 +263,7 @@ class TreeStep:
 def _scheduled_tree(
     request_id: str, drafts: list[int], proposed: TokenTree | None
 ) -> TokenTree:
-    """The tree behind a scheduled draft list.
+    """Returns the tree behind a scheduled draft list.
 
     Raises:
         RuntimeError: this worker drafted other tokens than the scheduler was given.
@@ -287,7 +287,7 @@ def build_step(
     num_scheduled: np.ndarray,
     split: bool = False,
 ) -> TreeStep | None:
-    """This step's trees, or None where no request has drafts.
+    """Returns this step's trees, or None where no request has drafts.
 
     Args:
         scheduled: request id to drafted tokens, as the scheduler cut them.
