@@ -171,11 +171,11 @@ class TreeStep:
         }
 
     def positions(self) -> Ints:
-        """Returns each row's position in its sequence, root plus depth, ``[rows]`` int64."""
+        """Returns ``[rows]`` int64 each row's position in its sequence: root plus depth."""
         return np.repeat(self.root_position, self.sizes) + self.depth
 
     def root_rows(self, requests: int) -> Ints:
-        """Returns ``[requests]`` the logits row of each request's root, or of its only row."""
+        """Returns ``[requests]`` each one's logits row: its root's, or its only row."""
         rows = np.ones(requests, np.int64)
         rows[self.request] = self.sizes
         return np.cumsum(rows) - rows
