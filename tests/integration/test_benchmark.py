@@ -81,6 +81,7 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.long
 def test_chunks_may_be_all_that_is_measured(inflated: Path, tmp_path: Path) -> None:
     options = ["--arms", "plain control propd", "--batch-sizes", "2", "--dtype", "float32"]
     options += ["--max-tokens", "12", "--prompt-tokens", "24", "--rounds", "0"]
@@ -99,6 +100,7 @@ def test_chunks_may_be_all_that_is_measured(inflated: Path, tmp_path: Path) -> N
     assert ours.drafted_per_step > 0
 
 
+@pytest.mark.long
 def test_workloads_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     options = ["--arms", "plain propd-no-dynamic", "--batch-sizes", "2"]
     options += [
