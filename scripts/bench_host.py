@@ -89,8 +89,8 @@ def install_stopwatches(worker: Any) -> None:
         setattr(drafter, name, timed(name, getattr(drafter, name)))
     if drafter.estimator is not None:
         drafter.estimator.values = timed("values", drafter.estimator.values)
-    if sizing.grader is not None:
-        sizing.grader.grade = timed("recall", sizing.grader.grade)
+    if (grader := getattr(sizing, "grader", None)) is not None:  # sizes may be fixed
+        grader.grade = timed("recall", grader.grade)
     sizing.begin = timed("begin", sizing.begin)
     for cls, name in (
         (DynamicTimer, "verified"),
