@@ -58,7 +58,7 @@ SIDE_BY_SIDE := $(if $(wildcard /dev/nvidia0),,-n $(CORES) --dist worksteal)
 # Kernels for GPUs run in Triton's interpreter where there is none. What is printed, the
 # slowest tests at its end, is kept in build/tests.
 KEPT = --durations=30 | tee build/tests/$(1).txt
-test test-long: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)
+test: export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidia0),0,1)
 test: $(READY)
 	mkdir -p build/tests
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not long" tests/kernels $(call KEPT,kernels)

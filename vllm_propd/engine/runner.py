@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -139,9 +140,10 @@ class ProPDRunner(Measuring, GPUModelRunner):
         timer = self.sizing.begin(began, step_load(self, num_scheduled_tokens, step))
         requests = len(num_scheduled_tokens)
         rows = np.arange(requests) if step is None else step.root_rows(requests)
-        if step is not None and not step.chained:
-            step = self._laid_out(step)
-        self._prepared = PreparedStep(step, prepared[0], rows, timer)
+        ready = PreparedStep(step, prepared[0], rows, timer)
+        if (branching := ready.branching) is not None:
+            ready = replace(ready, trees=self._laid_out(branching))
+        self._prepared = ready
         return prepared
 
     def _laid_out(self, step: TreeStep) -> TreeStep:
@@ -307,12 +309,14 @@ class ProPDRunner(Measuring, GPUModelRunner):
         ]
         most, found = self.sizing.most(len(sampled_token_ids)), NONE
         if rows and most:
+            began = time.perf_counter()
             final_row = verified.final_row[rows]
             found = next_trees(
                 self.drafter,
                 drafting,
                 draft_batch(self, rows),
                 lambda: sample_hidden_states[self._on_device(final_row)],
+                began,
                 most,
                 self._extra_nodes,
             )

@@ -91,8 +91,7 @@ class Measured:
         title = f"{self.point.name}: chunks" + (f", start {start + 1}" if start else "")
         task = self._bar.add_task(title, total=settings.most_chunks)
         for done in range(settings.most_chunks):
-            enough = self.chunks.are_enough(arms, settings.precision)
-            if done >= settings.chunks and enough:
+            if done >= settings.chunks and self.chunks.are_enough(arms, settings.precision):
                 break
             chunk: dict[str, Timed] = {}
             for engine in engines[:: -1 if done % 2 else 1]:

@@ -18,7 +18,7 @@ from vllm_propd.engine.pruning.pruned_step import Pruned
 from vllm_propd.engine.step.tree_step import StagedKV, TreeStep
 
 
-class TreeBuilder:
+class TreeBuilder(ABC):
     """The base of our metadata builders; it stands before vLLM's among their bases.
 
     Attributes:
@@ -65,6 +65,7 @@ class TreeBuilder:
             "slot_mapping": common.slot_mapping,
         }
 
+    @abstractmethod
     def with_trees(
         self, step: TreeStep, common: CommonAttentionMetadata, own: dict[str, Any]
     ) -> TreeMetadata:
@@ -75,7 +76,6 @@ class TreeBuilder:
             common: vLLM's metadata of the whole batch.
             own: the fields that our metadata has on every device.
         """
-        raise NotImplementedError
 
 
 class TreeMetadata(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,6 +48,7 @@ def next_trees(
     drafting: Drafting,
     batch: DraftBatch,
     hidden_states: Callable[[], torch.Tensor],
+    began: float,
     most: int,
     extra: int = 0,
 ) -> NextTrees:
@@ -60,10 +60,10 @@ def next_trees(
         batch: the sequences.
         hidden_states: gives ``[sequences, hidden]``, where each sequence's last token was
             predicted; called only if the heads are asked.
+        began: when drafting did, the sequences' texts included, by ``time.perf_counter``.
         most: the most nodes of each tree.
         extra: further nodes, which are drafted for a recording.
     """
-    began = time.perf_counter()
     sizes = np.full(len(batch.ids), most + extra, np.int64)
     trees: list[TokenTree] = []
     found = drafter.look_up(batch)
