@@ -54,6 +54,7 @@ class StepMetrics:
         self.vllm_config = vllm_config
         self._files: dict[str, MmapedDict] | None = None
         self._totals = dict.fromkeys(COUNTERS, 0.0)
+        self._size: float | None = None
 
     def count(self, record: StepRecord) -> None:
         """Adds a step's numbers to the metrics."""
@@ -75,10 +76,14 @@ class StepMetrics:
         }
         now = time.time()
         for name, value in new.items():
+            if not value:
+                continue  # every step pays for what is written
             self._totals[name] += value
             self._files["counter"].write_value(self._keys[name], self._totals[name], now)
         size = record.nodes / max(record.sequences, 1)
-        self._files["gauge"].write_value(self._keys["tree_size"], size, now)
+        if size != self._size:
+            self._size = size
+            self._files["gauge"].write_value(self._keys["tree_size"], size, now)
 
     def _open(self) -> dict[str, MmapedDict]:
         folder = _folder(self.vllm_config)

@@ -9,8 +9,6 @@ attention (`_build_attention_metadata`) -> lower half, pruning, upper half
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -38,7 +36,7 @@ from vllm_propd.engine.pruning.pruned_forward import PrunedForward
 from vllm_propd.engine.pruning.split_model import UnsplittableError
 from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
-from vllm_propd.engine.step.draft_batch import draft_batch, goes_on, step_load
+from vllm_propd.engine.step.draft_batch import DraftBatch, step_load
 from vllm_propd.engine.step.grammar import keeps_all_rows
 from vllm_propd.engine.step.next_trees import NONE, next_trees
 from vllm_propd.engine.step.propose import MedusaTreeProposer, engine_config
@@ -125,18 +123,11 @@ class ProPDRunner(Measuring, GPUModelRunner):
         """
         began = time.perf_counter()
         scheduled = scheduler_output.scheduled_spec_decode_tokens
-        with self._speculating(bool(scheduled)):
+        # Lets vLLM prepare a step without drafts as one that knows of none.
+        config = self.speculative_config if scheduled else None
+        with replaced(self, "speculative_config", config):
             prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        batch = self.input_batch
-        step = build_step(
-            scheduled,
-            self._trees,
-            batch.req_id_to_index,
-            np.cumsum(num_scheduled_tokens),
-            batch.num_computed_tokens_cpu,
-            num_scheduled_tokens,
-            split=bool(scheduled) and self._prunes(),
-        )
+        step = self._built(scheduled, num_scheduled_tokens) if scheduled else None
         timer = self.sizing.begin(began, step_load(self, num_scheduled_tokens, step))
         requests = len(num_scheduled_tokens)
         rows = np.arange(requests) if step is None else step.root_rows(requests)
@@ -145,6 +136,21 @@ class ProPDRunner(Measuring, GPUModelRunner):
             ready = replace(ready, trees=self._laid_out(branching))
         self._prepared = ready
         return prepared
+
+    def _built(
+        self, scheduled: dict[str, list[int]], num_scheduled: np.ndarray
+    ) -> TreeStep | None:
+        """Returns the trees behind the scheduled draft lists."""
+        batch = self.input_batch
+        return build_step(
+            scheduled,
+            self._trees,
+            batch.req_id_to_index,
+            np.cumsum(num_scheduled),
+            batch.num_computed_tokens_cpu,
+            num_scheduled,
+            split=self._prunes(),
+        )
 
     def _laid_out(self, step: TreeStep) -> TreeStep:
         """Sends a branching step to the device, and sets its nodes' positions and slots."""
@@ -163,16 +169,11 @@ class ProPDRunner(Measuring, GPUModelRunner):
             return arrays
         return {**arrays, **self._pruned_forward.arrays(step, self._keep)}
 
-    @contextmanager
-    def _speculating(self, speculating: bool) -> Iterator[None]:
-        """Lets vLLM prepare a step without drafts as one that knows of none."""
-        config = self.speculative_config if speculating else None
-        with replaced(self, "speculative_config", config):
-            yield
-
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """Hands the step to the builders for the time they build, if it has trees."""
         step = self._prepared.branching if self._prepared is not None else None
+        if step is None:
+            return super()._build_attention_metadata(*args, **kwargs)
         builders = [
             builder
             for group in self._attn_group_iterator()
@@ -304,18 +305,16 @@ class ProPDRunner(Measuring, GPUModelRunner):
         assert isinstance(sampled_token_ids, list) and verified is not None
         # Only now has vLLM waited for the device: `_sample` may be back before it is over.
         drafting = verified.timer.verified(verified.pruned)
-        rows = [
-            i for i, tokens in enumerate(sampled_token_ids) if tokens and goes_on(self, i)
-        ]
         most, found = self.sizing.most(len(sampled_token_ids)), NONE
-        if rows and most:
-            began = time.perf_counter()
-            final_row = verified.final_row[rows]
+        if most and any(sampled_token_ids):
+            began, batch = time.perf_counter(), DraftBatch(self, sampled_token_ids)
             found = next_trees(
                 self.drafter,
                 drafting,
-                draft_batch(self, rows),
-                lambda: sample_hidden_states[self._on_device(final_row)],
+                batch,
+                lambda: sample_hidden_states[
+                    self._on_device(verified.final_row[batch.rows])
+                ],
                 began,
                 most,
                 self._extra_nodes,

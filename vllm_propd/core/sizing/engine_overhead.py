@@ -8,6 +8,9 @@ from statistics import median
 WINDOW = 31
 """How many gaps, and differences of neighbouring gaps, the medians are taken of."""
 
+AFRESH = 8
+"""After how many gaps their median is taken again: every step waits for it."""
+
 
 class EngineOverhead:
     """Gaps between steps, and what drafting adds to them.
@@ -16,12 +19,14 @@ class EngineOverhead:
         extra: seconds by which a gap is longer where the step before it has drafted. Known
             from neighbours of which one has and one has not: any two others may be of
             another load.
+        plain: seconds of a gap where nothing is drafted; 0 before any gap.
     """
 
     def __init__(self) -> None:
         self._found: deque[tuple[bool, float]] = deque(maxlen=WINDOW)
         self._differences: deque[float] = deque(maxlen=WINDOW)
-        self.extra = 0.0
+        self._gaps = 0
+        self.extra = self.plain = 0.0
 
     def add(self, drafted: bool, seconds: float) -> None:
         """Adds the gap between two steps.
@@ -35,13 +40,7 @@ class EngineOverhead:
             self._differences.append(longer if drafted else -longer)
             self.extra = max(median(self._differences), 0.0)
         self._found.append((drafted, seconds))
-
-    @property
-    def plain(self) -> float:
-        """The seconds of a gap where nothing is drafted; 0 before any gap."""
-        if not self._found:
-            return 0.0
-        # A median that every step pays for.
-        plain = sorted([s - self.extra if drafted else s for drafted, s in self._found])
-        middle = len(plain) // 2
-        return max((plain[middle] + plain[-middle - 1]) / 2, 0.0)
+        self._gaps += 1
+        if self._gaps <= WINDOW or self._gaps % AFRESH == 0:
+            plain = [s - self.extra if drafted else s for drafted, s in self._found]
+            self.plain = max(median(plain), 0.0)

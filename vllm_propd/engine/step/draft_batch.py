@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,54 @@ from vllm_propd.engine.step.grammar import needs_chain
 from vllm_propd.engine.step.tree_step import TreeStep
 
 
-@dataclass(frozen=True)
 class DraftBatch:
-    """The sequences to draft for.
+    """The sequences to draft for, once a step's tokens are in the batch.
 
-    Attributes:
-        ids: ``[sequences]`` request ids.
-        outputs: ``[sequences]`` the tokens that each has put out.
-        tokens: ``[rows, width]`` int32 all tokens of the batch, prompts included.
-        rows: ``[sequences]`` int64 each sequence's row in ``tokens``.
-        lengths: ``[sequences]`` int64 how many tokens of that row are known.
-        chain: ``[sequences]`` bool whether the draft must be a single branch.
+    Each attribute is collected when it is first asked for: a step that drafts nothing
+    pays for nothing. It holds until the batch changes.
+
+    Args:
+        runner: the worker's model runner.
+        sampled: ``[requests]`` the tokens that each request of the batch has put out in
+            the step; those of partial prompts are empty.
     """
 
-    ids: list[str]
-    outputs: list[list[int]]
-    tokens: TokenMatrix
-    rows: Ints
-    lengths: Ints
-    chain: np.ndarray
+    def __init__(self, runner: Any, sampled: list[list[int]]):
+        self._runner, self._sampled = runner, sampled
+
+    @cached_property
+    def rows(self) -> Ints:
+        """``[sequences]`` int64 each place in the batch, and row in ``tokens``."""
+        drafting = (i for i, one in enumerate(self._sampled) if one)
+        return np.array([i for i in drafting if goes_on(self._runner, i)], np.int64)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """``[sequences]`` request ids."""
+        known = self._runner.input_batch.req_ids
+        return [known[i] for i in self.rows.tolist()]
+
+    @cached_property
+    def outputs(self) -> list[list[int]]:
+        """``[sequences]`` the tokens that each has put out."""
+        return [self._runner.requests[i].output_token_ids for i in self.ids]
+
+    @property
+    def tokens(self) -> TokenMatrix:
+        """``[rows, width]`` int32 all tokens of the batch, prompts included."""
+        tokens: TokenMatrix = self._runner.input_batch.token_ids_cpu
+        return tokens
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """``[sequences]`` int64 how many tokens of its row in ``tokens`` are known."""
+        lengths: Ints = self._runner.input_batch.num_tokens_no_spec[self.rows]
+        return lengths.astype(np.int64)
+
+    @cached_property
+    def chain(self) -> np.ndarray:
+        """``[sequences]`` bool whether the draft must be a single branch."""
+        return np.array([needs_chain(self._runner, i) for i in self.ids])
 
 
 def goes_on(runner: Any, index: int) -> bool:
@@ -55,25 +84,6 @@ def goes_on(runner: Any, index: int) -> bool:
     return not stopped and length - len(outputs) > 1
 
 
-def draft_batch(runner: Any, drafting: list[int]) -> DraftBatch:
-    """Collects the texts of some requests, once a step's tokens are in the batch.
-
-    Args:
-        runner: the worker's model runner.
-        drafting: ``[sequences]`` places in the batch.
-    """
-    batch, rows = runner.input_batch, np.array(drafting)
-    ids = [batch.req_ids[i] for i in drafting]
-    return DraftBatch(
-        ids,
-        [runner.requests[i].output_token_ids for i in ids],
-        batch.token_ids_cpu,
-        rows,
-        batch.num_tokens_no_spec[rows].astype(np.int64),
-        np.array([needs_chain(runner, i) for i in ids]),
-    )
-
-
 def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> StepLoad:
     """Returns what a step holds, once vLLM has prepared it.
 
@@ -83,13 +93,13 @@ def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> 
         step: the step's trees; None where there are none.
     """
     batch, count = runner.input_batch, len(num_scheduled)
-    discarded = runner.discard_request_mask.np[:count]
-    sequences = count - int(discarded.sum())
+    discarded = runner.discard_request_mask.np[:count].nonzero()[0].tolist()
+    sequences = count - len(discarded)
     tokens = int(num_scheduled.sum())
     nodes = len(step.rows) - len(step.sizes) if step is not None else 0
     computed = batch.num_computed_tokens_cpu[:count]
     waiting = 0
-    for i in np.flatnonzero(discarded).tolist():
+    for i in discarded:
         request = runner.requests[batch.req_ids[i]]
         known = request.num_prompt_tokens + len(request.output_token_ids)
         waiting += known - int(computed[i] + num_scheduled[i])

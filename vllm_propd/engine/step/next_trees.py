@@ -64,15 +64,18 @@ def next_trees(
         most: the most nodes of each tree.
         extra: further nodes, which are drafted for a recording.
     """
-    sizes = np.full(len(batch.ids), most + extra, np.int64)
     trees: list[TokenTree] = []
-    found = drafter.look_up(batch)
-    looked_up = drafter.looked_up_trees(found, sizes) if found else []
+    looked_up: list[TokenTree] = []
+    if (found := drafter.look_up(batch)) is not None:
+        sizes = np.full(len(batch.ids), most + extra, np.int64)
+        looked_up = drafter.looked_up_trees(found, sizes)
     first = [tree.prefix(most) for tree in looked_up]
-    if drafting.asks_heads(first):
-        trees = drafter.draft(batch, hidden_states(), sizes, found)
-    if not trees and not looked_up:
+    asks = drafting.asks_heads(first)
+    if not (asks or looked_up) or not batch.ids:
         return NONE
+    if asks:
+        sizes = np.full(len(batch.ids), most + extra, np.int64)
+        trees = drafter.draft(batch, hidden_states(), sizes, found)
     texts = dict(zip(batch.ids, batch.outputs, strict=True))
     choice = drafting.plan(
         Drafts([tree.prefix(most) for tree in trees], began, first, texts)

@@ -157,7 +157,7 @@ class MedusaTreeProposer:
 
     def look_up(self, texts: DraftBatch) -> LookupMatches | None:
         """Looks up what the texts themselves suggest; None where that is nothing."""
-        if self._lookups is None:
+        if self._lookups is None or not texts.ids:
             return None
         found = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
         return found if found.match.any() else None

@@ -81,6 +81,8 @@ def without_drafts(metadata: SamplingMetadata) -> SamplingMetadata:
     budgets = metadata.thinking_budget_state_holder
     if budgets is not None:
         budgets.in_spec_mode = False
+    elif not any(metadata.spec_token_ids or ()):
+        return metadata
     return replace(metadata, spec_token_ids=[])
 
 

@@ -164,7 +164,7 @@ BEHAVIOURS = (
         f"{_RUNNER}._prepare_inputs",
         "reads speculative_config anew, and prepares a step where it is None as one "
         "without drafts",
-        "a step without trees costs what it does without speculation (`_speculating`)",
+        "a step without trees costs what it does without speculation (`_prepare_inputs`)",
         "vLLM choosing by the drafts that a step has",
         f"{OWN}test_a_step_without_drafts_is_prepared_as_a_plain_one",
     ),
