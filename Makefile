@@ -168,14 +168,14 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: $(READY) scripts/get_model.py
 	$(BIN)/python scripts/get_model.py $(MODEL)
 
-# By whole wall clock, chunk by chunk, on engines that are started twice; beside a second
+# By whole wall clock, chunk by chunk, on engines that are started anew; beside a second
 # plain vLLM, which shows how far engines that are alike are apart. Into the documentation:
 # python scripts/docs_bench.py never build/never
 bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 6 --most-chunks 8 --starts 2 \
+		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 3 --most-chunks 4 --starts 4 \
 		--out build/never
 
 clean:

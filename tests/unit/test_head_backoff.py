@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_propd.core.sizing.head_backoff import CREDIT, IN_VAIN, LONGEST, HeadBackoff
+from vllm_propd.core.sizing.head_backoff import (
+    CREDIT,
+    IN_VAIN,
+    LONGEST,
+    Account,
+    HeadBackoff,
+)
 
 
 def asked(
@@ -14,16 +20,24 @@ def asked(
     sequences: int = 8,
     share: float = 0.0,
     saved: float = 0.0,
+    trusted: bool = True,
 ) -> list[int]:
     """The steps, of a second each, after which the heads were asked.
 
     Args:
         price: seconds of asking.
         saved: seconds that each ask saves; 0: in vain.
+        trusted: whether the first ask need not be earned.
     """
+
+    def earned_first(account: Account) -> int:
+        account.ask(price)
+        return account.steps_to_wait(1.0)
+
+    first = {} if trusted else {"first": earned_first}
     found = []
     for step in range(steps):
-        asks = backoff.asks(sequences, share)
+        asks = backoff.asks(sequences, share, **first)
         account = backoff.now
         account.earn(1.0)
         if asks:
@@ -42,6 +56,16 @@ def test_asking_in_vain_takes_a_bounded_share_of_the_time(price: float) -> None:
     assert (len(found) - 1) * price <= IN_VAIN * steps
     # Nor is it given up: what does not pay may do so later.
     assert len(found) >= min(steps, 0.8 * IN_VAIN * steps / price)
+
+
+@pytest.mark.parametrize("price", [1e-4, 0.005, 0.2, 3.0])
+def test_who_is_not_trusted_has_earned_every_ask(price: float) -> None:
+    backoff = HeadBackoff()
+    for sequences in (1, 4, 16):  # each is a load of its own
+        found = asked(backoff, 2000, price, sequences, trusted=False)
+        assert found or price > IN_VAIN * 2000
+        for count, step in enumerate(found, 1):
+            assert count * price <= IN_VAIN * (step + 1) + 1e-9
 
 
 def test_nobody_waits_for_ever() -> None:

@@ -11,6 +11,7 @@ import pytest
 from vllm_propd.core.drafting.growth import grow
 from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.fixed import FixedSizing
+from vllm_propd.core.sizing.head_backoff import IN_VAIN
 from vllm_propd.core.sizing.protocol import Drafting, Drafts, StepLoad, StepRecord
 from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.tree import TokenTree
@@ -47,10 +48,12 @@ class Machine:
         self.sizes: list[int] = []
         self.records: list[StepRecord] = []
 
-    def sizing(self) -> DynamicSizing:
+    def sizing(self, trusted: bool = True) -> DynamicSizing:
         whole = StepCost(TOKENS, staircase(TOKENS))
         draft = StepCost(np.array([1, 64]), np.array([DRAFT_S, DRAFT_S]))
-        return DynamicSizing(whole, draft, NODES, BUDGET, clock=lambda: self.now)
+        return DynamicSizing(
+            whole, draft, NODES, BUDGET, trusted=trusted, clock=lambda: self.now
+        )
 
     def spend(self, seconds: float) -> None:
         self.now += seconds * float(self.rng.normal(1.0, 0.03))
@@ -130,6 +133,17 @@ def test_no_fixed_size_is_faster(sequences: int) -> None:
         other = Machine(seed=1)
         fixed = FixedSizing(nodes, BUDGET)
         assert dynamic > 0.97 * other.tokens_per_s(fixed, sequences, 300), nodes
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_heads_of_which_nothing_is_known_earn_their_first_ask(trusted: bool) -> None:
+    machine = Machine()
+    sizing = machine.sizing(trusted)
+    machine.tokens_per_s(sizing, 1, 50)
+    drafted = [record.nodes > 0 for record in machine.records]
+    earned = DRAFT_S / (IN_VAIN * float(staircase(np.array([1]))[0]))
+    assert drafted.index(True) == 1 + (0 if trusted else round(earned))
+    assert all(drafted[drafted.index(True) :])
 
 
 def test_what_drafting_costs_the_engine_is_drafts_not_steps(

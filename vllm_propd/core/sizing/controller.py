@@ -43,6 +43,7 @@ class DynamicSizing:
         nodes: the most nodes of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
         pruning: whether steps may be pruned; ``step`` then has a table of both halves.
+        trusted: whether the heads are asked once in each load before that is earned.
         captured: see ``round_totals``.
         clock: gives the time in seconds.
         agree: returns what the first tensor-parallel rank says, whatever this one says.
@@ -55,6 +56,7 @@ class DynamicSizing:
         nodes: int,
         token_budget: int,
         pruning: bool = False,
+        trusted: bool = True,
         captured: Sequence[int] = (),
         clock: Callable[[], float] = time.perf_counter,
         agree: Callable[[Agreed], Agreed] = _alone,
@@ -69,7 +71,7 @@ class DynamicSizing:
         # than a text that repeats itself.
         self.looking_up = StepCost(np.array([1, 64]), np.array(LOOKING_UP_S))
         self.planner_without = Planner(step, self.looking_up, kind=CHAINS, totals=totals)
-        self.clock, self.agree = clock, agree
+        self.trusted, self.clock, self.agree = trusted, clock, agree
         self.backoff = HeadBackoff()
         self.overhead = EngineOverhead()
         self._before: Drafted | None = None
@@ -184,9 +186,18 @@ class DynamicDrafting:
             looked_up: trees without the heads' candidates; empty: nothing was looked up.
         """
         share = self._nodes(looked_up).share if looked_up else 0.0
-        asks = self._sizing.backoff.asks(self._load.sequences, share)
+        sequences, open_account = self._load.sequences, self._open_account
+        asks = self._sizing.backoff.asks(sequences, share, open_account)
         self._sizing.backoff.now.earn(self._plain_s())
         return asks
+
+    def _open_account(self, account: Account) -> int:
+        """Opens a new load's account; returns how many steps its first ask has to wait."""
+        sizing, sequences = self._sizing, np.array([self._load.sequences])
+        if sizing.trusted:
+            return 0
+        account.ask(sizing.planner.draft.estimate(sequences).item())
+        return sizing.agree((None, False, account.steps_to_wait(self._plain_s())))[2]
 
     def plan(self, drafts: Drafts) -> Choice:
         """Chooses what to verify in the next step; grades earlier steps by the texts."""

@@ -3,8 +3,9 @@
 Each load has an account, in seconds. A share of the time of its steps is paid in; what
 asking the heads takes is taken out; what verifying their nodes has saved, against as many
 tokens from plain steps, is paid back. Where the account is empty, the heads wait until it
-is not. So asking in vain takes at most that share of the time, whatever heads cost, and one
-ask more for each load.
+is not. So asking in vain takes at most that share of the time, whatever heads cost. Heads
+that training has found right often enough get one ask more in each load, on trust: its
+first. Others earn that one, too.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -12,6 +13,7 @@ ask in the same ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 
@@ -59,6 +61,10 @@ class Account:
         return min(ceil(-self.balance / (IN_VAIN * seconds)), LONGEST)
 
 
+def _on_trust(account: Account) -> int:
+    return 0
+
+
 class HeadBackoff:
     """Decides when the heads are asked, by the accounts of all loads.
 
@@ -70,16 +76,27 @@ class HeadBackoff:
         self._of_load: dict[tuple[int, int], Account] = {}
         self.now = Account()
 
-    def asks(self, sequences: int, share: float = 0.0) -> bool:
+    def asks(
+        self,
+        sequences: int,
+        share: float = 0.0,
+        first: Callable[[Account], int] = _on_trust,
+    ) -> bool:
         """Whether the heads are to draft now; to be called once in each step.
 
         Args:
             sequences: how many sequences the step has.
             share: the share of them that needs no heads, 0..1.
+            first: opens the account of a load that is new, and returns how many steps its
+                first ask has to wait.
         """
         load = round(LOADS_PER_OCTAVE * log2(max(sequences, 1)))
         level = min(int(SHARES * share), SHARES - 1)
-        self.now = account = self._of_load.setdefault((load, level), Account())
+        account = self._of_load.get((load, level))
+        if account is None:
+            account = self._of_load[load, level] = Account()
+            account.wait = first(account)
+        self.now = account
         if account.wait:
             account.wait -= 1
             return False

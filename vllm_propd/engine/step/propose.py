@@ -29,6 +29,10 @@ from vllm_propd.kernels.transfer import to_host
 logger = init_logger("vllm.propd.proposer")
 
 
+PROMISING = 1.2
+"""The tokens per step, in training's measurement, from which on heads are trusted: asked
+once in each load before steps without them have paid for it."""
+
 ROWS_AT_ONCE = 256
 """About how many rows of head logits (sequences times heads) are alive at once."""
 
@@ -44,6 +48,10 @@ class MedusaTreeProposer:
     """Drafts a token tree for each sequence.
 
     vLLM builds it (method ``custom_class``) and loads it with the target model.
+
+    Attributes:
+        trusted: whether training has found the heads right often enough
+            (``core.sizing.head_backoff``).
     """
 
     def __init__(self, vllm_config: VllmConfig):
@@ -83,13 +91,15 @@ class MedusaTreeProposer:
             self.estimator = Reliability(self.num_heads)
         self._pending = PendingCandidates()
         self._lookups = Lookups() if config.looks_up else None
+        nodes = config.num_speculative_tokens
+        self.trusted = False
         if calibration is None:
             logger.info("%s has no calibration.json: nothing is known of its heads", folder)
             return
+        self.trusted = calibration.expected_tokens(nodes) >= PROMISING
         if config.node_values == "rank_accuracy":
             self.estimator = RankAccuracy(np.exp(calibration.rank_values(config.ranks)))
         if config.tree == "best_first":
-            nodes = config.num_speculative_tokens
             logger.info(
                 "Calibration: trees of %d nodes gave %.2f tokens per step on held-out text",
                 nodes,
