@@ -257,8 +257,6 @@ class DynamicDrafting:
     def _plain_s(self) -> float:
         """Returns the seconds that this step would take without its nodes."""
         load = self._load
-        if not load.nodes:
-            return self._estimated_s
         tokens = np.array([load.tokens - load.nodes])
         return self._sizing.planner.step.estimate(tokens, load.context).item()
 
