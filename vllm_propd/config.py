@@ -31,6 +31,12 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Keys that have an effect only with some values of another key: that key, its values."""
 
+OF_HEADS = (
+    "model", "num_candidates", "node_values", "top_k", "keep_nodes", "draft_weight",
+    "early_layer",
+)  # fmt: skip
+"""Keys that have an effect only with heads."""
+
 
 class ProPDConfig(BaseModel):
     """Settings of the proposer and of verification.
@@ -45,6 +51,12 @@ class ProPDConfig(BaseModel):
         None,
         description="Folder of the Medusa heads. Default: `propd/` inside the target "
         "model's folder.",
+    )
+    heads: bool = Field(
+        True,
+        description="`false`: no heads are read, and only what the text itself suggests is "
+        "drafted (`lookup`). So it is, too, where `model` is not given and the target has "
+        "no `propd/`.",
     )
     num_speculative_tokens: int = Field(
         48,
@@ -152,6 +164,17 @@ class ProPDConfig(BaseModel):
                 f"lookup has no effect with sizing '{self.sizing}' and tree '{self.tree}': "
                 "remove it, or set sizing to 'dynamic' and tree to 'best_first'"
             )
+        if not self.heads:
+            problems += [
+                f"{key} has no effect with heads false: remove one of them"
+                for key in OF_HEADS
+                if key in self.model_fields_set
+            ]
+            if not self.looks_up:
+                problems.append(
+                    "heads false leaves nothing to draft unless lookup is true, sizing "
+                    "'dynamic' and tree 'best_first'"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -169,7 +192,7 @@ class ProPDConfig(BaseModel):
     @property
     def plans_pruning(self) -> bool:
         """Whether each step's plan says how much is pruned."""
-        return self.pruning == "auto" and self.sizing == "dynamic"
+        return self.pruning == "auto" and self.sizing == "dynamic" and self.heads
 
     @property
     def prunes(self) -> bool:
@@ -181,6 +204,11 @@ class ProPDConfig(BaseModel):
         of_pruning = {key for key, (other, _) in ONLY_WITH.items() if other == "pruning"}
         keys = self.model_dump(exclude_unset=True, exclude=of_pruning)
         return ProPDConfig.model_validate({**keys, "pruning": "off"})
+
+    def without_heads(self) -> ProPDConfig:
+        """Returns these settings without heads, and without what only heads need."""
+        keys = self.model_dump(exclude_unset=True, exclude={*OF_HEADS, "pruning"})
+        return ProPDConfig.model_validate({**keys, "heads": False})
 
     @property
     def ranks(self) -> int:

@@ -66,10 +66,11 @@ def test_a_crowd_is_drafted_for_in_parts(monkeypatch: Any) -> None:
             return compute(states)
 
         monkeypatch.setattr(runner.model, "compute_logits", watched)
-        tokens, said = drafter.candidates(hidden)
+        some = drafter.candidates(hidden)
         assert max(seen) <= propose.ROWS_AT_ONCE and sum(seen) == 1000 * heads
         monkeypatch.setattr(propose, "ROWS_AT_ONCE", 1000 * heads)
-        at_once, said_at_once = drafter.candidates(hidden)
-        assert tokens.shape == at_once.shape == (1000, heads, 10)
-        assert (tokens == at_once).mean() > 0.999  # sums may be ordered otherwise
-        assert abs(said - said_at_once).max() < 1e-3
+        at_once = drafter.candidates(hidden)
+        assert some.tokens.shape == at_once.tokens.shape == (1000, heads, 1, 10)
+        # Sums may be ordered otherwise.
+        assert (some.tokens == at_once.tokens).mean() > 0.999
+        assert abs(some.log_probs - at_once.log_probs).max() < 1e-3

@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from conftest import MODEL
+from conftest import MODEL, prompts_of
 
 from vllm_propd.engine import target_text
-from vllm_propd.engine.target_text import BLOCK, MOST_SEQUENCES, _options
+from vllm_propd.engine.target_text import BLOCK, MOST_SEQUENCES, TargetWriter, _options
 from vllm_propd.fast_dtype import fast_dtype
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -22,11 +22,11 @@ def per_token() -> int:
 
 
 def test_as_many_write_together_as_the_cache_holds() -> None:
-    options = _options(str(MODEL), [100] * 500 + [BLOCK + 1])
+    options = _options(str(MODEL), BLOCK + 1)
     assert options["dtype"] == fast_dtype("cpu")
     assert options["max_num_seqs"] == MOST_SEQUENCES
-    # A block for each, two for the longest, and vLLM's own.
-    blocks = MOST_SEQUENCES + 2
+    # Two blocks for each, and vLLM's own.
+    blocks = 2 * MOST_SEQUENCES + 1
     assert options["kv_cache_memory_bytes"] == blocks * BLOCK * per_token()
 
 
@@ -38,4 +38,20 @@ def test_fewer_write_where_memory_is_short(
     monkeypatch.setattr(
         target_text.psutil, "virtual_memory", lambda: SimpleNamespace(available=free)
     )
-    assert _options(str(MODEL), [2 * BLOCK] * 9)["max_num_seqs"] == together
+    assert _options(str(MODEL), 2 * BLOCK)["max_num_seqs"] == together
+
+
+def test_texts_are_written_in_order_until_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(target_text, "AHEAD", 4)
+    prompts = [one["prompt_token_ids"] for one in prompts_of([4, 9, 12] * 5, seed=3)]
+    with TargetWriter(str(MODEL), 64) as writer:
+        every = writer.write(prompts, "all", most_each=9)
+        some = writer.write(prompts, "some", most_each=9, most_tokens=1)
+        asked = writer.write([prompts[0]] * 6, "sampled", most_each=9, temperature=1.0)
+    assert [one.place for one in every] == list(range(15))
+    assert all(len(one.ids) == 9 or one.ended for one in every)
+    # What was begun is written to its end.
+    assert [one.place for one in some] == list(range(4))
+    assert len({tuple(one.ids) for one in asked}) > 1

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from vllm_propd.cli import app
 from vllm_propd.corpus import library_files, read_text
 from vllm_propd.heads.calibration import load_calibration
+from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.training.data.batches import prepare
 from vllm_propd.training.history import read_losses
 from vllm_propd.training.loop import Loop
@@ -29,6 +30,13 @@ from vllm_propd.training.settings import TrainSettings
 from vllm_propd.training.workers import train_on_ray
 
 pytestmark = pytest.mark.alone
+
+ROLES = "{% for m in messages %}# {{ m.role }}\n{{ m.content }}\n{% endfor %}"
+NEWLINES = [
+    token
+    for text, token in AutoTokenizer.from_pretrained(MODEL).get_vocab().items()
+    if text.startswith("\u010a")  # a line's end, in byte-level BPE
+]
 
 FILES = library_files("train")[100:180]
 STEPS = 60
@@ -102,6 +110,40 @@ def test_trained_folder_is_complete_and_serves(trained: Path, ties: Ties) -> Non
             ties.check(expected, run(llm, prompts, greedy(48, logprobs=2)))
 
 
+def speaking_in_lines(folder: Path) -> Path:
+    """The demo's model with roles in its chats; what it says ends with the line."""
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("propd"))
+    for name, key, value in (
+        ("tokenizer_config.json", "chat_template", ROLES),
+        ("generation_config.json", "eos_token_id", NEWLINES),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, key: value}))
+    return folder
+
+
+def test_a_model_asks_itself_and_learns_from_its_answers(tmp_path: Path) -> None:
+    model, out = speaking_in_lines(tmp_path / "model"), tmp_path / "heads"
+    options = [
+        "--self-distill",
+        "--distill-tokens",
+        "600",
+        "--steps",
+        "4",
+        "--out",
+        str(out),
+    ]
+    options += ["--length", "32", "--draft-tokens", "300", "--no-for-vllm"]
+    command = [sys.executable, "-m", "vllm_propd.cli", "train", str(model), *options]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    for text in ("own questions", "training text", "tokens/s"):
+        assert text in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    checkpoint = load_heads(out)
+    assert (checkpoint.output_size, checkpoint.transition_rank) == (300, 64)
+    assert load_calibration(out, num_heads=4) is not None
+
+
 def test_two_ray_workers_have_the_losses_of_one(data: Path, tmp_path: Path) -> None:
     settings = TrainSettings(steps=20, length=64, precision="float32")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -135,20 +177,26 @@ def small_vocabulary(folder: Path) -> str:
 def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) -> None:
     model, out = str(MODEL), str(tmp_path / "out")
     (tmp_path / "empty.txt").touch()
-    (tmp_path / "fields.jsonl").write_text('{"question": "x", "answer": "y"}\n' * 9)
+    (tmp_path / "fields.jsonl").write_text('{"title": "x", "answer": "y"}\n' * 9)
+    (tmp_path / "asks.jsonl").write_text('{"question": "x", "answer": "y"}\n' * 9)
     (tmp_path / "little.txt").write_text("def f():\n    return 1\n")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "wrong.yaml").write_text("num_heads: 3\ndepth: 2\n")
     mamba = Mamba2Config(architectures=["Mamba2ForCausalLM"], vocab_size=2048)
     mamba.save_pretrained(tmp_path / "mamba")
     small, good = small_vocabulary(tmp_path / "small"), str(data)
     cases = {
         (model, str(tmp_path / "nothing.txt"), out): "no such file",
         (model, str(tmp_path / "empty.txt"), out): "no data file",
-        (model, str(tmp_path / "fields.jsonl"), out): "fields answer, question; needed is",
+        (model, str(tmp_path / "fields.jsonl"), out): "fields answer, title; needed is",
+        (model, str(tmp_path / "asks.jsonl"), out): "with --self-distill",
         (model, str(tmp_path / "little.txt"), out): "--length 256 needs more",
         (small, good, out): "do not belong together",
         (model, good, str(tmp_path / "file" / "out")): "cannot be written",
         (str(tmp_path / "mamba"), good, out): "no pipeline-parallel support",
+        (model, None, out): "no --data: give files",
+        (model, None, out, "--self-distill"): "no chat template",
+        (model, good, out, "--recipe", str(tmp_path / "wrong.yaml")): "settings depth",
         (model, good, out, "--early-layers", "2,6"): "the model has 6 layers",
         (model, good, out, "--early-layers", "2,2"): "--early-layers",
         (model, good, out, "--minutes", "1", "--steps", "5"): "--minutes and --steps",
@@ -157,5 +205,6 @@ def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) 
         (model, good, out, "--resume"): "no checkpoint",
     }
     for (target, source, folder, *more), expected in cases.items():
-        error = refused(target, "--data", source, "--out", folder, *more)
+        given = ["--data", source] if source else []
+        error = refused(target, *given, "--out", folder, *more)
         assert expected in error

@@ -79,7 +79,16 @@ DEFECTS = {
         blocks() | outputs() | {"token_map": torch.arange(4).view(2, 2)},
         "token_map",
     ),
-    "map without outputs": (blocks() | {"token_map": torch.arange(4)}, "uses: token_map"),
+    "transition of other tokens than the map's": (
+        blocks()
+        | {"token_map": torch.arange(4)}
+        | {f"transition.{name}": torch.ones(5, 2) for name in ("before", "after")},
+        "transition.before has shape (5, 2), expected (4, 2)",
+    ),
+    "half a transition": (
+        blocks() | {"transition.before": torch.ones(VOCAB, 2)},
+        "missing tensors: transition.after",
+    ),
     "no heads": (outputs(), "blocks.0.layers.0.weight"),
     "Medusa-2": (
         blocks() | {"model.layers.0.mlp.up_proj.weight": torch.ones(1)},

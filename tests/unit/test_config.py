@@ -14,6 +14,7 @@ from vllm_propd.config import ProPDConfig, parse_config
 def test_defaults_are_lossless() -> None:
     assert parse_config({}).model_dump() == {
         "model": None,
+        "heads": True,
         "num_speculative_tokens": 48,
         "sizing": "dynamic",
         "tree": "best_first",
@@ -277,3 +278,24 @@ def test_a_bare_off_in_yaml_is_off(tmp_path: Path) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text("pruning: off\n")
     assert parse_config({"config": str(preset)}).pruning == "off"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model": "x"}, "model has no effect with heads false"),
+        ({"num_candidates": 3}, "num_candidates has no effect with heads false"),
+        ({"lookup": False}, "leaves nothing to draft"),
+        ({"sizing": "fixed"}, "leaves nothing to draft"),
+    ],
+)
+def test_without_heads_some_keys_contradict(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_config({"heads": False, **keys})
+
+
+def test_what_only_heads_need_is_dropped_with_them() -> None:
+    config = parse_config({"num_candidates": 3, "num_speculative_tokens": 7})
+    bare = config.without_heads()
+    assert bare == parse_config({"heads": False, "num_speculative_tokens": 7})
+    assert not bare.plans_pruning and bare.looks_up

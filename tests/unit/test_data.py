@@ -11,11 +11,12 @@ from tokenizers_on_disk import ids_of, tokenizer
 
 from vllm_propd.training.data.batches import (
     HELD_OUT,
+    Epochs,
     TokenData,
     check_enough,
     load_data,
     prepare,
-    save_sequences,
+    save_written,
 )
 from vllm_propd.training.data.documents import DataError
 
@@ -115,35 +116,64 @@ def test_files_without_text_are_refused(tmp_path: Path) -> None:
         prepared(write_rows(tmp_path / "a.jsonl", ["", ""]))
 
 
-def test_batches_are_windows_that_depend_on_the_seed_alone() -> None:
-    data = counting(500)
-    ids = data.batch(64, 9, (3, 14))
-    assert ids.shape == (64, 9) and ids.dtype == np.int64
-    np.testing.assert_array_equal(ids, ids[:, :1] + np.arange(9))
-    np.random.default_rng().random()
-    np.testing.assert_array_equal(ids, data.batch(64, 9, (3, 14)))
-    for other in [(3, 15), (4, 14)]:
-        assert (ids != data.batch(64, 9, other)).any()
+def test_windows_of_plain_text_follow_each_other() -> None:
+    data = counting(50)
+    assert data.windows(9).tolist() == [0, 9, 18, 27, 36]
+    ids, learn = data.rows(data.windows(9), 9)
+    assert ids.dtype == np.int64 and ids.ravel().tolist() == list(range(45))
+    assert learn.all() and learn.shape == ids.shape
 
 
-def test_batches_reach_both_ends_of_the_stream() -> None:
-    ids = counting(12).batch(200, 10, (0, 0))
-    assert set(ids[:, 0].tolist()) == {0, 1, 2}
+def test_windows_begin_with_sequences_and_cover_them_all() -> None:
+    starts = (0, 4, 7, 20, 22, 30)
+    data = counting(40, starts)
+    windows = data.windows(10).tolist()
+    # The first window has two whole sequences, the second no whole one.
+    assert windows == [0, 7, 20, 30]
+    assert data.windows(41).tolist() == []
 
 
-def test_batches_start_where_sequences_start(tmp_path: Path) -> None:
-    sequences = [[1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12]]
-    data = save_sequences(tmp_path, "distilled", sequences)
-    assert data.tokens.tolist() == list(range(1, 13))
-    assert data.starts.tolist() == [0, 3, 7, 9]
+def test_the_target_is_learnt_from_where_it_wrote(tmp_path: Path) -> None:
+    prompts, texts = [[1, 2, 3], [7]], [[4, 5, 6], [8, 9]]
+    data = save_written(tmp_path, "distilled", prompts, texts)
+    assert data.tokens.tolist() == list(range(1, 10)) and data.starts.tolist() == [0, 6]
     for read in (data, load_data(tmp_path, "distilled")):
-        rows = read.batch(100, 4, (0, 0)).tolist()
-        # The last sequence is too short for a window; a shorter one runs on into the next.
-        assert {tuple(row) for row in rows} == {
-            (1, 2, 3, 4),
-            (4, 5, 6, 7),
-            (8, 9, 10, 11),
-        }
+        ids, learn = read.rows(np.array([0]), 9)
+        # Where the token after it is the target's own; the last has none after it.
+        assert ids[learn].tolist() == [3, 4, 5, 7, 8, 9]
+
+
+def test_an_epoch_has_each_window_once_and_the_seed_decides_the_order() -> None:
+    epochs = Epochs(windows=10, size=4, seed=3)
+    drawn = np.concatenate([epochs(step) for step in range(10)])
+    for epoch in drawn.reshape(4, 10):
+        assert sorted(epoch) == list(range(10))
+    assert (drawn[:10] != drawn[10:20]).any()
+    again = Epochs(windows=10, size=4, seed=3)
+    assert [again(step).tolist() for step in (7, 0)] == [
+        drawn[28:32].tolist(),
+        drawn[:4].tolist(),
+    ]
+    other = Epochs(windows=10, size=4, seed=4)
+    assert any((other(step) != epochs(step)).any() for step in range(3))
+
+
+def test_more_windows_a_step_than_there_are_come_again() -> None:
+    assert sorted(Epochs(windows=3, size=7, seed=0)(0).tolist()) != []
+    counts = np.bincount(Epochs(windows=3, size=6, seed=0)(0))
+    assert counts.tolist() == [2, 2, 2]
+
+
+def test_questions_alone_need_a_target_that_answers(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}?"}) + "\n" for i in range(40)))
+    with pytest.raises(DataError, match=r"asks and does not answer; .*--self-distill"):
+        prepared(path)
+    train, held_out = prepare(
+        [path], [], tokenizer(), VOCAB, tmp_path / "work", 10**9, prompts_do=True
+    )
+    assert (len(train.chats), len(held_out.chats)) == (39, 1)
+    assert held_out.chats == [ids_of("<user>31?<assistant>")[:-1]]
 
 
 def test_prompts_are_windows_of_plain_text() -> None:
@@ -159,8 +189,9 @@ def test_prompts_are_chats_that_fit_where_there_are_chats() -> None:
     chats = [[1, 2], [3], [4, 5, 6], [7, 8, 9, 10]]
     data = TokenData(np.arange(500, dtype=np.int32), np.array([], np.int64), chats)
     prompts = data.prompts(50, 3, 3)
-    assert len(prompts) == 50 and {tuple(p) for p in prompts} == {(1, 2), (3,), (4, 5, 6)}
-    assert prompts == data.prompts(50, 3, 3) != data.prompts(50, 3, 4)
+    assert sorted(prompts) == [[1, 2], [3], [4, 5, 6]]  # each once
+    assert prompts == data.prompts(50, 3, 3) != data.prompts(50, 3, 5)
+    assert len(data.prompts(2, 3, 3)) == 2
 
 
 def test_chats_that_are_all_too_long_are_refused() -> None:
@@ -170,9 +201,8 @@ def test_chats_that_are_all_too_long_are_refused() -> None:
         data.prompts(1, 2, 0)
 
 
-@pytest.mark.parametrize(("train", "held_out"), [(32, 100), (100, 32)])
-def test_too_little_data_is_refused_with_the_counts(train: int, held_out: int) -> None:
-    check_enough(counting(train), counting(held_out), 31)
-    message = f"{train} tokens to train on and {held_out} held out; --length 32"
+def test_too_little_data_is_refused_with_the_counts() -> None:
+    check_enough(counting(32), 32, "to train on")
+    message = r"there are 32 tokens to train on; --length 33 needs more: .*smaller --length"
     with pytest.raises(DataError, match=message):
-        check_enough(counting(train), counting(held_out), 32)
+        check_enough(counting(32), 33, "to train on")

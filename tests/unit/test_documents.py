@@ -36,6 +36,10 @@ def plain(text: str) -> Document:
     return Document(ids_of(text), [])
 
 
+def question(text: str) -> Document:
+    return Document([], ids_of(text)[:-1])
+
+
 def read(*paths: Path, most_tokens: int = 10**9) -> list[Document]:
     return list(read_documents(list(paths), tokenizer(), most_tokens))
 
@@ -108,15 +112,36 @@ def test_text_and_both_shapes_of_chats_may_share_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chat", "text"),
     [
-        (ASKED, "<system>Be brief.<user>2 + 2?"),
-        (MESSAGES[2:4], "<assistant>4<user>Sure?"),
+        (ASKED, "<system>Be brief.<user>2 + 2?<assistant>"),
+        (MESSAGES[:4], "<system>Be brief.<user>2 + 2?<assistant>4<user>Sure?<assistant>"),
     ],
-    ids=["no answer", "the answer comes first"],
+    ids=["a question", "after an answer"],
 )
-def test_chats_without_a_question_answered_give_no_prompt(
+def test_chats_that_wait_for_an_answer_are_prompts_without_text(
     tmp_path: Path, chat: list[Row], text: str
 ) -> None:
-    assert read(write_rows(tmp_path, {"messages": chat})) == [plain(text)]
+    assert read(write_rows(tmp_path, {"messages": chat})) == [question(text)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"turns": ["2 + 2?", "Sure?"], "category": "math"},
+        {"prompt": "2 + 2?", "entry_point": "f"},
+        {"prompt": [{"role": "user", "content": "2 + 2?"}]},
+        {"question": "2 + 2?", "answer": "4"},
+        {"instruction": "2 + 2?", "input": "", "output": "4"},
+    ],
+    ids=["turns", "prompt", "a chat in prompt", "question", "instruction"],
+)
+def test_questions_in_peoples_shapes_are_prompts(tmp_path: Path, row: Row) -> None:
+    assert read(write_rows(tmp_path, row)) == [question("<user>2 + 2?<assistant>")]
+
+
+def test_an_instruction_comes_before_its_input(tmp_path: Path) -> None:
+    row = {"instruction": "Translate.", "input": "Ja", "output": "Yes"}
+    expected = question("<user>Translate.\n\nJa<assistant>")
+    assert read(write_rows(tmp_path, row)) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +154,7 @@ def test_chats_without_a_question_answered_give_no_prompt(
 )
 def test_turns_in_openais_other_shapes(tmp_path: Path, content: Any, text: str) -> None:
     path = write_rows(tmp_path, {"messages": [{"role": "user", "content": content}]})
-    assert read(path) == [plain(f"<user>{text}")]
+    assert read(path) == [question(f"<user>{text}<assistant>")]
 
 
 def test_a_template_that_refuses_a_chat_is_named(tmp_path: Path) -> None:
@@ -180,7 +205,7 @@ def test_a_folder_without_data_is_named(tmp_path: Path, files: dict[str, bytes])
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "a", "answer": "b"},
+        {"title": "a", "answer": "b"},
         {"messages": [], "answer": "b"},
         {"messages": ["a", "b"], "answer": "b"},
         {"messages": [{"content": "a"}], "answer": "b"},
@@ -197,7 +222,7 @@ def test_rows_of_neither_text_nor_chat_are_refused_with_their_fields(
 
 def test_chats_need_a_chat_template(tmp_path: Path) -> None:
     path = write_rows(tmp_path, {"text": "fine"}, {"messages": MESSAGES})
-    with pytest.raises(DataError, match=r"rows\.jsonl holds chats.*no chat template"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: .*no chat template"):
         list(read_documents([path], tokenizer(None), 10**9))
 
 

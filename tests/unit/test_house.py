@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "vllm_propd"
 FLOORS = (
-    ("config", "fast_dtype", "corpus"),
+    ("config", "fast_dtype", "corpus", "chats", "progress"),
     ("core",),
     ("kernels", "heads"),
     ("simulation",),
@@ -24,7 +24,10 @@ FLOORS = (
 """From below: who stands on a floor knows those below it, and its own room."""
 
 MOST_LINES, MOST_FILES = 350, 12
-WITHOUT_VLLM = ("config", "corpus", "core", "kernels", "heads", "simulation", "training")
+WITHOUT_VLLM = (
+    "config", "corpus", "chats", "progress",
+    "core", "kernels", "heads", "simulation", "training",
+)  # fmt: skip
 
 
 def floor_of(room: str) -> int:

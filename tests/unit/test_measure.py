@@ -130,14 +130,17 @@ def test_measuring_leaves_no_gradients(
     heads: Trainee, spoken: tuple[list[list[int]], list[list[int]]]
 ) -> None:
     calibrate(heads, *spoken)
-    top_accuracy(heads, token_ids())
+    ids = token_ids()
+    top_accuracy(heads, ids, torch.ones_like(ids, dtype=torch.bool))
     assert all(p.grad is None and p.requires_grad for p in heads.trained())
 
 
 def test_top_accuracy_compares_with_the_targets_best_token(heads: Trainee) -> None:
     ids = token_ids(3, 12)
+    learn = torch.ones_like(ids, dtype=torch.bool)
+    learn[1, 4:7] = False
     predicted = heads.predict(ids)
-    for k, (top1, top10) in enumerate(top_accuracy(heads, ids), 1):
+    for k, (top1, top10) in enumerate(top_accuracy(heads, ids, learn), 1):
         ranks = [
             rank(
                 predicted.medusa[k - 1, row, at],
@@ -145,6 +148,7 @@ def test_top_accuracy_compares_with_the_targets_best_token(heads: Trainee) -> No
             )
             for row in range(3)
             for at in range(12 - k)
+            if learn[row, at] and learn[row, at + k]
         ]
         assert top1 == pytest.approx(np.mean([r < 1 for r in ranks]), abs=1e-6)
         assert top10 == pytest.approx(np.mean([r < 10 for r in ranks]), abs=1e-6)

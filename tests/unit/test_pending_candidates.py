@@ -6,15 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 
 HEADS, RANKS = 3, 2
 
 
-def candidates(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def candidates(seed: int) -> Candidates:
     rng = np.random.default_rng(seed)
-    said = -np.sort(rng.random((HEADS, RANKS)).astype(np.float32), -1)
-    return rng.integers(0, 5, (HEADS, RANKS)), said
+    said = -np.sort(rng.random((1, HEADS, RANKS)).astype(np.float32), -1)
+    return Candidates.independent(rng.integers(0, 5, (1, HEADS, RANKS)), said)
 
 
 @settings(deadline=None)
@@ -33,8 +34,9 @@ def test_every_candidate_is_graded_once_with_its_text(steps: list[tuple[int, int
             assert graded.tokens[:, 0, 0].tolist() == graded.truth[:, 0].tolist()
             assert graded.log_probs.shape == graded.tokens.shape
         for name, text in texts.items():
-            tokens = np.full((HEADS, RANKS), text[0] + len(text))
-            ungraded.add(name, len(text), tokens, np.zeros((HEADS, RANKS), np.float32))
+            tokens = np.full((1, HEADS, RANKS), text[0] + len(text))
+            said = np.zeros(tokens.shape, np.float32)
+            ungraded.add(name, len(text), Candidates.independent(tokens, said))
             drafted.append((name, len(text)))
     last = {name: len(text) for name, text in texts.items()}
     due = [(n, at) for n, at in drafted if at + HEADS <= last[n]]
@@ -43,20 +45,20 @@ def test_every_candidate_is_graded_once_with_its_text(steps: list[tuple[int, int
 
 def test_what_was_said_meets_what_came() -> None:
     ungraded = PendingCandidates()
-    tokens, said = candidates(1)
-    ungraded.add("a", 2, tokens, said)
+    some = candidates(1)
+    ungraded.add("a", 2, some)
     assert ungraded.take([("a", [7, 7, 1, 2])]) is None  # one token is missing
     graded = ungraded.take([("a", [7, 7, 1, 2, 3, 4])])
     assert graded is not None
     assert graded.truth.tolist() == [[1, 2, 3]]
-    assert np.array_equal(graded.tokens, tokens[None])
-    assert np.array_equal(graded.log_probs, said[None])
+    assert np.array_equal(graded.tokens, some.tokens[:, :, 0])
+    assert np.array_equal(graded.log_probs, some.log_probs[:, :, 0])
     assert ungraded.take([("a", [7, 7, 1, 2, 3, 4])]) is None
 
 
 def test_an_ended_sequence_is_forgotten() -> None:
     ungraded = PendingCandidates()
-    ungraded.add("a", 0, *candidates(2))
+    ungraded.add("a", 0, candidates(2))
     ungraded.forget("a")
     ungraded.forget("never seen")
     assert ungraded.take([("a", [1, 2, 3])]) is None

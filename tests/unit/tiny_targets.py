@@ -47,6 +47,7 @@ def settings(**options: Any) -> TrainSettings:
     small = {
         "num_heads": 3,
         "num_layers": 1,
+        "transition_rank": 0,
         "early_layers": (1, 2),
         "steps": 8,
         "batch_size": 4,
@@ -56,9 +57,10 @@ def settings(**options: Any) -> TrainSettings:
     return TrainSettings(**small | options)
 
 
-def trainee(**options: Any) -> Trainee:
+def trainee(tokens: list[int] | None = None, **options: Any) -> Trainee:
     """Untrained heads on a Llama; the options are those of the training."""
-    return Trainee(target(), settings(**options))
+    drafted = None if tokens is None else torch.tensor(tokens)
+    return Trainee(target(), settings(**options), drafted)
 
 
 def token_ids(rows: int = 4, length: int = 16, seed: int = 0) -> torch.Tensor:
@@ -73,3 +75,9 @@ def randomise(heads: Trainee) -> Trainee:
     for parameter in heads.trained():
         parameter.add_(torch.randn_like(parameter) * 0.3)
     return heads
+
+
+def loss(heads: Trainee, ids: torch.Tensor, learn: torch.Tensor | None = None) -> Any:
+    """The training loss of token ids, by default of all of them."""
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    return heads(ids, everywhere if learn is None else learn, heads.states(ids), 0)

@@ -98,6 +98,7 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
         keep_nodes=FIXED_NODES // 2,
     ),
     "propd-no-lookup": lambda heads: _propd(heads, lookup=False),
+    "propd-no-heads": lambda heads: {"method": "propd", "heads": False},
     "propd": _propd,
 }
 """The known arms, by name: each function makes the speculative config for some heads.
@@ -105,9 +106,10 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
 ``plain`` is vLLM without speculation. ``control`` is the same in an engine of its own: it
 shows how far two equal engines differ. ``medusa`` (a chain of the same heads), ``ngram``
 and ``suffix`` are vLLM's own methods. ``chain`` and ``static`` are our trees of a fixed
-shape. ``propd`` is ProPD as it is by default; ``propd-no-prune``, ``propd-no-dynamic`` and
-``propd-no-lookup`` each lack one part: early pruning, sizes chosen in real time, or
-candidates looked up in the text. Without lookup ProPD is the paper's method."""
+shape. ``propd`` is ProPD as it is by default; ``propd-no-prune``, ``propd-no-dynamic``,
+``propd-no-lookup`` and ``propd-no-heads`` each lack one part: early pruning, sizes chosen
+in real time, candidates looked up in the text, or the heads. Without lookup ProPD is the
+paper's method."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:

@@ -141,7 +141,12 @@ class ArmEngine:
         keys = arm.speculative_config if arm.is_ours else None
         self._settings = engine.settings(keys) if keys else None
 
-    def _take_over(self) -> None:
+    def begin(self, name: str, prompt: list[int], params: SamplingParams) -> None:
+        """Adds a request, which goes on as the engine's steps are run."""
+        self.take_over()
+        self.engine.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
+
+    def take_over(self) -> None:
         """Makes this arm the one that runs: resumes its engine, and sets its settings."""
         self.engine.take_over()
         if self._settings is not None:
@@ -159,7 +164,7 @@ class ArmEngine:
                 together have put out ``max_tokens`` for each. Else the last requests run
                 alone, and what is measured is the luck of the slowest one.
         """
-        self._take_over()
+        self.take_over()
         llm, turn, drafts = self.engine.llm, Turn(), self.engine.drafts
         engine = llm.llm_engine
         drafts.reset()
@@ -226,7 +231,7 @@ class ArmEngine:
         self, prompts: list[list[int]], params: SamplingParams
     ) -> tuple[Turn, Recording]:
         """Generates prompts as ``run`` does, and records every tree; ProPD's arms only."""
-        self._take_over()
+        self.take_over()
         llm = self.engine.llm
         llm.collective_rpc("start_recording", args=(NEVER_FULL,))
         turn = self.run(prompts, params)
@@ -234,7 +239,7 @@ class ArmEngine:
 
     def reliability(self) -> list[list[tuple[float, float]]]:
         """Returns (probability said, share found true) by head; ProPD's arms only."""
-        self._take_over()
+        self.take_over()
         found = self.engine.llm.collective_rpc("reliability")[0]
         return [[(said, true) for said, true in curve] for curve in found]
 
@@ -259,11 +264,14 @@ def start_engines(
     engines: list[ArmEngine] = []
     shared: Engine | None = None
     ours = [arm for arm in arms if arm.is_ours]
+    # Settings without heads can follow those with heads; heads are loaded at the start.
+    configs = [arm.speculative_config or {} for arm in ours]
+    configs.sort(key=lambda config: config.get("heads") is False)
     for arm in arms:
         bar.update(task, description=f"starting {arm.name}")
         config = arm.speculative_config
-        if config is not None and arm.is_ours:
-            largest = {**config, "num_speculative_tokens": most_nodes(ours)}
+        if arm.is_ours:
+            largest = {**configs[0], "num_speculative_tokens": most_nodes(ours)}
             shared = shared or Engine(largest, options, timed)
         engine = shared if arm.is_ours else Engine(config, options, timed)
         assert engine is not None

@@ -120,11 +120,11 @@ def workloads(results: Results, target: Path | io.BytesIO) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots()
     arms = [arm for arm in results.arms if arm != "plain"]
-    rows = {(row.arm, row.workload): row for row in results.rows}
+    rows = {(row.arm, row.workload): row for row in reversed(results.rows)}
     width = 0.8 / max(len(arms), 1)
     for index, arm in enumerate(arms):
         places = [i + (index + 0.5) * width - 0.4 for i in range(len(results.workloads))]
-        ratios = [rows[arm, name].ratio_to_plain for name in results.workloads]
+        ratios = [rows[arm, name].ratio for name in results.workloads]
         axes.bar(places, ratios, width, label=arm)
     axes.axhline(1.0, color="black", linestyle="--", label="plain")
     axes.set_xticks(range(len(results.workloads)), labels=results.workloads)

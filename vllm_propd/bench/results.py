@@ -184,7 +184,12 @@ class Results(BaseModel):
     parameters: int = Field(description="Of the target.")
     inflated: bool = Field(description="Made large out of a small model.")
     dtype: str
-    prompt_tokens: int = Field(description="Of each prompt, on the axis of batch size.")
+    chats: list[str] = Field(
+        default=[], description="Files of chats; empty: prompts are cut from text."
+    )
+    prompt_tokens: int = Field(
+        description="Of each prompt, on the axis of batch size; of chats, at most."
+    )
     max_tokens: int = Field(description="New ones of each sequence.")
     rounds: int = Field(description="Turns of each arm at each point; at least.")
     starts: int = Field(1, description="Of all engines, for the chunks.")
@@ -227,10 +232,12 @@ class Results(BaseModel):
         machine = f"{self.machine.cores} cores of {self.machine.processor}"
         if self.machine.instructions:
             machine += f" ({self.machine.instructions})"
+        work = f"{self.max_tokens} new tokens after {self.prompt_tokens}"
+        if self.chats:
+            work = f"answers of at most {self.max_tokens} tokens, {', '.join(self.chats)}"
         return (
-            f"{size}, {self.dtype}, {self.max_tokens} new tokens after "
-            f"{self.prompt_tokens}, temperature {self.temperature:g}; "
-            f"{machine}; {self._measure()}"
+            f"{size}, {self.dtype}, {work}, temperature {self.temperature:g}; {machine}; "
+            f"{self._measure()}"
         )
 
     def _measure(self) -> str:

@@ -6,16 +6,18 @@ import asyncio
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 from safetensors import safe_open
 from vllm import SamplingParams
 from vllm.platforms import current_platform
 
-from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
+from vllm_propd.bench.arms import Heads, most_nodes, parse_arms
 from vllm_propd.bench.engines import (
     FASTEST,
     HUGE_PAGES,
@@ -25,13 +27,13 @@ from vllm_propd.bench.engines import (
     start_engines,
 )
 from vllm_propd.bench.report import show, wide_console, write_report
-from vllm_propd.bench.results import Results, Row, installed_versions, this_machine
+from vllm_propd.bench.results import Results, installed_versions, this_machine
+from vllm_propd.bench.rows import rows_at, rows_of
 from vllm_propd.bench.settings import PASSES, BenchSettings
 from vllm_propd.bench.timing.measured import Measured
-from vllm_propd.bench.timing.paired import Chunks
 from vllm_propd.bench.timing.turn import Recording
-from vllm_propd.bench.timing.turns import SHOWN, AnyTurn, Turns, at
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
+from vllm_propd.bench.workloads.chats import are_chats, chat_points, chat_prompts
 from vllm_propd.bench.workloads.points import Point, Tokenize, batch_points, workload_points
 from vllm_propd.bench.workloads.trace import latencies, run_trace
 from vllm_propd.fast_dtype import fast_dtype
@@ -50,8 +52,8 @@ def run_bench(
     Args:
         model: folder of the target.
         heads: folder of the heads, in ProPD's format.
-        prompts: files whose text is cut into prompts; none: held-out files of Python's
-            library.
+        prompts: files of chats, or whose text is cut into prompts; none: held-out files of
+            Python's library.
         out: folder of the results; made if it is not there.
         settings: what to measure.
 
@@ -71,9 +73,13 @@ def run_bench(
         export_for_vllm(heads, output_layer(model), for_vllm)
         arms = parse_arms(settings.arms, Heads(heads, for_vllm, checkpoint.num_heads))
         tokenize = tokenizer_of(model)
-        points = batch_points(tokenize, prompts, settings)
         trace = None
-        if settings.workload:
+        chats = are_chats(prompts)
+        if chats:
+            points, settings = _of_chats(model, prompts, settings, console)
+        else:
+            points = batch_points(tokenize, prompts, settings)
+        if settings.workload and not chats:
             *others, trace = workload_points(tokenize, prompts, settings)
             points += others
         params = SamplingParams(
@@ -83,6 +89,7 @@ def run_bench(
             detokenize=False,
         )
         results = _results(model, settings)
+        results.chats = [file.name for file in prompts] if chats else []
         if slow := _too_slow(results):
             console.print(f"[yellow]{slow}[/yellow]")
         options = engine_options(model, settings, most_nodes(arms))
@@ -93,10 +100,7 @@ def run_bench(
             def note() -> None:  # hours of measuring may end early
                 peaks = {engine.arm.name: engine.peak_rss_mib() for engine in engines}
                 results.rows = [
-                    _with_chunks(row, one.chunks)
-                    for one in measured
-                    if one.turns.plain
-                    for row in _rows(arms, one.point, one.turns, peaks, settings)
+                    row for one in measured for row in rows_of(one, arms, peaks, settings)
                 ]
                 _save(results, out)
 
@@ -119,7 +123,7 @@ def run_bench(
                 served, peaks = asyncio.run(
                     run_trace(arms, options, trace, params, settings.rounds, bar)
                 )
-                for row in _rows(arms, trace, served, peaks, settings):
+                for row in rows_at(arms, trace, served, peaks, settings):
                     update = latencies(served.of(row.arm))
                     results.rows.append(row.model_copy(update=update))
     _save(results, out)
@@ -129,20 +133,18 @@ def run_bench(
     return results
 
 
-def _with_chunks(row: Row, chunks: Chunks) -> Row:
-    """Completes a row with what paired chunks say, if there are some, and returns it."""
-    if not chunks.done:
-        return row
-    arm = row.arm
-    row.wall_ratio = chunks.ratio_of_sums(arm)
-    row.wall_ratio_median = chunks.median(arm)
-    row.wall_ratio_quartiles = chunks.quartiles(arm)
-    row.wall_ratio_median_quartiles = chunks.quartiles_of_median(arm)
-    row.heads_share = chunks.share(arm, "heads_s")
-    row.in_vain_share = chunks.share(arm, "in_vain_s")
-    parts = [chunk[arm] for chunk in chunks.done]
-    row.chunks = [(part.tokens, round(part.seconds, 4)) for part in parts]
-    return row
+def _of_chats(
+    model: Path, files: list[Path], settings: BenchSettings, console: Console
+) -> tuple[list[Point], BenchSettings]:
+    """Returns points of chats, and settings for prompts as long as theirs, in chunks."""
+    from transformers import AutoTokenizer
+
+    by_task, too_long = chat_prompts(files, AutoTokenizer.from_pretrained(model), settings)
+    if too_long:
+        console.print(f"{too_long} prompts of over {settings.longest_chat} tokens left out")
+    longest = max(len(ids) for prompts in by_task.values() for ids in prompts)
+    settings = replace(settings, rounds=0, chunks=1, prompt_tokens=longest)
+    return chat_points(by_task, settings), settings
 
 
 def _save(results: Results, out: Path) -> None:
@@ -242,16 +244,6 @@ def _too_slow(results: Results) -> str | None:
     )
 
 
-def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Returns a row's lists about timed steps: measured and estimated ms, tree sizes."""
-    timed = [record for record in records if record["measured_s"]]
-    return {
-        "measured_step_ms": [round(1e3 * r["measured_s"], 3) for r in timed],
-        "estimated_step_ms": [round(1e3 * r["estimated_s"], 3) for r in timed],
-        "tree_sizes": [round(r["nodes"] / max(r["sequences"], 1), 3) for r in timed],
-    }
-
-
 def _tell_of_trees(
     results: Results, engines: list[ArmEngine], point: Point, params: SamplingParams
 ) -> None:
@@ -268,62 +260,3 @@ def _tell_of_trees(
         row.accepted_by_rank = accepted_by_rank(recording)
         row.tokens_by_size = tokens_by_size(recording)
         row.reliability = engine.reliability()
-
-
-def _agree(text: list[int], other: list[int]) -> bool:
-    """Whether two texts are the same as far as both go; False where one is empty."""
-    both = min(len(text), len(other))
-    return both > 0 and text[:both] == other[:both]
-
-
-def _rows(
-    arms: list[Arm],
-    point: Point,
-    found: Turns[AnyTurn],
-    peaks: dict[str, float],
-    settings: BenchSettings,
-) -> list[Row]:
-    """Returns a row of results for each arm at a point."""
-    texts = found.latest("plain").texts
-    rows = []
-    for arm in arms:
-        turns = found.of(arm.name)
-        speeds = [turn.tokens_per_s for turn in turns]
-        last = found.latest(arm.name)
-        # The first pass may have ended before an arm has met all prompts.
-        same = sum(map(_agree, last.texts, texts))
-        rows.append(
-            Row(
-                arm=arm.name,
-                workload=point.workload,
-                batch_size=point.batch_size,
-                tokens_per_s=found.tokens_per_s(arm.name),
-                tokens_per_s_min=min(speeds),
-                tokens_per_s_max=max(speeds),
-                ratio_to_plain=found.ratio(arm.name),
-                rounds=len(turns),
-                turns=[
-                    (round(found.when(t), 2), t.group, round(t.tokens_per_s, 3))
-                    for t in turns
-                ],
-                steps=[
-                    (drafted, len(laps), [round(1e3 * at(laps, q), 3) for q in SHOWN])
-                    for drafted, laps in found.steps(arm.name).items()
-                ],
-                tokens_per_step=last.tokens_per_step,
-                drafted_per_step=last.drafted / max(last.drafts, 1),
-                kept_per_step=last.kept_per_step,
-                work_ratio=last.work.ratio,
-                step_ms={part: round(ms, 3) for part, ms in last.step_ms().items()},
-                host_ms_per_step=round(last.host_ms(), 3),
-                **_steps(last.records),
-                peak_rss_mib=round(peaks[arm.name]),
-                acceptance_by_depth=[n / last.drafts for n in last.accepted_at if n],
-                requests_per_s=point.rate,
-                identical_to_plain=same,
-                prompts=len(texts),
-                config=arm.speculative_config,
-                seed=settings.seed,
-            )
-        )
-    return rows

@@ -35,6 +35,8 @@ class BenchSettings:
         seed: of the prompts, of sampled requests, and of the trace.
         workload: also measure by prompt length, by task, and on a trace of requests.
         lengths: prompt tokens, of the axis of length and of the trace's requests.
+        prompts_each: prompts of each task, where prompts are chats.
+        longest_chat: tokens of the longest chat; longer ones are left out.
         trace_requests: requests of the trace; None: twice the largest batch size.
         trace_rate: requests per second; None: as many as plain vLLM finishes at the
             largest batch size.
@@ -56,6 +58,8 @@ class BenchSettings:
     seed: int = 0
     workload: bool = False
     lengths: tuple[int, ...] = (64, 256, 512)
+    prompts_each: int = 8
+    longest_chat: int = 2048
     trace_requests: int | None = None
     trace_rate: float | None = None
 

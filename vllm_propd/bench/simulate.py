@@ -168,7 +168,9 @@ def run_simulate(
         texts = texts_of(llm.collective_rpc("take_recording")[0])
         bar.update(task, description="timing steps")
         table = CostTable.model_validate(llm.collective_rpc("step_costs")[0])
-        costs = Costs(table.step_cost(), table.draft_cost())
+        draft = table.draft_cost()
+        assert draft is not None  # recorded trees are of heads
+        costs = Costs(table.step_cost(), draft)
         engine.close()
     found = []
     for name, config in configs.items():

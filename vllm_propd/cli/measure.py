@@ -27,8 +27,17 @@ def bench(
     ] = None,
     prompts: Annotated[
         list[Path] | None,
-        typer.Option(help="Text to cut prompts from. Default: Python's library, unseen."),
+        typer.Option(
+            help="Chats and questions (JSON, JSON lines, Parquet), answered to their "
+            "natural ends; or text to cut prompts from. Default: Python's library, unseen."
+        ),
     ] = None,
+    prompts_each: Annotated[
+        int, typer.Option(min=1, help="Of chats: how many of each category.")
+    ] = 8,
+    longest_chat: Annotated[
+        int, typer.Option(min=1, help="Of chats: tokens; longer ones are left out.")
+    ] = 2048,
     arms: Annotated[
         str,
         typer.Option(
@@ -123,6 +132,8 @@ def bench(
             dtype=dtype_of(dtype),
             enforce_eager=enforce_eager,
             seed=seed,
+            prompts_each=prompts_each,
+            longest_chat=longest_chat,
             workload=workload,
             lengths=integers(lengths),
             trace_requests=trace_requests,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
@@ -28,6 +29,10 @@ Dtype = Annotated[
         help="bfloat16, float32, or auto: bfloat16, but float32 on CPUs without AVX-512, "
         "where vLLM has no kernels for bfloat16."
     ),
+]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(help="YAML file of the settings below; options given beside it win."),
 ]
 
 
@@ -92,8 +97,27 @@ def _asked(field: FieldInfo) -> tuple[Any, Any]:
     return kind, default
 
 
+def _read_recipe(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
+    """Reads a recipe's settings.
+
+    Raises:
+        ValueError: it is no table of settings; the message names what is wrong.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--recipe {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--recipe {path}: it is no table of settings; see --help")
+    if unknown := sorted(map(str, found.keys() - cls.model_fields.keys())):
+        raise ValueError(f"--recipe {path}: unknown settings {', '.join(unknown)}")
+    return found
+
+
 def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
     """Makes an option of each field of a class of settings, which says all about it.
+
+    A YAML file of them, option ``--recipe``, sets what is left as it is by default.
 
     Args:
         cls: the class of the command's parameter ``settings``.
@@ -112,9 +136,18 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
         def call(**given: Any) -> None:
             with errors():
                 values = {name: given.pop(name) for name in cls.model_fields}
+                if (recipe := given.pop("recipe")) is not None:
+                    defaults = {one.name: one.default for one in asked}
+                    for name, value in _read_recipe(recipe, cls).items():
+                        if values[name] == defaults[name]:
+                            values[name] = value
                 command(**given, settings=cls.model_validate(values))
 
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in rest]
+        place = inspect.Parameter.KEYWORD_ONLY
+        rest.append(
+            inspect.Parameter("recipe", place, default=None, annotation=RecipeOption)
+        )
+        parameters = [one.replace(kind=place) for one in rest]
         call.__name__, call.__doc__ = command.__name__, command.__doc__
         call.__signature__ = inspect.Signature([*parameters, *asked])  # type: ignore[attr-defined]
         call.__annotations__ = {one.name: one.annotation for one in (*parameters, *asked)}

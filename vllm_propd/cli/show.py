@@ -9,21 +9,45 @@ import typer
 
 from vllm_propd.cli.options import errors
 
+PUBLISHED, HEADS = Path("build/smollm2"), Path("demo/smollm2-heads")
+"""A chat model from the package index (``make model``), and its heads in the repository."""
+
 
 def demo(
-    model: Annotated[Path, typer.Option(help="Target with heads in propd/.")] = Path(
-        "demo/model"
-    ),
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A chat model, with --heads; or one that goes on with code, with heads in "
+            f"propd/. Default: {PUBLISHED} if it is there, else demo/model."
+        ),
+    ] = None,
+    heads: Annotated[
+        Path | None, typer.Option(help=f"Of a chat model. Default: {HEADS}.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
-    prompts: Annotated[int, typer.Option(help="Prompts from unseen files.")] = 8,
+    prompts: Annotated[int, typer.Option(help="Without a chat: from unseen files.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=2, help="New tokens for each.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Turns each arm takes.")] = 3,
-    num_speculative_tokens: Annotated[int, typer.Option(help="Nodes of a tree.")] = 48,
+    rounds: Annotated[int, typer.Option(help="Without a chat: turns of each arm.")] = 3,
+    num_speculative_tokens: Annotated[
+        int, typer.Option(help="Without a chat: nodes of a tree of fixed size.")
+    ] = 48,
 ) -> None:
     """Plain vLLM beside ProPD: same text, steps, speed, and a picture of a tree."""
-    from vllm_propd.demo.run import run_demo
+    chat = heads is not None or model is None
+    if model is None:
+        model = PUBLISHED
+        if not (model / "config.json").exists():
+            print(f"No published model in {model} (`make model` gets it): the small one.")
+            model, chat = Path("demo/model"), False
+    with errors():
+        if chat:
+            from vllm_propd.demo.chat import run_chat_demo
 
-    run_demo(model, out, prompts, max_tokens, rounds, num_speculative_tokens)
+            run_chat_demo(model, heads or HEADS, out, max_tokens)
+            return
+        from vllm_propd.demo.run import run_demo
+
+        run_demo(model, out, prompts, max_tokens, rounds, num_speculative_tokens)
 
 
 def watch(

@@ -15,14 +15,14 @@ from vllm_propd.training.settings import TrainSettings
 def train(
     settings: TrainSettings,
     model: Annotated[str, typer.Argument(help="Hugging Face causal LM to train for.")],
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="Text, JSON rows (`text`, or chats in `messages` or `conversations`), "
-            "Parquet, or folders of them; repeat for more."
-        ),
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the heads.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text, JSON rows (`text`, chats, questions), Parquet, or folders of them; "
+            "repeat for more. None, with --self-distill: the model asks itself."
+        ),
+    ] = None,
     held_out: Annotated[
         list[Path] | None,
         typer.Option(help="The same, to measure with. Default: a share of --data."),
@@ -33,8 +33,8 @@ def train(
     self_distill: Annotated[
         bool,
         typer.Option(
-            help="Train on what the target itself writes, with vLLM, on prompts from "
-            "--data: what the heads meet in greedy serving."
+            help="Train on what the target itself writes, with vLLM, after prompts from "
+            "--data, or questions of its own: what the heads meet in greedy serving."
         ),
     ] = False,
     distill_tokens: Annotated[
@@ -53,5 +53,7 @@ def train(
     """Train Medusa heads and early heads on a frozen target."""
     from vllm_propd.training.run import Inputs, train_heads
 
-    inputs = Inputs(model, data, held_out or [], most_tokens, self_distill, distill_tokens)
+    inputs = Inputs(
+        model, data or [], held_out or [], most_tokens, self_distill, distill_tokens
+    )
     train_heads(inputs, out, settings, num_workers, resume, for_vllm)

@@ -111,3 +111,33 @@ def draw_tree(
     )
     figure.savefig(out, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def draw_longest(
+    recording: list[list[dict[str, Any]]],
+    prompts: list[list[int]],
+    texts: list[list[int]],
+    tokenizer: Any,
+    out: Path,
+) -> None:
+    """Draws the first recorded tree among those with the longest accepted path.
+
+    Args:
+        recording: trees of requests that ran one at a time and in order.
+        prompts, texts: their token ids.
+        tokenizer: turns them into text.
+        out: the PNG file.
+    """
+    trees = [tree for step in recording for tree in step]
+    tree = max(trees, key=lambda tree: len(tree["accepted"]))
+    # Requests ran one at a time and in order: replay them to the tree's place.
+    requests = list(dict.fromkeys(tree["request_id"] for tree in trees))
+    which = requests.index(tree["request_id"])
+    before = 0
+    for other in trees:
+        if other is tree:
+            break
+        if other["request_id"] == tree["request_id"]:
+            before += len(other["accepted"]) + 1
+    text = tokenizer.decode(prompts[which] + texts[which][:before])
+    draw_tree(tree, lambda token: tokenizer.decode([token]), text, out)

@@ -19,7 +19,7 @@ from vllm_propd.bench.results import installed_versions, this_machine
 from vllm_propd.bench.timing.turn import Recording, Turn
 from vllm_propd.bench.timing.turns import Turns, in_turns, turns_in
 from vllm_propd.corpus import held_out_snippets
-from vllm_propd.demo.picture import draw_tree
+from vllm_propd.demo.picture import draw_longest
 
 PROMPT_TOKENS = 160
 
@@ -97,7 +97,7 @@ def run_demo(
     result = _result([arm.name for arm in arms], turns, model)
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    _draw(recording, prompts, texts, tokenizer, out / "tree.png")
+    draw_longest(recording, prompts, texts, tokenizer, out / "tree.png")
     _show(console, result, out)
     if not result["identical"]:
         raise SystemExit("the texts differ: this is a bug, please report it")
@@ -127,29 +127,6 @@ def _result(arms: list[str], turns: Turns[Turn], model: Path) -> dict[str, Any]:
         "identical": all(row["identical_to_plain"] for row in rows),
         "arms": rows,
     }
-
-
-def _draw(
-    recording: Recording,
-    prompts: list[list[int]],
-    texts: list[list[int]],
-    tokenizer: Any,
-    out: Path,
-) -> None:
-    """Draws the first recorded tree among those with the longest accepted path."""
-    trees = [tree for step in recording for tree in step]
-    tree = max(trees, key=lambda tree: len(tree["accepted"]))
-    # Requests ran one at a time and in order: replay them to the tree's place.
-    requests = list(dict.fromkeys(tree["request_id"] for tree in trees))
-    which = requests.index(tree["request_id"])
-    before = 0
-    for other in trees:
-        if other is tree:
-            break
-        if other["request_id"] == tree["request_id"]:
-            before += len(other["accepted"]) + 1
-    text = tokenizer.decode(prompts[which] + texts[which][:before])
-    draw_tree(tree, lambda token: tokenizer.decode([token]), text, out)
 
 
 def _show(console: Console, result: dict[str, Any], out: Path) -> None:

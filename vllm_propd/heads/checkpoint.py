@@ -4,7 +4,9 @@
    ``{head}.{layer}.linear.weight|bias`` and ``{head}.{layers}.weight``.
 2. vLLM: ``model.safetensors`` with ``blocks.{head}.layers.{layer}.weight|bias`` and
    ``lm_heads.{head}.weight``, maybe prefixed ``medusa_heads.``, maybe a ``token_map``.
-   Ours are these without ``lm_heads``: the target's output layer serves all heads.
+   Ours are these without ``lm_heads``: the target's output layer serves all heads, or with
+   a ``token_map`` those of its rows. ``transition.before|after`` make heads know the token
+   before (``heads.transition``).
 
 Each head has an output layer, or none has. One for all is ``lm_head.weight``, or with
 ``"original_lm_head": true`` in ``config.json`` ``lm_heads.0.weight``.
@@ -35,6 +37,8 @@ WEIGHT_FILES = (
     "medusa_lm_head.pt",
 )
 EARLY_FILE = "early_heads.safetensors"
+
+BEFORE, AFTER = "transition.before", "transition.after"
 
 _PREFIX = re.compile(r"^medusa_heads?\.")
 _BLOCK = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
@@ -72,10 +76,13 @@ class HeadsCheckpoint:
     Attributes:
         tensors: ``blocks.*`` ``[hidden, hidden]`` or ``[hidden]``, ``lm_heads.*``
             ``[vocabulary, hidden]``, ``token_map`` ``[vocabulary]`` (rows of the output
-            layers that it does not name are dropped).
+            layers that it does not name are dropped), ``transition.*`` ``[vocabulary,
+            rank]``.
         num_heads, num_layers, hidden_size, has_bias: as the tensors say.
         num_outputs: own output layers: 0 (the target's serves), 1 (shared) or one a head.
-        output_size: tokens that the own output layers know; 0 without any.
+        output_size: tokens that the own output layers, or the token map, know; 0 where
+            that is all of the target's.
+        transition_rank: columns of the transition's tables; 0 without any.
         logit_scale: factor of the own output layers' logits.
         shared_output: whether an own output layer serves all heads.
     """
@@ -88,6 +95,7 @@ class HeadsCheckpoint:
     has_bias: bool = field(init=False)
     num_outputs: int = field(init=False)
     output_size: int = field(init=False)
+    transition_rank: int = field(init=False)
     logit_scale: float = 1.0
     shared_output: bool = False
 
@@ -112,6 +120,10 @@ class HeadsCheckpoint:
         sizes = [len(t) for name, t in self.tensors.items() if _OUTPUT.fullmatch(name)]
         own = 1 if self.shared_output else self.num_heads
         self.num_outputs, self.output_size = (own, sizes[0]) if sizes else (0, 0)
+        if not sizes and "token_map" in self.tensors:
+            self.output_size = len(self.tensors["token_map"])
+        table = self.tensors.get(BEFORE)
+        self.transition_rank = 0 if table is None else table.shape[-1]
         self._check_tensors()
 
     def _apply_map(self) -> None:
@@ -145,8 +157,11 @@ class HeadsCheckpoint:
                     shapes[f"blocks.{head}.layers.{layer}.bias"] = (size,)
         for head in range(self.num_outputs):
             shapes[f"lm_heads.{head}.weight"] = (self.output_size, size)
-        if self.num_outputs and "token_map" in self.tensors:
+        if "token_map" in self.tensors:
             shapes["token_map"] = (self.output_size,)
+        if self.transition_rank:
+            tokens = self.output_size or len(self.tensors[BEFORE])
+            shapes |= {name: (tokens, self.transition_rank) for name in (BEFORE, AFTER)}
         return shapes
 
     def _check_tensors(self) -> None:
@@ -194,8 +209,11 @@ class HeadsCheckpoint:
             least, most, size = 0, vocab_size, int(token_map.max()) + 1
         if self.hidden_size != hidden_size:
             problem = f"hidden size is {self.hidden_size}, the target's {hidden_size}"
-        elif self.num_outputs and not least <= size <= most:
+        elif size and not least <= size <= most:
             problem = f"vocabulary is {size}, the target's {vocab_size}"
+        elif self.transition_rank and not size and len(self.tensors[BEFORE]) != vocab_size:
+            tokens = len(self.tensors[BEFORE])
+            problem = f"transition knows {tokens} tokens, the target {vocab_size}"
         else:
             return
         raise heads_error(self.folder, f"their {problem}: they belong to another model")
@@ -287,7 +305,8 @@ def save_heads(
     Args:
         folder: made if it is not there.
         tensors: ``blocks.*``, as ``MedusaHeads.tensors`` gives them; ``lm_heads.*`` where
-            each head has an output layer of its own, else the target's serves.
+            each head has an output layer of its own, else the target's serves; maybe
+            ``token_map`` and ``transition.*``.
         early: ``early.{layer}.*``, may be empty.
         vocab_size: the target's.
         dtype: dtype of the stored tensors.
@@ -300,7 +319,10 @@ def save_heads(
     config["early_layers"] = sorted({int(name.split(".")[1]) for name in early})
 
     def store(named: dict[str, torch.Tensor], name: str) -> None:
-        stored = {key: t.detach().to(dtype).contiguous() for key, t in named.items()}
+        stored = {
+            key: (t.to(dtype) if t.is_floating_point() else t).detach().contiguous()
+            for key, t in named.items()
+        }
         save_file(stored, folder / name, metadata={"format": "pt"})
 
     folder.mkdir(parents=True, exist_ok=True)

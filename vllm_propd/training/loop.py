@@ -8,20 +8,25 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vllm_propd.training.data.batches import TokenData
+from vllm_propd.training.data.batches import Epochs, Starts, TokenData
 from vllm_propd.training.model.checkpoint import (
     Progress,
     load_checkpoint,
     save_checkpoint,
 )
+from vllm_propd.training.model.states import KeptStates, States
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
 
 WARMUP_STEPS = 30
+
+STATES = "states"
+"""The file of the target's states, below a training's folder."""
 
 OnStep = Callable[[Progress, Trainee], None]
 """A function that is called after each step, on the first worker."""
@@ -44,8 +49,9 @@ def _all_workers(value: torch.Tensor) -> torch.Tensor:
 class Loop:
     """Trains a trainee, from its last checkpoint or from the start.
 
-    Every step's batch is drawn by the seed and the step's number alone, so that a
-    resumed run, or one with more workers, sees the same batches.
+    Every step's windows are decided by the seed and the step's number alone, so that a
+    resumed run, or one with more workers, sees the same batches. The target runs on a
+    window when it is first met; what it says is kept.
 
     Args:
         trainee: target and heads, on their device.
@@ -70,6 +76,16 @@ class Loop:
         self.folder = folder
         self.device = trainee.device
         self.parameters = trainee.trained()
+        self.windows = data.windows(settings.length)
+        self.epochs = Epochs(len(self.windows), settings.batch_size, settings.seed)
+        self.kept = KeptStates(
+            folder / STATES,
+            len(self.windows),
+            settings.length,
+            len(settings.early_layers),
+            trainee.output.weight.shape[1],
+            int(settings.kept_gib * (1 << 30)),
+        )
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
@@ -88,27 +104,37 @@ class Loop:
                 f"--accumulate ({parts})"
             )
 
-    def _parts(self, step: int) -> list[torch.Tensor]:
-        """Returns this worker's share of a step's batch, cut for accumulation."""
-        settings = self.settings
-        ids = self.data.batch(settings.batch_size, settings.length, (settings.seed, step))
-        mine = torch.from_numpy(ids[self.rank :: self.world]).to(self.device)
-        return list(mine.chunk(settings.accumulate))
+    def _states(self, windows: Starts, ids: torch.Tensor) -> States:
+        """Returns what the target says of windows; runs it on those that are new."""
+        new = self.kept.missing(windows)
+        if new.any():
+            states = self.trainee.states(ids[torch.from_numpy(new).to(ids.device)])
+            self.kept.put(windows[new], states)
+            if new.all():
+                return states.rounded()
+            if self.kept.missing(windows).any():  # there is no room for all
+                return self.trainee.states(ids).rounded()
+        return self.kept.get(windows).to(self.device)
 
     def _step(self, done: float) -> float:
         """Does one optimizer step, and returns the batch's loss."""
         settings, step = self.settings, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, done)
-        parts = self._parts(step)
+        mine = self.epochs(step)[self.rank :: self.world]
         total = torch.zeros((), device=self.device)
-        for i, ids in enumerate(parts):
-            wait = i + 1 < len(parts) and isinstance(self.model, DistributedDataParallel)
+        parts = settings.accumulate
+        for i, windows in enumerate(np.array_split(mine, parts)):
+            rows, where = self.data.rows(self.windows[windows], settings.length)
+            ids = torch.from_numpy(rows).to(self.device)
+            learn = torch.from_numpy(where).to(self.device)
+            wait = i + 1 < parts and isinstance(self.model, DistributedDataParallel)
             with (
                 self.model.no_sync() if wait else nullcontext(),
                 self.trainee.autocast(),
             ):
-                loss = self.model(ids) / len(parts)
+                states = self._states(windows, ids)
+                loss = self.model(ids, learn, states, settings.seed + step) / parts
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)

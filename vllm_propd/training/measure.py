@@ -16,9 +16,30 @@ CANDIDATES = ProPDConfig().num_candidates
 
 
 def ranks_of(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Counts tokens that stand before the true one: ``[..., vocabulary]`` to ``[...]``."""
-    value = logits.gather(-1, truth[..., None])
-    return (logits > value).sum(-1)
+    """Counts tokens that stand before the true one: ``[..., tokens]`` to ``[...]``.
+
+    A truth beyond the tokens, which heads cannot draft, comes after all of them.
+    """
+    tokens = logits.shape[-1]
+    value = logits.gather(-1, truth.clamp(max=tokens - 1)[..., None])
+    return torch.where(truth < tokens, (logits > value).sum(-1), tokens)
+
+
+def head_ranks(
+    trainee: Trainee, drafts: torch.Tensor, ids: torch.Tensor, truth: torch.Tensor
+) -> torch.Tensor:
+    """Returns ranks of the truth among a head's candidates after the text's own tokens.
+
+    Args:
+        trainee: target and heads.
+        drafts: ``[positions, draft tokens]``, the head's own logits.
+        ids: ``[positions]`` int64, the token before the one that is predicted.
+        truth: ``[positions]`` int64, the true one.
+    """
+    logits = drafts.float()
+    if trainee.transition is not None:
+        logits = logits + trainee.transition(trainee.place[ids]).float()
+    return ranks_of(logits, trainee.place[truth])
 
 
 class _Measured:
@@ -33,31 +54,31 @@ class _Measured:
         """Measures the heads on one prompt and its continuation, both token ids."""
         ids = torch.tensor([prompt + text], device=trainee.device)
         predicted = trainee.predict(ids)
-        heads = predicted.medusa[:, 0].float()
+        heads, row = predicted.medusa[:, 0].float(), ids[0]
         # From the first step, which knows the text's first token, to the last one whose
         # deepest draft lies inside the text.
         first, last = len(prompt) - 1, ids.shape[1] - 1 - len(heads)
         for k, logits in enumerate(heads, 1):
-            truth = ids[0, first + 1 + k : last + 1 + k]
-            self.medusa[k - 1].append(ranks_of(logits[first:last], truth).cpu())
-        truth = ids[0, first + 1 :]
+            before, truth = row[first + k : last + k], row[first + 1 + k : last + 1 + k]
+            ranks = head_ranks(trainee, logits[first:last], before, truth)
+            self.medusa[k - 1].append(ranks.cpu())
         for layer, logits in predicted.early.items():
-            self.early[layer].append(ranks_of(logits[0, first:-1].float(), truth).cpu())
+            ranks = ranks_of(logits[0, first:-1].float(), row[first + 1 :])
+            self.early[layer].append(ranks.cpu())
         # Late: vLLM's workers re-import the main script, and vLLM 0.32 on the CPU does not
         # start where that has imported llvmlite (its kernel dispatcher trips over it).
-        from vllm_propd.core.drafting.growth import grow
+        from vllm_propd.core.drafting.growth import grow_from
         from vllm_propd.simulation.offline_acceptance import accepted_path
+        from vllm_propd.training.candidates import candidates_of
 
-        best, tokens = heads[:, first:last].log_softmax(-1).topk(CANDIDATES, dim=-1)
-        trees = grow(
-            tokens.transpose(0, 1).contiguous().cpu().numpy(),
-            best.transpose(0, 1).contiguous().cpu().numpy(),
-            np.full(last - first, max(TREE_SIZES)),
+        candidates = candidates_of(
+            trainee, heads[:, first:last], row[first + 1 : last + 1], CANDIDATES
         )
-        row = ids[0].cpu().numpy()
+        trees = grow_from(candidates, np.full(last - first, max(TREE_SIZES)))
+        told = row.cpu().numpy()
         self.paths.append(
             [
-                accepted_path(tree, row[t + 2 : t + 2 + len(heads)])
+                accepted_path(tree, told[t + 2 : t + 2 + len(heads)])
                 for t, tree in enumerate(trees, first)
             ]
         )
@@ -118,14 +139,25 @@ def _recall(ranks: torch.Tensor) -> dict[int, float]:
 
 
 @torch.no_grad()
-def top_accuracy(trainee: Trainee, ids: torch.Tensor) -> list[tuple[float, float]]:
-    """Returns each head's top-1 and top-10 accuracy on a batch of text, 0 to 1."""
-    predicted = trainee.predict(ids)
-    best = predicted.target.argmax(-1)
-    found = []
-    for k, logits in enumerate(predicted.medusa, 1):
-        ranks = ranks_of(logits[:, :-k].float(), best[:, k:])
-        found.append(
-            (float((ranks < 1).float().mean()), float((ranks < 10).float().mean()))
-        )
-    return found
+def top_accuracy(
+    trainee: Trainee, ids: torch.Tensor, learn: torch.Tensor
+) -> list[tuple[float, float]]:
+    """Returns each head's top-1 and top-10 accuracy on text, 0 to 1.
+
+    Args:
+        trainee: target and heads.
+        ids: ``[rows, length]`` int64 token ids.
+        learn: ``[rows, length]`` bool, positions that count.
+    """
+    hits = torch.zeros(trainee.medusa.num_heads, 3, device=ids.device)
+    for row, where in zip(ids, learn, strict=True):  # all logits together would be large
+        predicted = trainee.predict(row[None])
+        best = predicted.target[0].argmax(-1)
+        for k, logits in enumerate(predicted.medusa[:, 0], 1):
+            counts = where[:-k] & where[k:]
+            drafts, before = logits[:-k][counts], row[k:][counts]
+            ranks = head_ranks(trainee, drafts, before, best[k:][counts])
+            found = [(ranks < 1).sum(), (ranks < 10).sum(), counts.sum()]
+            hits[k - 1] += torch.stack(found)
+    shares = hits[:, :2] / hits[:, 2:].clamp(min=1)
+    return [(top1, top10) for top1, top10 in shares.tolist()]

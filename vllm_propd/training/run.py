@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
@@ -18,12 +18,13 @@ from vllm_propd.heads.calibration import Calibration
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.training.data.batches import (
-    TokenData,
     check_enough,
     load_data,
     prepare,
-    save_sequences,
+    save_written,
 )
+from vllm_propd.training.data.documents import DataError
+from vllm_propd.training.data.writing import TOKENS_PER_ANSWER, answers, own_questions
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.measure import calibrate, top_accuracy
@@ -39,6 +40,7 @@ WORK = "training"
 """The folder below the output for what only training needs; it is removed at its end."""
 
 INPUTS, CONTINUATIONS = "inputs.json", "continuations.json"
+MEASURED, SPOKEN = "measured", ("prompts", "texts")
 MEASURED_PROMPTS, NEW_TOKENS = 64, 128
 SECONDS_BETWEEN_MEASUREMENTS = 20.0
 
@@ -49,7 +51,8 @@ class Inputs:
 
     Attributes:
         model: Hugging Face folder or name of the target.
-        data: files or folders: text, JSON rows, Parquet.
+        data: files or folders: text, JSON rows, Parquet; none, with ``self_distill``: the
+            target asks itself.
         held_out: files or folders to measure with; none: a share of ``data``.
         most_tokens: the most tokens of ``data``; what is beyond is not read.
         self_distill: train on what the target writes itself, greedily, on prompts from
@@ -58,7 +61,7 @@ class Inputs:
     """
 
     model: str
-    data: list[Path]
+    data: list[Path] = field(default_factory=list)
     held_out: list[Path] = field(default_factory=list)
     most_tokens: int = 100_000_000
     self_distill: bool = False
@@ -96,34 +99,66 @@ def train_heads(
     if resume:
         _check_same_inputs(work, inputs)
     else:
-        _prepare(inputs, settings, work)
-    data = _training(inputs)
+        write_inputs(inputs, settings, work)
+    data = training_data(inputs)
     if num_workers > 1:
         train_on_ray(inputs.model, work, data, settings, num_workers, resume)
-    trainee = load_trainee(inputs.model, settings)
+    tokens = load_data(work, data)
+    trainee = load_trainee(inputs.model, settings, tokens)
     # The workers' heads are in their last checkpoint.
     resume |= num_workers > 1
-    loop = Loop(trainee, load_data(work, data), settings, work, resume)
+    loop = Loop(trainee, tokens, settings, work, resume)
     if num_workers == 1:
-        with Bar(*Bar.get_default_columns(), TextColumn("{task.fields[state]}")) as bar:
-            held_out = load_data(work, "held_out")
-            loop.run(_Reporter(bar, settings, held_out, work, loop.progress))
-    calibration = _measure(trainee, work)
-    early = trainee.early_tensors()
-    vocabulary = len(trainee.output.weight)
-    dtype = stored_dtype(inputs.model)
-    save_heads(out, trainee.medusa_tensors(), early, vocabulary, dtype)
-    calibration.save(out)
-    plot(calibration, out / "calibration.png")
-    if for_vllm:
-        export_for_vllm(out, trainee.output.weight, out / "vllm-medusa")
+        run_with_bar(loop, work)
+    calibration = save_trained(trainee, inputs.model, work, out, for_vllm)
     shutil.rmtree(work)
     show(calibration, console)
     console.print(f"Heads in {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return calibration
 
 
-def _training(inputs: Inputs) -> str:
+def run_with_bar(loop: Loop, work: Path) -> None:
+    """Trains to the end, and shows how far it is.
+
+    Args:
+        loop: the training.
+        work: folder of what ``write_inputs`` has written.
+    """
+    columns = (*Bar.get_default_columns(), TextColumn("{task.fields[state]}"))
+    with Bar(*columns) as bar:
+        loop.run(_Reporter(bar, loop.settings, work, loop.progress))
+
+
+def save_trained(
+    trainee: Trainee, model: str, work: Path, out: Path, for_vllm: bool
+) -> Calibration:
+    """Measures trained heads, and writes them with what is known of them.
+
+    Args:
+        trainee: target and heads.
+        model: the target's folder or name.
+        work: folder of what ``write_inputs`` has written.
+        out: the heads' folder.
+        for_vllm: also write the Medusa heads as vLLM's own ``medusa`` reads them.
+    """
+    calibration = _measure(trainee, work)
+    vocabulary = len(trainee.output.weight)
+    save_heads(
+        out,
+        trainee.medusa_tensors(),
+        trainee.early_tensors(),
+        vocabulary,
+        stored_dtype(model),
+    )
+    calibration.save(out)
+    plot(calibration, out / "calibration.png")
+    if for_vllm:
+        export_for_vllm(out, trainee.output.weight, out / "vllm-medusa")
+    return calibration
+
+
+def training_data(inputs: Inputs) -> str:
+    """Returns the name of the data in a work folder that heads are trained on."""
     return "distilled" if inputs.self_distill else "train"
 
 
@@ -155,38 +190,67 @@ def _check_same_inputs(work: Path, inputs: Inputs) -> None:
         raise ValueError(f"--resume: the training began with other inputs ({what})")
 
 
-def _prepare(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
-    """Reads the data, and lets the target write what it is trained and measured on."""
-    from vllm_propd.engine.target_text import check_trainable, greedy_continuations
+def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
+    """Reads the data, and lets the target write what it is trained and measured on.
 
+    Args:
+        inputs: target and data.
+        settings: how long sequences are, and the seed.
+        work: folder of all that; what it holds of an earlier run is removed.
+
+    Raises:
+        ValueError: data or model are impossible (DataError for the data).
+    """
+    from vllm_propd.engine.target_text import TargetWriter, check_trainable
+
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
     check_trainable(inputs.model)
     config = AutoConfig.from_pretrained(inputs.model).get_text_config()
     check_early_layers(settings.early_layers, config.num_hidden_layers)
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
-    train, held_out = prepare(
-        inputs.data,
-        inputs.held_out,
-        tokenizer,
-        config.vocab_size,
-        work,
-        inputs.most_tokens,
-    )
-    check_enough(train, held_out, settings.length)
-    longest = settings.length * 3 // 4
-    prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
-    new = [NEW_TOKENS] * len(prompts)
-    texts = greedy_continuations(inputs.model, prompts, new, "held-out text")
-    if inputs.self_distill:
-        # About as many prompts as it takes: their mean length is half of the longest.
-        count = max(1, inputs.distill_tokens // (settings.length - longest // 2))
-        asked = train.prompts(count, longest, settings.seed)
-        new = [settings.length - len(prompt) for prompt in asked]
-        written = greedy_continuations(inputs.model, asked, new, "training text")
-        rows = [prompt + text for prompt, text in zip(asked, written, strict=True)]
-        distilled = save_sequences(work, "distilled", rows)
-        check_enough(distilled, held_out, settings.length)
-    (work / CONTINUATIONS).write_text(json.dumps({"prompts": prompts, "texts": texts}))
+    length, longest = settings.length, settings.length * 3 // 4
+    asked: list[list[int]] = []
+    if inputs.data:
+        train, held_out = prepare(
+            inputs.data,
+            inputs.held_out,
+            tokenizer,
+            config.vocab_size,
+            work,
+            inputs.most_tokens,
+            prompts_do=inputs.self_distill,
+        )
+        if not inputs.self_distill:
+            check_enough(train, length, "to train on")
+        prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
+        if inputs.self_distill:
+            # About as many windows as it takes: their mean length is half of the longest.
+            count = len(train.chats) or inputs.distill_tokens // (length - longest // 2)
+            asked = train.prompts(max(1, count), longest, settings.seed)
+    elif not inputs.self_distill:
+        raise DataError(
+            "no --data: give files to train on, or --self-distill: the model asks itself"
+        )
+    with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
+        if not inputs.data:
+            count = MEASURED_PROMPTS + inputs.distill_tokens // TOKENS_PER_ANSWER
+            prompts, asked = split(own_questions(it, tokenizer, count), MEASURED_PROMPTS)
+        spoken = answers(it, prompts, "held-out text", NEW_TOKENS)
+        if inputs.self_distill:
+            written = answers(it, asked, "training text", None, inputs.distill_tokens)
+            distilled = save_written(work, "distilled", *written)
+            check_enough(distilled, length, "that the target wrote")
+    measured = save_written(work, MEASURED, *spoken)
+    check_enough(measured, length, "that the target wrote to measure with")
+    (work / CONTINUATIONS).write_text(json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
     (work / INPUTS).write_text(inputs.dump())
+
+
+def split(rows: list[list[int]], most: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Splits rows into at most ``most``, and at most half of them, and the rest."""
+    cut = min(most, len(rows) // 2)
+    return rows[:cut], rows[cut:]
 
 
 def _measure(trainee: Trainee, work: Path) -> Calibration:
@@ -201,29 +265,26 @@ def _measure(trainee: Trainee, work: Path) -> Calibration:
 class _Reporter:
     """Shows progress: the loss, and now and then the heads' accuracy on held-out text."""
 
-    def __init__(
-        self,
-        bar: Bar,
-        settings: TrainSettings,
-        held_out: TokenData,
-        work: Path,
-        start: Progress,
-    ):
-        self.bar, self.settings = bar, settings
+    def __init__(self, bar: Bar, settings: TrainSettings, work: Path, start: Progress):
+        self.bar, self.settings, self.start = bar, settings, start.step
         self.task = bar.add_task("heads", total=1.0, state="")
-        self.history = History(work, start.step)
+        self.history, self.began = History(work, start.step), time.monotonic()
         self.measured, self.accuracy = start.seconds, ""
-        rows = held_out.batch(settings.batch_size, settings.length, (settings.seed, 0))
-        self.ids = torch.from_numpy(np.ascontiguousarray(rows))
+        held_out = load_data(work, MEASURED)
+        windows = held_out.windows(settings.length)[: settings.batch_size]
+        self.rows = held_out.rows(windows, settings.length)
 
     def __call__(self, progress: Progress, trainee: Trainee) -> None:
         self.history.add(progress)
         if progress.seconds - self.measured > SECONDS_BETWEEN_MEASUREMENTS:
             self.measured = progress.seconds
+            ids, learn = (torch.from_numpy(one).to(trainee.device) for one in self.rows)
             with trainee.autocast():
-                found = top_accuracy(trainee, self.ids.to(trainee.device))
+                found = top_accuracy(trainee, ids, learn)
             shares = " ".join(f"{top1:.0%}/{top10:.0%}" for top1, top10 in found)
             self.accuracy = f", held-out top-1/top-10 by head: {shares}"
         done = self.settings.progress(progress.step, progress.seconds)
-        state = f"step {progress.step} loss {progress.loss:.3f}{self.accuracy}"
-        self.bar.update(self.task, completed=done, state=state)
+        tokens = (progress.step - self.start) * self.settings.tokens_per_step
+        speed = tokens / (time.monotonic() - self.began)
+        state = f"{speed:,.0f} tokens/s, step {progress.step}, loss {progress.loss:.3f}"
+        self.bar.update(self.task, completed=done, state=state + self.accuracy)

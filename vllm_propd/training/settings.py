@@ -19,6 +19,18 @@ class TrainSettings(BaseModel):
         description="The target's output layer for all heads, or one of each head's own "
         "(started from the target's; larger and slower).",
     )
+    draft_tokens: int = Field(
+        16384,
+        ge=0,
+        description="Tokens that Medusa heads may draft, the most frequent ones in the "
+        "training text: fewer make heads cheaper to ask (FR-Spec); 0: all.",
+    )
+    transition_rank: int = Field(
+        64,
+        ge=0,
+        description="Rank of the transition term, by which heads know the token before the "
+        "one that they predict; 0: without.",
+    )
     early_layers: tuple[int, ...] = Field(
         (1, 2, 3), description="Layers with an early head after them, counted from 1."
     )
@@ -37,6 +49,19 @@ class TrainSettings(BaseModel):
     length: int = Field(256, ge=8, description="Tokens of a training sequence.")
     labels: Literal["kl", "hard"] = Field(
         "kl", description="The target's distribution, or its most probable token."
+    )
+    sampled_tokens: int = Field(
+        1200,
+        ge=0,
+        description="The loss is among the target's best tokens in the batch and so many "
+        "random ones, which stand for the rest; 0: the whole vocabulary, which is exact, "
+        "slow and large.",
+    )
+    kept_gib: float = Field(
+        16.0,
+        ge=0,
+        description="Most disk for the target's hidden states, which are computed once; "
+        "they are removed at the end.",
     )
     learning_rate: float = Field(3e-3, gt=0, description="Peak, of a cosine schedule.")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
@@ -78,6 +103,11 @@ class TrainSettings(BaseModel):
         if self.steps is not None:
             return None
         return 60 * (10.0 if self.minutes is None else self.minutes)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of a step, over all workers."""
+        return self.batch_size * self.length
 
     def progress(self, step: int, seconds: float) -> float:
         """Returns the share of the training that is done, 0 to 1."""

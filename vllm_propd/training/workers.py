@@ -23,8 +23,9 @@ def _worker(job: dict[str, Any]) -> None:
     """Trains in one worker; Ray has set up the process group."""
     settings = TrainSettings.model_validate_json(job["settings"])
     folder = Path(job["folder"])
-    trainee = load_trainee(job["model"], settings)
-    loop = Loop(trainee, load_data(folder, job["data"]), settings, folder, job["resume"])
+    data = load_data(folder, job["data"])
+    trainee = load_trainee(job["model"], settings, data)
+    loop = Loop(trainee, data, settings, folder, job["resume"])
     history, told = History(folder, loop.progress.step), 0.0
 
     def on_step(progress: Progress, trainee: Trainee) -> None:

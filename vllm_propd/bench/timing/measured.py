@@ -77,6 +77,8 @@ class Measured:
     ) -> None:
         """Runs chunks until the arms' medians are known, or ``most_chunks`` are done.
 
+        Prompts of several tasks are all gone through, once.
+
         Args:
             engines: the arms' engines; where ``start`` is above 0, they are warmed up.
             params: of every request; texts end where the model ends them.
@@ -89,9 +91,12 @@ class Measured:
         params = params.clone()
         params.ignore_eos = False
         title = f"{self.point.name}: chunks" + (f", start {start + 1}" if start else "")
-        task = self._bar.add_task(title, total=settings.most_chunks)
-        for done in range(settings.most_chunks):
-            if done >= settings.chunks and self.chunks.are_enough(arms, settings.precision):
+        least, most = settings.chunks, settings.most_chunks
+        if self.point.tasks:
+            least = most = len(groups)
+        task = self._bar.add_task(title, total=most)
+        for done in range(most):
+            if done >= least and self.chunks.are_enough(arms, settings.precision):
                 break
             chunk: dict[str, Timed] = {}
             for engine in engines[:: -1 if done % 2 else 1]:
@@ -101,9 +106,9 @@ class Measured:
                 chunk[engine.arm.name] = timed(turn)
                 if not settings.rounds:  # then they are all there is
                     self.turns.add(engine.arm.name, turn)
-            self.chunks.add(chunk, start)
+            self.chunks.add(chunk, start, done % len(groups))
             self._bar.update(task, completed=done + 1)
-        self._bar.update(task, completed=settings.most_chunks)
+        self._bar.update(task, completed=most)
 
     def _warm_up(
         self, engines: list[ArmEngine], params: SamplingParams, least: float

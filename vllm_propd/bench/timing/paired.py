@@ -63,16 +63,27 @@ class Chunks:
         self._plain = plain
         self.done: list[dict[str, Timed]] = []
         self._starts: list[int] = []
+        self._groups: list[int] = []
 
-    def add(self, chunk: dict[str, Timed], start: int = 0) -> None:
+    def add(self, chunk: dict[str, Timed], start: int = 0, group: int = 0) -> None:
         """Adds a chunk that every arm has finished.
 
         Args:
             chunk: each arm's part, by the arm's name.
             start: which engines it ran on: those of the first start, of the second, ...
+            group: which of the point's prompts it was about.
         """
         self.done.append(chunk)
         self._starts.append(start)
+        self._groups.append(group)
+
+    def only(self, groups: Sequence[int]) -> Chunks:
+        """Returns the chunks about some groups of prompts."""
+        found = Chunks(self._plain)
+        for chunk, start, group in zip(self.done, self._starts, self._groups, strict=True):
+            if group in groups:
+                found.add(chunk, start, group)
+        return found
 
     def ratios(self, arm: str) -> list[float]:
         """Returns an arm's tokens/s over plain vLLM's, for each chunk."""

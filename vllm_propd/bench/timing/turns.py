@@ -73,6 +73,12 @@ class Turns(Generic[AnyTurn]):
         """Returns an arm's turns, in the order in which they were taken."""
         return [turn for name, turn in self._taken if name == arm]
 
+    def only(self, groups: Sequence[int]) -> Turns[AnyTurn]:
+        """Returns the turns with some groups of prompts."""
+        found: Turns[AnyTurn] = Turns(self._plain)
+        found._taken = [one for one in self._taken if one[1].group in groups]
+        return found
+
     @property
     def plain(self) -> list[AnyTurn]:
         """The turns of plain vLLM, which the other arms are compared with."""

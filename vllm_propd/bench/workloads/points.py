@@ -40,6 +40,7 @@ class Point:
         prompts: token ids.
         arrivals: of a trace, when each prompt arrives, seconds from its start.
         rate: of a trace, mean requests per second.
+        tasks: the task of each group; none: there is one only.
     """
 
     workload: str
@@ -47,6 +48,7 @@ class Point:
     prompts: list[list[int]]
     arrivals: tuple[float, ...] | None = None
     rate: float | None = None
+    tasks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,6 +60,12 @@ class Point:
         """The prompts of each turn; turns are short, so that arms are compared often."""
         size = self.batch_size
         return [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)]
+
+    def of_task(self, task: str) -> tuple[Point, list[int]]:
+        """Returns the part of this point that is one task, and which groups that is."""
+        groups = [i for i, one in enumerate(self.tasks) if one == task]
+        prompts = [ids for i in groups for ids in self.groups[i]]
+        return replace(self, workload=f"task {task}", prompts=prompts, tasks=()), groups
 
     def at(self, rate: float) -> Point:
         """Returns this trace of one request per second, sped up to ``rate`` per second."""

@@ -1,8 +1,9 @@
 """Growing token trees: best-first over the heads' candidates (paper section 3.3).
 
-A node's value is the product of its path's probabilities, each head's taken on its own.
-Popping the most valuable candidate n times gives the best tree of n nodes, because a
-child is never worth more than its parent, nor a lower rank more than a higher one.
+A node's value is the product of its path's probabilities, each head's taken on its own, or
+with heads that know the token before, given that. Popping the most valuable candidate n
+times gives the best tree of n nodes, because a child is never worth more than its parent,
+nor a lower rank more than a higher one.
 Beside the heads a path may have been looked up in the text (``core.drafting.lookup``).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
 SUREST = 0.999
@@ -56,25 +58,35 @@ def _push(keys, entries, count, key, entry):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _next_rank(tokens, values, rest, tree, head, place, seen):  # type: ignore[no-untyped-def]
+def _next_rank(tokens, values, rest, place, seen):  # type: ignore[no-untyped-def]
     """Finds the first rank from ``place`` on whose token is not the looked-up one.
 
     Returns it and its log probability. Where there is none, the rank is beyond the last.
     """
-    ranks = tokens.shape[2]
-    if place < ranks and tokens[tree, head, place] == seen:
+    ranks = len(tokens)
+    if place < ranks and tokens[place] == seen:
         place += 1
-    value = values[tree, head, min(place, ranks - 1)]
+    value = values[min(place, ranks - 1)]
     if seen >= 0:
-        value += rest[tree, head]
+        value += rest
     return place, value
 
 
 @njit(cache=True, nogil=True)
+def _row_after(tokens, next_row, token):  # type: ignore[no-untyped-def]
+    """Finds the next head's row for what follows a token; 0 if it is no candidate."""
+    for rank in range(len(tokens)):
+        if tokens[rank] == token:
+            return next_row[rank]
+    return 0
+
+
+@njit(cache=True, nogil=True)
 def _grow(  # type: ignore[no-untyped-def]
-    tokens, values, looked_up, worth, rest, sizes, token, parent, depth, score, on_path,
+    tokens, values, next_row, looked_up, worth, rest, sizes,
+    token, parent, depth, score, on_path,
 ):  # fmt: skip
-    trees, heads, ranks = tokens.shape
+    trees, heads, _, ranks = tokens.shape
     reach, most = looked_up.shape[1], token.shape[1]
     # A node may offer its next sibling, its looked-up child and its head's first one.
     room = 3 * most + 2
@@ -84,6 +96,8 @@ def _grow(  # type: ignore[no-untyped-def]
     parents = np.empty(room, np.int64)
     depths = np.empty(room, np.int64)
     rank = np.empty(room, np.int64)
+    # The row of its head that speaks of a node's children, by node; the root's first.
+    rows = np.zeros(most + 1, np.int64)
     grown = np.zeros(trees, np.int64)
     for tree in range(trees):
         count = made = node = 0
@@ -98,7 +112,11 @@ def _grow(  # type: ignore[no-untyped-def]
                 _push(keys, entries, count, base + worth[tree, level - 1], made)
                 count, made = count + 1, made + 1
             if level <= heads:
-                place, value = _next_rank(tokens, values, rest, tree, level - 1, 0, seen)
+                head, row = level - 1, rows[node]
+                place, value = _next_rank(
+                    tokens[tree, head, row], values[tree, head, row], rest[tree, head],
+                    0, seen,
+                )  # fmt: skip
                 if place < ranks:
                     parents[made], depths[made], rank[made] = node, level, place
                     _push(keys, entries, count, base + value, made)
@@ -112,16 +130,28 @@ def _grow(  # type: ignore[no-untyped-def]
             above, level, place = parents[entry], depths[entry], rank[entry]
             looked = above == 0 or on_path[tree, above - 1]
             seen = looked_up[tree, level - 1] if looked and level <= reach else -1
-            token[tree, node] = tokens[tree, level - 1, place] if place >= 0 else seen
+            head, row = level - 1, rows[above]
+            if place >= 0:
+                token[tree, node] = tokens[tree, head, row, place]
+                following = next_row[tree, head, row, place]
+            else:
+                token[tree, node] = seen
+                following = 0
+                if level <= heads:
+                    following = _row_after(
+                        tokens[tree, head, row], next_row[tree, head, row], seen
+                    )
             parent[tree, node] = above
             depth[tree, node] = level
             score[tree, node] = key
             on_path[tree, node] = place < 0
             node += 1
+            rows[node] = following
             if place >= 0:
                 place, value = _next_rank(
-                    tokens, values, rest, tree, level - 1, place + 1, seen
-                )
+                    tokens[tree, head, row], values[tree, head, row], rest[tree, head],
+                    place + 1, seen,
+                )  # fmt: skip
                 if place < ranks:
                     base = score[tree, above - 1] if above else np.float32(0.0)
                     parents[made], depths[made], rank[made] = above, level, place
@@ -133,7 +163,7 @@ def _grow(  # type: ignore[no-untyped-def]
 
 
 def _shared(
-    tokens: Ints, log_probs: Float32s, looked_up: Ints, worth: Float32s
+    candidates: Candidates, looked_up: Ints, worth: Float32s
 ) -> tuple[Float32s, Float32s]:
     """Prices looked-up tokens beside the heads' candidates, and the candidates beside them.
 
@@ -144,12 +174,13 @@ def _shared(
         Log probabilities like ``worth``; and ``[sequences, heads]`` float32 to add to the
         log probabilities of a head's candidates that have a looked-up sibling.
     """
-    rest = np.zeros(tokens.shape[:2], np.float32)
-    both = min(tokens.shape[1], looked_up.shape[1])
+    rest = np.zeros(candidates.tokens.shape[:2], np.float32)
+    both = min(candidates.heads, looked_up.shape[1])
     if not both:
         return worth, rest
-    same = tokens[:, :both] == looked_up[:, :both, None]
-    said = np.where(same, np.exp(log_probs[:, :both]), 0.0).sum(-1).clip(max=SUREST)
+    tokens, log_probs = candidates.along(looked_up)
+    same = tokens == looked_up[:, :both, None]
+    said = np.where(same, np.exp(log_probs), 0.0).sum(-1).clip(max=SUREST)
     surer = np.maximum(np.exp(worth[:, :both]), said).clip(max=SUREST)
     rest[:, :both] = np.log1p(-surer) - np.log1p(-said)
     with np.errstate(divide="ignore"):
@@ -163,13 +194,29 @@ def grow(
     sizes: Ints,
     looked_up: tuple[Ints, Float32s] | None = None,
 ) -> list[TokenTree]:
-    """Grows the best tree of the wanted size for each sequence.
+    """Grows the best trees from candidates that do not depend on the token before them.
 
     Args:
         tokens: ``[sequences, heads, ranks]`` int64 candidates of each head, sorted best
             first.
-        log_probs: ``[sequences, heads, ranks]`` float32, their log probabilities: none
-            above 0, none above the one before it. Otherwise the trees are not the best.
+        log_probs: ``[sequences, heads, ranks]`` float32, their log probabilities.
+        sizes, looked_up: see ``grow_from``, for what is returned and raised, too.
+    """
+    if tokens.ndim != 3 or tokens.shape != log_probs.shape:
+        raise _misshapen(tokens, log_probs, sizes)
+    return grow_from(Candidates.independent(tokens, log_probs), sizes, looked_up)
+
+
+def grow_from(
+    candidates: Candidates,
+    sizes: Ints,
+    looked_up: tuple[Ints, Float32s] | None = None,
+) -> list[TokenTree]:
+    """Grows the best tree of the wanted size for each sequence.
+
+    Args:
+        candidates: what the heads offer; no log probability is above 0, none above the one
+            before it in its row. Otherwise the trees are not the best.
         sizes: ``[sequences]`` int64 wanted nodes; a tree is smaller where there are fewer
             paths. One rank gives a chain.
         looked_up: two arrays ``[sequences, reach]``: a continuation of each sequence,
@@ -182,26 +229,32 @@ def grow(
     Raises:
         ValueError: no heads, no ranks, or arguments whose shapes disagree.
     """
+    tokens, log_probs = candidates.tokens, candidates.log_probs
     agree = tokens.shape == log_probs.shape and sizes.shape == tokens.shape[:1]
     if not agree or 0 in tokens.shape[1:]:
-        raise ValueError(
-            "growth needs at least one head and one rank for each size, not tokens of "
-            f"shape {tokens.shape}, log_probs {log_probs.shape}, sizes {sizes.shape}"
-        )
+        raise _misshapen(tokens, log_probs, sizes)
     nothing = np.empty((len(tokens), 0))
     path, worth = looked_up or (nothing.astype(np.int64), nothing.astype(np.float32))
-    worth, rest = _shared(tokens, log_probs, path, worth)
+    worth, rest = _shared(candidates, path, worth)
     shape = (len(tokens), int(sizes.max(initial=0)))
     token, parent, depth = (np.empty(shape, np.int64) for _ in range(3))
     score = np.empty(shape, np.float32)
     on_path = np.empty(shape, np.bool_)
     grown = _grow(
-        tokens, log_probs, path, worth, rest, sizes, token, parent, depth, score, on_path
-    )
+        tokens, log_probs, candidates.next_row, path, worth, rest, sizes,
+        token, parent, depth, score, on_path,
+    )  # fmt: skip
     return [
         TokenTree(token[i, :n], parent[i, :n], depth[i, :n], score[i, :n], on_path[i, :n])
         for i, n in enumerate(grown.tolist())
     ]
+
+
+def _misshapen(tokens: Ints, log_probs: Float32s, sizes: Ints) -> ValueError:
+    return ValueError(
+        "growth needs at least one head and one rank for each size, not tokens of "
+        f"shape {tokens.shape}, log_probs {log_probs.shape}, sizes {sizes.shape}"
+    )
 
 
 def nodes_per_sequence(wanted: int, token_budget: int, sequences: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.tree import Float32s, Ints
 
 
@@ -20,8 +21,7 @@ class _Waiting:
     """One sequence's candidates at one place of its text."""
 
     place: int
-    tokens: Ints
-    log_probs: Float32s
+    candidates: Candidates
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Graded:
     """Candidates whose text is known.
 
     Attributes:
-        tokens: ``[samples, heads, ranks]`` int64.
+        tokens: ``[samples, heads, ranks]`` int64, those after the text's own tokens.
         log_probs: ``[samples, heads, ranks]`` float32 what the heads said of them.
         truth: ``[samples, heads]`` int64 the text's tokens at the heads' places.
     """
@@ -45,17 +45,17 @@ class PendingCandidates:
     def __init__(self) -> None:
         self._waiting: dict[str, deque[_Waiting]] = {}
 
-    def add(self, request_id: str, place: int, tokens: Ints, log_probs: Float32s) -> None:
+    def add(self, request_id: str, place: int, candidates: Candidates) -> None:
         """Remembers candidates for the tokens that follow.
 
         Args:
             request_id: the request that they are for.
             place: how many tokens the sequence has put out; head i speaks of number
                 ``place + i``.
-            tokens, log_probs: ``[heads, ranks]`` int64 and float32.
+            candidates: the request's alone.
         """
         queue = self._waiting.setdefault(request_id, deque())
-        queue.append(_Waiting(place, tokens, log_probs))
+        queue.append(_Waiting(place, candidates))
 
     def take(self, texts: Iterable[tuple[str, list[int]]]) -> Graded | None:
         """Takes out the candidates that can be graded now; None where there are none.
@@ -63,21 +63,18 @@ class PendingCandidates:
         Args:
             texts: request ids and the tokens that they have put out.
         """
-        due: list[_Waiting] = []
+        due: list[Candidates] = []
         truth: list[list[int]] = []
         for request_id, text in texts:
             queue = self._waiting.get(request_id)
-            while queue and queue[0].place + len(queue[0].tokens) <= len(text):
+            while queue and queue[0].place + queue[0].candidates.heads <= len(text):
                 one = queue.popleft()
-                due.append(one)
-                truth.append(text[one.place : one.place + len(one.tokens)])
+                due.append(one.candidates)
+                truth.append(text[one.place : one.place + one.candidates.heads])
         if not due:
             return None
-        return Graded(
-            np.stack([one.tokens for one in due]),
-            np.stack([one.log_probs for one in due]),
-            np.array(truth, np.int64),
-        )
+        true = np.array(truth, np.int64)
+        return Graded(*Candidates.together(due).along(true), true)
 
     def forget(self, request_id: str) -> None:
         """Drops the candidates of a sequence that has ended."""

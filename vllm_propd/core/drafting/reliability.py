@@ -34,7 +34,7 @@ class Estimator(Protocol):
     def values(self, log_probs: Float32s) -> Float32s:
         """Turns the heads' log probabilities into those that growth takes.
 
-        Both are ``[sequences, heads, ranks]`` float32.
+        Both are ``[sequences, heads, (rows,) ranks]`` float32.
         """
 
 
@@ -75,17 +75,16 @@ class RankAccuracy:
             known[:] = kept * known + (1.0 - kept) * hit.mean(0)
 
     def values(self, log_probs: Float32s) -> Float32s:
-        """Returns ``[sequences, heads, ranks]`` float32 log probabilities for growth.
-
-        They never rise along the ranks.
+        """Returns float32 log probabilities for growth; they never rise along the ranks.
 
         Args:
-            log_probs: ``[sequences, heads, ranks]`` the heads'; only their shape counts.
+            log_probs: ``[sequences, heads, (rows,) ranks]`` the heads'; only their shape,
+                which is that of what is returned, counts.
         """
-        sequences, _, ranks = log_probs.shape
-        known = np.minimum.accumulate(self.accuracy[:, :ranks], 1)
+        known = np.minimum.accumulate(self.accuracy[:, : log_probs.shape[-1]], 1)
         logs = np.log(np.maximum(known, RAREST)).astype(np.float32)
-        return np.tile(logs, (sequences, 1, 1))
+        by_rank = logs[:, None] if log_probs.ndim > 3 else logs
+        return np.ascontiguousarray(np.broadcast_to(by_rank, log_probs.shape))
 
 
 EDGES = np.linspace(-8.0, 0.0, 17)
@@ -184,14 +183,14 @@ class Reliability:
         return said, np.log(np.clip(found, RAREST, 1.0))
 
     def values(self, log_probs: Float32s) -> Float32s:
-        """Returns ``[sequences, heads, ranks]`` float32 log probabilities for growth.
-
-        They never rise along the ranks.
+        """Returns float32 log probabilities for growth; they never rise along the ranks.
 
         Args:
-            log_probs: ``[sequences, heads, ranks]`` the heads', sorted best first.
+            log_probs: ``[sequences, heads, (rows,) ranks]`` the heads', sorted best first;
+                what is returned has the same shape.
         """
         if self._news >= REFRESH:
             self._curve, self._news = self.curve(), 0
-        values: Float32s = _by_curves(*self._curve, log_probs)
-        return values
+        by_head = log_probs.reshape(*log_probs.shape[:2], -1)
+        values: Float32s = _by_curves(*self._curve, by_head)
+        return values.reshape(log_probs.shape)

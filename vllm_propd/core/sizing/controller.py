@@ -39,7 +39,7 @@ class DynamicSizing:
 
     Args:
         step: cost of steps without drafting, by tokens.
-        draft: cost of drafting, by sequences.
+        draft: cost of asking the heads, by sequences; None: there are none.
         nodes: the most nodes of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
         pruning: whether steps may be pruned; ``step`` then has a table of both halves.
@@ -52,7 +52,7 @@ class DynamicSizing:
     def __init__(
         self,
         step: StepCost,
-        draft: StepCost,
+        draft: StepCost | None,
         nodes: int,
         token_budget: int,
         pruning: bool = False,
@@ -61,15 +61,16 @@ class DynamicSizing:
         clock: Callable[[], float] = time.perf_counter,
         agree: Callable[[Agreed], Agreed] = _alone,
     ):
-        self.step, self.draft = step, draft
+        # Without the heads: drafting is mostly the plan; and no early head knows better
+        # than a text that repeats itself.
+        self.looking_up = StepCost(np.array([1, 64]), np.array(LOOKING_UP_S))
+        self.has_heads = draft is not None
+        self.step, self.draft = step, self.looking_up if draft is None else draft
         self.nodes, self.token_budget = nodes, token_budget
         self.recall = PruningRecall() if pruning else None
         self.grader = Grader(self.recall) if self.recall else None
         totals = round_totals(MOST_TOKENS, captured)
-        self.planner = Planner(step, draft, self.recall, totals=totals)
-        # Without the heads: drafting is mostly the plan; and no early head knows better
-        # than a text that repeats itself.
-        self.looking_up = StepCost(np.array([1, 64]), np.array(LOOKING_UP_S))
+        self.planner = Planner(step, self.draft, self.recall, totals=totals)
         self.planner_without = Planner(step, self.looking_up, kind=CHAINS, totals=totals)
         self.trusted, self.clock, self.agree = trusted, clock, agree
         self.backoff = HeadBackoff()
@@ -185,6 +186,8 @@ class DynamicDrafting:
         Args:
             looked_up: trees without the heads' candidates; empty: nothing was looked up.
         """
+        if not self._sizing.has_heads:
+            return False
         share = self._nodes(looked_up).share if looked_up else 0.0
         sequences, open_account = self._load.sequences, self._open_account
         asks = self._sizing.backoff.asks(sequences, share, open_account)

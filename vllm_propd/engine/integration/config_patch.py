@@ -116,6 +116,10 @@ def _requested(args: EngineArgs) -> dict[str, Any] | None:
     return keys
 
 
+class NoHeadsError(ValueError):
+    """There are no heads where they are looked for; the message says where."""
+
+
 def find_heads(config: ProPDConfig, target: str) -> Path:
     """Finds the folder of the heads: the config's ``model``, or the target's ``propd/``.
 
@@ -123,7 +127,7 @@ def find_heads(config: ProPDConfig, target: str) -> Path:
     local cache when offline).
 
     Raises:
-        ValueError: there are none; it lists where it looked and what would make them.
+        NoHeadsError: there are none; it lists where it looked and what would make them.
     """
     name = config.model if config.model is not None else target
     inside = "" if config.model is not None else HEADS_FOLDER
@@ -136,10 +140,10 @@ def find_heads(config: ProPDConfig, target: str) -> Path:
         found = _from_hub(name, f"{inside}/*" if inside else None)
         if found is not None and (found / inside).is_dir():
             return found / inside
-    raise ValueError(
+    raise NoHeadsError(
         f"no heads for {target}: looked in {', '.join(looked)}. Point speculative_config "
         f"'model' (--spec-model) at a folder of Medusa heads, or train some: "
-        f"`vllm-propd train {target} --data TEXT --out {Path(target) / HEADS_FOLDER}`"
+        f"`vllm-propd train {target} --self-distill --out {Path(target) / HEADS_FOLDER}`"
     )
 
 
@@ -155,11 +159,21 @@ def _from_hub(name: str, pattern: str | None) -> Path | None:
 def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
     """Returns the settings behind a user's keys, with heads and early layer found.
 
+    Where nobody has named heads and the target has none, they are those without heads.
+
     Raises:
         ValueError: something is wrong with the keys or with the heads; it says what.
     """
     config = parse_config(keys)
-    heads = find_heads(config, target)
+    if not config.heads:
+        return config
+    try:
+        heads = find_heads(config, target)
+    except NoHeadsError as error:
+        if config.model is not None or not config.looks_up or config.has_rule:
+            raise
+        logger.warning("ProPD drafts from the text alone (prompt lookup): %s", error)
+        return config.without_heads()
     config = config.model_copy(update={"model": str(heads.resolve())})
     return choose_early_layer(config, heads)
 

@@ -179,6 +179,8 @@ def check_engine(vllm_config: VllmConfig, config: ProPDConfig) -> ProPDConfig:
         raise ValueError(
             "speculative_config method 'propd' does not support: " + "; ".join(reasons)
         )
+    if not config.heads:
+        return config
     model = vllm_config.model_config
     assert config.model is not None
     folder = Path(config.model)

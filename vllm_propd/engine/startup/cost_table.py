@@ -54,6 +54,8 @@ Works = dict[tuple[str, int], Callable[[], object]]
 class CostTable(BaseModel):
     """The times that were measured: seconds of steps by tokens, of drafting by sequences.
 
+    ``draft_s`` is missing where there are no heads.
+
     ``lower_s`` (early head included) and ``upper_s`` are seconds of a step's two halves,
     where the model is split.
     """
@@ -61,7 +63,7 @@ class CostTable(BaseModel):
     tokens: list[int]
     step_s: list[float]
     sequences: list[int]
-    draft_s: list[float]
+    draft_s: list[float] | None = None
     lower_s: list[float] | None = None
     upper_s: list[float] | None = None
 
@@ -88,8 +90,10 @@ class CostTable(BaseModel):
             halves = np.array(self.lower_s), np.array(self.upper_s)
         return StepCost(np.array(self.tokens), np.array(self.step_s), halves)
 
-    def draft_cost(self) -> StepCost:
+    def draft_cost(self) -> StepCost | None:
         """Returns an estimator of drafting times that starts from this table."""
+        if self.draft_s is None:
+            return None
         return StepCost(np.array(self.sequences), np.array(self.draft_s))
 
 
@@ -179,7 +183,7 @@ def measure(runner: Any, again: bool = False) -> CostTable:
 
     group, finish = get_tp_group(), runner._sync_device
     works: Works = {}
-    for count in sequences:
+    for count in sequences if runner.propd.heads else ():
         draft(count)  # prepares this shape
         works["draft_s", count] = partial(draft, count)
     shortest = inf
@@ -255,6 +259,8 @@ def _cache_file(runner: Any) -> Path | None:
         return None
     threads = torch.get_num_threads()
     name = f"{config.compute_hash()}-{version('vllm-propd')}-{threads}-threads"
+    if not runner.propd.heads:
+        name += "-no-heads"
     if runner._pruned_forward is not None:
         name += f"-layer-{runner.propd.early_layer}"
     return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / f"{name}.json"

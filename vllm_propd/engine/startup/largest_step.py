@@ -59,6 +59,7 @@ def run_largest_step(runner: Any) -> None:
     rows = max(largest.sequences, min(largest.rows, ROWS_AT_ONCE))
     runner._dummy_sampler_run(hidden_states[:rows])
     del staged
-    runner.drafter.candidates(hidden_states[: largest.sequences])
+    if runner.propd.heads:
+        runner.drafter.candidates(hidden_states[: largest.sequences])
     del logits  # which vLLM holds until then
     runner._sync_device()

@@ -58,6 +58,12 @@ class DraftBatch:
         lengths: Ints = self._runner.input_batch.num_tokens_no_spec[self.rows]
         return lengths.astype(np.int64)
 
+    @property
+    def roots(self) -> Ints:
+        """``[sequences]`` int64 the last token of each, the root of its next tree."""
+        last: Ints = self.tokens[self.rows, self.lengths - 1].astype(np.int64)
+        return last
+
     @cached_property
     def chain(self) -> np.ndarray:
         """``[sequences]`` bool whether the draft must be a single branch."""

@@ -15,16 +15,18 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_propd.config import METHOD, ProPDConfig
-from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.growth import grow_from
 from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, paths
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 from vllm_propd.core.drafting.reliability import Estimator, RankAccuracy, Reliability, hits
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.step.draft_batch import DraftBatch
-from vllm_propd.engine.step.served_heads import OwnOutput, ServedHeads
+from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
+from vllm_propd.engine.step.served_heads import ServedHeads
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
-from vllm_propd.kernels.transfer import to_host
+from vllm_propd.kernels.transfer import to_device, to_host
 
 logger = init_logger("vllm.propd.proposer")
 
@@ -60,39 +62,38 @@ class MedusaTreeProposer:
         self.device = vllm_config.device_config.device
 
     def load_model(self, target: Any) -> None:
-        """Reads the heads; ``target`` is vLLM's model, whose output layer they share."""
+        """Reads the heads, if any; ``target`` is vLLM's model, whose layers they share."""
+        if not self.config.heads:
+            self._learn_anew(None)
+            return
         assert self.config.model is not None
         folder = Path(self.config.model)
         checkpoint = load_heads(folder)
         dtype, device = self.model_config.dtype, self.device
         self.heads = ServedHeads(checkpoint, dtype, device)
         self.target = target
-        self.own_output: OwnOutput | None = None
-        token_map = checkpoint.tensors.get("token_map")
-        self.token_map = None if token_map is None else token_map.to(device, torch.int64)
-        if checkpoint.num_outputs:
-            vocabulary = self.model_config.get_vocab_size()
-            self.own_output = OwnOutput(checkpoint, vocabulary, dtype, device)
+        self.vocabulary = DraftVocabulary(checkpoint, self.model_config, target, device)
         logger.info(
-            "Loaded %d Medusa heads (%d residual block(s) each, output layer: %s)",
+            "Loaded %d Medusa heads (%d residual block(s) each, %s)",
             checkpoint.num_heads,
             checkpoint.num_layers,
-            "their own" if checkpoint.num_outputs else "the target's",
+            self.vocabulary,
         )
-        self._load_calibration(folder)
+        self._learn_anew(folder)
 
-    def _load_calibration(self, folder: Path) -> None:
+    def _learn_anew(self, folder: Path | None) -> None:
         """Sets up what values nodes, from what training has measured, if anything."""
         config = self.config
-        calibration = calibration_for(config, folder, self.num_heads)
-        self.learns = config.sizing == "dynamic"
+        self.learns, self.trusted = config.sizing == "dynamic", False
         self.estimator: Estimator | None = None
-        if self.learns:
-            self.estimator = Reliability(self.num_heads)
         self._pending = PendingCandidates()
         self._lookups = Lookups() if config.looks_up else None
+        if folder is None:
+            return
+        if self.learns:
+            self.estimator = Reliability(self.num_heads)
+        calibration = calibration_for(config, folder, self.num_heads)
         nodes = config.num_speculative_tokens
-        self.trusted = False
         if calibration is None:
             logger.info("%s has no calibration.json: nothing is known of its heads", folder)
             return
@@ -110,8 +111,7 @@ class MedusaTreeProposer:
         """Returns a proposer with the same heads, other settings, and nothing learned."""
         other = copy.copy(self)
         other.config = config
-        assert config.model is not None
-        other._load_calibration(Path(config.model))
+        other._learn_anew(Path(config.model) if config.model is not None else None)
         return other
 
     @property
@@ -123,47 +123,35 @@ class MedusaTreeProposer:
         """Raises RuntimeError: vLLM wants this name, and our runner calls ``draft``."""
         raise RuntimeError("ProPD drafts from hidden states: its worker must be in use")
 
-    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Computes ``[heads, sequences, tokens]`` logits, the same on all ranks.
-
-        ``hidden_states`` are ``[sequences, hidden]``.
-        """
-        states = self.heads(hidden_states)
-        if self.own_output is not None:
-            return self.own_output(states)
-        # One product for all heads, gathered over the tensor-parallel ranks.
-        logits = self.target.compute_logits(states.flatten(0, 1))
-        return logits.view(self.num_heads, len(hidden_states), -1)
-
     @torch.inference_mode()
-    def candidates(self, hidden_states: torch.Tensor) -> tuple[Ints, np.ndarray]:
+    def candidates(
+        self, hidden_states: torch.Tensor, roots: Ints | None = None
+    ) -> Candidates:
         """Returns each head's best tokens.
 
         Args:
             hidden_states: ``[sequences, hidden]``, where each sequence's last token was
                 predicted.
-
-        Returns:
-            Tokens int64 and their log probabilities float32, ``[sequences, heads,
-            ranks]``.
+            roots: ``[sequences]`` int64, these last tokens; None: any, to see what it
+                takes.
         """
+        known = None
+        if self.vocabulary.knows_before:
+            if roots is None:
+                roots = np.zeros(len(hidden_states), np.int64)
+            known = to_device({"roots": roots}, hidden_states.device)["roots"]
         # In parts: logits of many sequences are gigabytes.
         sequences = max(1, ROWS_AT_ONCE // self.num_heads)
-        parts = [self._best(part) for part in hidden_states.split(sequences)]
-        tokens, log_probs = map(torch.cat, zip(*parts, strict=True))
-        # Both are on their way before the first is waited for.
-        candidates, said = to_host(tokens), to_host(log_probs)
-        return candidates(), said()
-
-    def _best(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes what ``candidates`` returns, on the device."""
-        logits = self._logits(hidden_states).float()
-        ranks = min(self.config.ranks, logits.shape[-1])
-        best, tokens = logits.topk(ranks, dim=-1)
-        log_probs = best - logits.logsumexp(-1, keepdim=True)
-        if self.token_map is not None:
-            tokens = self.token_map[tokens]
-        return tokens.transpose(0, 1), log_probs.transpose(0, 1)
+        parts = []
+        for first in range(0, len(hidden_states), sequences):
+            some = slice(first, first + sequences)
+            last = None if known is None else known[some]
+            states = self.heads(hidden_states[some])
+            parts.append(self.vocabulary.best(states, last, self.config.ranks))
+        # All are on their way before the first is waited for.
+        waiting = [to_host(torch.cat(tensors)) for tensors in zip(*parts, strict=True)]
+        found = [tensor() for tensor in waiting]
+        return Candidates(*found) if len(found) > 2 else Candidates.independent(*found)
 
     def look_up(self, texts: DraftBatch) -> LookupMatches | None:
         """Looks up what the texts themselves suggest; None where that is nothing."""
@@ -197,37 +185,33 @@ class MedusaTreeProposer:
             sizes: ``[sequences]`` int64 wanted nodes.
             found: what ``look_up`` has just returned.
         """
-        tokens, log_probs = self.candidates(hidden_states)
-        values = log_probs
+        candidates = self.candidates(hidden_states, texts.roots)
         if self.estimator is not None:
             if self.learns:
-                self._learn(self.estimator, texts, tokens, log_probs)
-            values = self.estimator.values(log_probs)
+                self._learn(self.estimator, texts, candidates)
+            values = self.estimator.values(candidates.log_probs)
+            candidates = candidates.valued(values)
         looked_up = None
         if found is not None:
             assert self._lookups is not None
-            looked_up = found.token, self._lookups.worth(tokens[:, :, 0])
-        trees = grow(tokens, values, sizes, looked_up)
+            looked_up = found.token, self._lookups.worth(candidates.best_path())
+        trees = grow_from(candidates, sizes, looked_up)
         if texts.chain.any():
             rows = np.flatnonzero(texts.chain)
-            branches = grow(
-                np.ascontiguousarray(tokens[rows, :, :1]),
-                np.ascontiguousarray(values[rows, :, :1]),
-                sizes[rows],
-            )
+            branches = grow_from(candidates.of(rows, ranks=1), sizes[rows])
             for row, branch in zip(rows.tolist(), branches, strict=True):
                 trees[row] = branch
         return trees
 
     def _learn(
-        self, estimator: Estimator, texts: DraftBatch, tokens: Ints, log_probs: np.ndarray
+        self, estimator: Estimator, texts: DraftBatch, candidates: Candidates
     ) -> None:
         both = list(zip(texts.ids, texts.outputs, strict=True))
         if (graded := self._pending.take(both)) is not None:
             right = hits(graded.tokens, graded.truth)
             estimator.observe(right, graded.log_probs)
         for row, (request_id, text) in enumerate(both):
-            self._pending.add(request_id, len(text), tokens[row], log_probs[row])
+            self._pending.add(request_id, len(text), candidates.one(row))
 
     def forget(self, request_id: str) -> None:
         """Drops the candidates of a request that has ended."""

@@ -7,6 +7,7 @@ but reading them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,32 +62,29 @@ class ServedHeads:
         return states
 
 
-class OwnOutput:
-    """The output layers that came with the heads: one for all heads, or one for each.
+class OutputRows:
+    """Rows of output layers, shared out over the tensor-parallel ranks.
 
     Args:
-        checkpoint: the heads.
-        vocabulary: tokens of the target; further rows are padding, and no tokens.
+        layers: one ``[tokens, hidden]`` weight for all heads, or one for each.
+        size: tokens; further rows are padding, and no tokens.
+        scale: a factor of the logits.
         dtype, device: the target's dtype and device.
     """
 
     def __init__(
         self,
-        checkpoint: HeadsCheckpoint,
-        vocabulary: int,
+        layers: list[torch.Tensor],
+        size: int,
+        scale: float,
         dtype: torch.dtype,
         device: Any,
     ):
-        self._scale, self._size = checkpoint.logit_scale, checkpoint.output_size
-        if "token_map" not in checkpoint.tensors:
-            self._size = min(self._size, vocabulary)
-        self._layers = [
-            _linear(dtype, device, _own_rows(checkpoint, head))
-            for head in range(checkpoint.num_outputs)
-        ]
+        self._scale, self._size = scale, size
+        self._layers = [_linear(dtype, device, _share(rows)) for rows in layers]
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Turns ``[heads, tokens, hidden]`` into ``[heads, tokens, vocabulary]`` logits.
+        """Turns ``[heads, rows, hidden]`` into ``[heads, rows, tokens]`` logits.
 
         They are gathered: every tensor-parallel rank gets all of them.
         """
@@ -96,7 +94,58 @@ class OwnOutput:
             pairs = zip(self._layers, states, strict=True)
             logits = torch.stack([layer(state) for layer, state in pairs])
         logits = tensor_model_parallel_all_gather(logits)[..., : self._size]
-        return logits * self._scale
+        return logits * self._scale if self._scale != 1.0 else logits
+
+
+def own_output(
+    checkpoint: HeadsCheckpoint, vocabulary: int, dtype: torch.dtype, device: Any
+) -> OutputRows:
+    """Makes the output layers that came with the heads: one for all, or one for each.
+
+    Args:
+        checkpoint: the heads.
+        vocabulary: tokens of the target.
+        dtype, device: the target's dtype and device.
+    """
+    size = checkpoint.output_size
+    if "token_map" not in checkpoint.tensors:
+        size = min(size, vocabulary)
+    names = (f"lm_heads.{head}.weight" for head in range(checkpoint.num_outputs))
+    layers = [checkpoint.tensors[name] for name in names]
+    return OutputRows(layers, size, checkpoint.logit_scale, dtype, device)
+
+
+ROWS_READ = 64
+"""Columns of the target's output layer that are read at once."""
+
+
+def part_of_target(
+    compute_logits: Callable[[torch.Tensor], torch.Tensor],
+    tokens: torch.Tensor,
+    hidden: int,
+    dtype: torch.dtype,
+    device: Any,
+) -> OutputRows:
+    """Makes the rows of the target's output layer for the tokens that heads may draft.
+
+    They are read by what the layer does with unit vectors: so it does not matter where and
+    how the target keeps it.
+
+    Args:
+        compute_logits: the target's, of ``[rows, hidden]`` states; linear.
+        tokens: ``[tokens]`` int64 ids.
+        hidden: the target's hidden size.
+        dtype, device: the target's dtype and device.
+    """
+    columns = []
+    with torch.inference_mode():
+        for first in range(0, hidden, ROWS_READ):
+            count = min(ROWS_READ, hidden - first)
+            unit = torch.zeros(count, hidden, dtype=dtype, device=device)
+            unit[:, first : first + count] = torch.eye(count, dtype=dtype, device=device)
+            columns.append(compute_logits(unit)[:, tokens].to(dtype))
+    rows = torch.cat(columns).T.contiguous().clone()
+    return OutputRows([rows], len(tokens), 1.0, dtype, device)
 
 
 def _linear(
@@ -122,11 +171,10 @@ def _linear(
     return layer.requires_grad_(False)
 
 
-def _own_rows(checkpoint: HeadsCheckpoint, head: int) -> torch.Tensor:
-    """Returns this rank's rows of a head's output layer, padded alike on every rank."""
+def _share(rows: torch.Tensor) -> torch.Tensor:
+    """Returns this rank's rows of an output layer, padded alike on every rank."""
     world = get_tensor_model_parallel_world_size()
     rank = get_tensor_model_parallel_rank()
-    share = -(-checkpoint.output_size // world)
-    rows = checkpoint.tensors[f"lm_heads.{head}.weight"]
+    share = -(-len(rows) // world)
     rows = rows[rank * share : (rank + 1) * share]
     return nn.functional.pad(rows, (0, 0, 0, share - len(rows)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from vllm_propd.training.data.documents import DataError, Document, read_documen
 
 Tokens = npt.NDArray[np.int32]
 Starts = npt.NDArray[np.int64]
+Written = npt.NDArray[np.uint8]
 
 HELD_OUT = 16
 """One document in this many is not trained on, but measured with."""
@@ -33,37 +34,76 @@ class TokenData:
     Attributes:
         tokens: ``[tokens]`` int32, mapped from disk.
         starts: ``[sequences]`` int64, where training sequences may start; empty: anywhere.
-        chats: token ids of chats up to the assistant's first answer.
+        chats: token ids of chats up to the answer that they wait for.
+        written: ``[tokens]`` uint8, 1 where the target wrote the token; empty: learn from
+            all of them.
     """
 
     tokens: Tokens
     starts: Starts
     chats: list[list[int]]
+    written: Written = field(default_factory=lambda: np.empty(0, np.uint8))
 
-    def batch(self, size: int, length: int, seed: tuple[int, ...]) -> Starts:
-        """Returns ``[size, length]`` int64 ids of windows that ``seed`` alone decides."""
-        rng = np.random.default_rng(seed)
-        if len(self.starts):
-            fitting = self.starts[self.starts <= len(self.tokens) - length]
-            starts = rng.choice(fitting, size=size)
-        else:
-            starts = rng.integers(0, len(self.tokens) - length + 1, size=size)
-        return self.tokens[starts[:, None] + np.arange(length)].astype(np.int64)
+    def windows(self, length: int) -> Starts:
+        """Returns where windows of ``length`` tokens begin that cover the data, int64.
+
+        A window begins where a sequence does, so that the target has read what the text
+        answers to; it goes on into the next ones, and the next window begins with the first
+        sequence that is not whole in it. Without ``starts`` one window follows the other.
+        """
+        last = len(self.tokens) - length
+        if not len(self.starts):
+            return np.arange(0, last + 1, length, dtype=np.int64)
+        ends = np.append(self.starts[1:], len(self.tokens))
+        found, at = [], 0
+        while at < len(self.starts) and self.starts[at] <= last:
+            found.append(int(self.starts[at]))
+            at = max(at + 1, int(np.searchsorted(ends, found[-1] + length, "right")))
+        return np.array(found, np.int64)
+
+    def rows(self, starts: Starts, length: int) -> tuple[Starts, npt.NDArray[np.bool_]]:
+        """Returns windows' ids and where to learn, ``[windows, length]`` int64 and bool.
+
+        A position is learnt from where the target wrote the token after it.
+        """
+        places = starts[:, None] + np.arange(length)
+        ids = self.tokens[places].astype(np.int64)
+        if not len(self.written):
+            return ids, np.ones(ids.shape, np.bool_)
+        after = np.minimum(places + 1, len(self.tokens) - 1)
+        return ids, self.written[after] == 1
+
+    def frequent(self, count: int, vocabulary: int) -> Starts:
+        """Returns the ``count`` most frequent tokens, ascending, int64.
+
+        What the target wrote counts, where that is known. Of equally frequent ones the
+        first are taken, which tokenizers have merged first.
+        """
+        tokens = self.tokens[self.written == 1] if len(self.written) else self.tokens
+        counts = np.bincount(tokens, minlength=vocabulary)
+        return np.sort(np.argsort(-counts, kind="stable")[:count])
 
     def prompts(self, count: int, longest: int, seed: int) -> list[list[int]]:
-        """Draws ``count`` prompts of at most ``longest`` tokens.
+        """Draws at most ``count`` prompts of at most ``longest`` tokens, all different.
 
         They are chats up to the answer; or windows of text, their lengths drawn evenly,
         since what a model writes after little context (it repeats itself) is easier to
         draft.
 
         Raises:
-            DataError: no chat is as short as that.
+            DataError: no chat is as short as that, or there is less text.
         """
         rng = np.random.default_rng(seed)
+        if not self.chats and len(self.tokens) < longest:
+            raise DataError(
+                f"there are {len(self.tokens):,} tokens to measure with, or to ask with; "
+                f"prompts of up to {longest} need more: give more --data, or a smaller "
+                "--length"
+            )
         if not self.chats:
+            starts = rng.integers(0, len(self.tokens) - longest + 1, size=count)
             lengths = rng.integers(min(SHORTEST, longest), longest + 1, size=count)
-            rows = self.batch(count, longest, (seed, 0)).tolist()
+            rows = self.rows(starts, longest)[0].tolist()
             return [row[:length] for row, length in zip(rows, lengths, strict=True)]
         fitting = [chat for chat in self.chats if len(chat) <= longest]
         if not fitting:
@@ -71,7 +111,40 @@ class TokenData:
                 f"--data: of {len(self.chats)} chats none asks its first question in "
                 f"{longest} tokens; give a larger --length"
             )
-        return [fitting[i] for i in rng.integers(0, len(fitting), size=count)]
+        return [fitting[i] for i in rng.permutation(len(fitting))[:count]]
+
+
+class Epochs:
+    """The windows of each step: all of them in random order, then all again, and so on.
+
+    The seed and the step's number alone decide, so that a resumed training and one with
+    more workers see the same batches.
+
+    Args:
+        windows: how many there are.
+        size: windows of a step.
+        seed: of the orders.
+    """
+
+    def __init__(self, windows: int, size: int, seed: int):
+        self.windows, self.size, self.seed = windows, size, seed
+        self._order = (-1, np.empty(0, np.int64))
+
+    def __call__(self, step: int) -> Starts:
+        """Returns the numbers of a step's windows, ``[size]`` int64."""
+        places = np.arange(step * self.size, (step + 1) * self.size)
+        epochs, places = np.divmod(places, self.windows)
+        found = np.empty(self.size, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            found[here] = self._order_of(int(epoch))[places[here]]
+        return found
+
+    def _order_of(self, epoch: int) -> Starts:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self._order = (epoch, rng.permutation(self.windows))
+        return self._order[1]
 
 
 def split_documents(
@@ -100,6 +173,7 @@ def prepare(
     vocab_size: int,
     folder: Path,
     most_tokens: int,
+    prompts_do: bool = False,
 ) -> tuple[TokenData, TokenData]:
     """Returns token ids to train on, and held-out ones; both are files in ``folder``.
 
@@ -110,6 +184,7 @@ def prepare(
         vocab_size: rows of the target's output layer.
         folder: made if it is not there; what it holds of an earlier run is replaced.
         most_tokens: tokens after which no more is read.
+        prompts_do: whether chats without an answer are enough.
 
     Raises:
         DataError: no text, or token ids that the target does not have.
@@ -125,18 +200,25 @@ def prepare(
     with Progress(*columns) as bar:
         task = bar.add_task("reading", total=None)
         for name, document in split:
-            if not document.ids:
+            ids = document.ids or document.chat
+            if not ids:
                 continue
-            if (largest := max(document.ids)) >= vocab_size:
+            if (largest := max(ids)) >= vocab_size:
                 raise DataError(
                     f"the tokenizer gives token {largest}, and the model knows "
                     f"{vocab_size} only: they do not belong together"
                 )
             writers[name].add(document)
-            bar.advance(task, len(document.ids))
+            bar.advance(task, len(ids))
     train, kept_out = (writer.close() for writer in writers.values())
-    if not len(train.tokens):
-        raise DataError(f"--data {', '.join(map(str, paths))}: there is no text in it")
+    named = ", ".join(map(str, paths))
+    if not len(train.tokens) and not train.chats:
+        raise DataError(f"--data {named}: there is no text in it")
+    if not len(train.tokens) and not prompts_do:
+        raise DataError(
+            f"--data {named}: it asks and does not answer; with --self-distill the target "
+            "writes the answers"
+        )
     return train, kept_out
 
 
@@ -154,40 +236,55 @@ class _Writer:
         if document.chat:
             self.chats.append(document.chat)
 
-    def close(self, starts: list[int] | None = None) -> TokenData:
+    def close(self, starts: list[int] | None = None, written: bool = False) -> TokenData:
         self.file.close()
-        index = {"starts": starts or [], "chats": self.chats}
+        index = {"starts": starts or [], "chats": self.chats, "written": written}
         (self.folder / f"{self.name}.json").write_text(json.dumps(index))
         return load_data(self.folder, self.name)
 
 
-def check_enough(data: TokenData, held_out: TokenData, length: int) -> None:
-    """Refuses data that is shorter than training and measuring need.
+def check_enough(data: TokenData, length: int, what: str) -> None:
+    """Refuses data that has no window of ``length`` tokens.
 
     Raises:
-        DataError: there are too few tokens; the message has the counts.
+        DataError: there are too few tokens; the message has the counts, and ``what`` they
+            are.
     """
-    if min(len(data.tokens), len(held_out.tokens)) <= length:
+    if not len(data.windows(length)):
         raise DataError(
-            f"--data holds {len(data.tokens):,} tokens to train on and "
-            f"{len(held_out.tokens):,} held out; --length {length} needs more of both"
+            f"there are {len(data.tokens):,} tokens {what}; --length {length} needs more: "
+            "give more --data, or a smaller --length"
         )
 
 
-def save_sequences(folder: Path, name: str, sequences: list[list[int]]) -> TokenData:
-    """Writes sequences below ``folder``; windows of that data start where one starts."""
+def save_written(
+    folder: Path, name: str, prompts: list[list[int]], texts: list[list[int]]
+) -> TokenData:
+    """Saves what the target wrote after prompts, as data to learn from.
+
+    Windows begin with a prompt, and learn from the text alone.
+    """
     writer = _Writer(folder, name)
-    for ids in sequences:
-        writer.add(Document(ids, []))
-    lengths = np.array([len(ids) for ids in sequences], np.int64)
-    return writer.close((np.cumsum(lengths) - lengths).tolist())
+    for prompt, text in zip(prompts, texts, strict=True):
+        writer.add(Document(prompt + text, []))
+    pairs = [part for pair in zip(prompts, texts, strict=True) for part in pair]
+    lengths = np.array([len(part) for part in pairs], np.int64)
+    marks = np.arange(len(pairs), dtype=np.uint8) % 2
+    np.repeat(marks, lengths).tofile(folder / f"{name}.written")
+    return writer.close((np.cumsum(lengths) - lengths)[::2].tolist(), written=True)
 
 
 def load_data(folder: Path, name: str) -> TokenData:
-    """Loads data that ``prepare`` or ``save_sequences`` has written."""
-    path = folder / f"{name}.tokens"
-    tokens: Tokens = np.empty(0, np.int32)  # an empty file cannot be mapped
-    if path.stat().st_size:
-        tokens = np.memmap(path, np.int32, "r")
+    """Loads data that ``prepare`` or ``save_written`` has written."""
     index = json.loads((folder / f"{name}.json").read_text())
-    return TokenData(tokens, np.array(index["starts"], np.int64), index["chats"])
+    tokens = _mapped(folder / f"{name}.tokens", np.int32)
+    starts = np.array(index["starts"], np.int64)
+    if not index["written"]:
+        return TokenData(tokens, starts, index["chats"])
+    written = _mapped(folder / f"{name}.written", np.uint8)
+    return TokenData(tokens, starts, index["chats"], written)
+
+
+def _mapped(path: Path, dtype: Any) -> npt.NDArray[Any]:
+    """Maps a file of numbers; an empty one cannot be mapped."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

@@ -9,15 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from vllm_propd.chats import SHAPES, ChatError, chat_of, question_of, render
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """The builder of ``datasets`` that reads a file, by suffix; other files are text."""
 
 TOKENIZED_AT_ONCE = 16
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
-"""ShareGPT's names of roles; others are OpenAI's already."""
 
 
 class DataError(ValueError):
@@ -29,15 +28,15 @@ class Document:
     """One document.
 
     Attributes:
-        ids: its token ids, closed by the end-of-text token.
-        chat: of a chat, the ids up to the assistant's first answer; else empty.
+        ids: its token ids, closed by the end-of-text token; empty where it only asks.
+        chat: of a chat, the ids of what waits for an answer; else empty.
     """
 
     ids: list[int]
     chat: list[int]
 
 
-def files_of(paths: list[Path]) -> list[tuple[str, Path]]:
+def files_of(paths: list[Path], option: str = "--data") -> list[tuple[str, Path]]:
     """Finds the data files among ``paths`` and inside their folders, with their builders.
 
     Hidden files, caches, binary and empty files in folders are left out. JSON there is text
@@ -49,7 +48,7 @@ def files_of(paths: list[Path]) -> list[tuple[str, Path]]:
     files = []
     for path in paths:
         if not path.exists():
-            raise DataError(f"--data {path}: there is no such file or folder")
+            raise DataError(f"{option} {path}: there is no such file or folder")
         if path.is_file():
             files.append((BUILDERS.get(path.suffix, "text"), path))
             continue
@@ -62,7 +61,8 @@ def files_of(paths: list[Path]) -> list[tuple[str, Path]]:
                 files.append((builder or "text", file))
     files = [(builder, file) for builder, file in files if _is_data(file)]
     if not files:
-        raise DataError(f"--data {', '.join(map(str, paths))}: there is no data file in it")
+        named = ", ".join(map(str, paths))
+        raise DataError(f"{option} {named}: there is no data file in it")
     return files
 
 
@@ -73,8 +73,18 @@ def _is_data(file: Path) -> bool:
     return bool(head) and (BUILDERS.get(file.suffix) == "parquet" or b"\0" not in head)
 
 
-def _rows(files: list[tuple[str, Path]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each document's file and row, streamed."""
+def rows_of(
+    files: list[tuple[str, Path]], option: str = "--data"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each document's file and row, streamed.
+
+    Args:
+        files: files with their builders, as ``files_of`` finds them.
+        option: what named them, for errors.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     from datasets import load_dataset
 
     # Rows have each file's own fields; plain files are documents all alike.
@@ -97,42 +107,15 @@ def _rows(files: list[tuple[str, Path]]) -> Iterator[tuple[str, dict[str, Any]]]
                 yield name, row
         except Exception as error:
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"--data {name} cannot be read: {detail}") from error
+            raise DataError(f"{option} {name} cannot be read: {detail}") from error
 
 
-def messages_of(row: dict[str, Any]) -> list[dict[str, str]] | None:
-    """Returns a row's chat in OpenAI's shape; None where it has none.
-
-    Known are ``messages`` of ``role`` and ``content``, and ShareGPT's ``conversations``
-    of ``from`` and ``value``.
-    """
-    for key in ("messages", "conversations"):
-        turns = row.get(key)
-        if not isinstance(turns, list) or not turns:
-            continue
-        chat = []
-        for turn in turns:
-            if not isinstance(turn, dict):
-                return None
-            # Rows read together have each other's keys, without a value.
-            role, content = turn.get("role"), turn.get("content")
-            role = turn.get("from") if role is None else role
-            content = turn.get("value") if content is None else content
-            if isinstance(content, list):  # OpenAI's parts; pictures have no text
-                parts = [part.get("text") for part in content if isinstance(part, dict)]
-                content = "".join(part for part in parts if isinstance(part, str))
-            if not isinstance(role, str):
-                return None
-            # A turn that only calls tools says nothing.
-            chat.append({"role": ROLES.get(role, role), "content": str(content or "")})
-        return chat
-    return None
-
-
-def render(
+def render_row(
     file: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, str]:
-    """Returns a row's text, and of a chat the part up to the assistant's first answer.
+    """Returns a row's text, and of a chat the part that waits for an answer.
+
+    A row that only asks has a prompt and no text.
 
     Raises:
         DataError: the row has neither text nor chat, or the chat template is missing or
@@ -140,29 +123,18 @@ def render(
     """
     if isinstance(text := row.get("text"), str):
         return text, ""
-    chat = messages_of(row)
+    chat = chat_of(row)
     if chat is None:
         raise DataError(
             f"--data {file}: a row has the fields {', '.join(sorted(row)) or '(none)'}; "
-            "needed is `text`, or a chat in `messages` or `conversations`"
+            f"needed is `text`, or a chat in {SHAPES}"
         )
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"--data {file} holds chats, and the model's tokenizer has no chat template: "
-            "use a model that has one, or rows with `text`"
-        )
-    roles = [turn["role"] for turn in chat]
-    asked = chat[: roles.index("assistant")] if "assistant" in roles else []
+    question = question_of(chat)
     try:
-        whole = tokenizer.apply_chat_template(chat, tokenize=False)
-        question = asked and tokenizer.apply_chat_template(
-            asked, tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise DataError(
-            f"--data {file}: the model's chat template refuses a chat: {error}"
-        ) from error
-    return str(whole), str(question or "")
+        asked = render(question, tokenizer, asks=True) if question else ""
+        return ("" if question == chat else render(chat, tokenizer)), asked
+    except ChatError as error:
+        raise DataError(f"--data {file}: {error}") from error
 
 
 def read_documents(
@@ -180,12 +152,12 @@ def read_documents(
         ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
         chats = tokenizer(asked, add_special_tokens=False)["input_ids"]
         for document, chat in zip(ids, chats, strict=True):
-            if document:
-                yield Document(document + end, chat)
+            if document or chat:
+                yield Document(document + end if document else [], chat)
 
-    rows = (render(file, row, tokenizer) for file, row in _rows(files_of(paths)))
+    rows = (render_row(file, row, tokenizer) for file, row in rows_of(files_of(paths)))
     tokens = 0
     while tokens < most_tokens and (texts := list(islice(rows, TOKENIZED_AT_ONCE))):
         for document in encode(texts):
-            tokens += len(document.ids)
+            tokens += len(document.ids) or len(document.chat)
             yield document

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from vllm_propd.fast_dtype import fast_dtype
+from vllm_propd.training.data.batches import TokenData
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
 
@@ -14,22 +16,32 @@ def stored_dtype(model: str) -> torch.dtype:
     return AutoConfig.from_pretrained(model).dtype or torch.bfloat16
 
 
-def load_trainee(model: str, settings: TrainSettings) -> Trainee:
+def load_trainee(
+    model: str, settings: TrainSettings, data: TokenData | None = None
+) -> Trainee:
     """Loads a target and puts untrained heads on it.
 
     Args:
-        model: Hugging Face folder or name. It is loaded in float32 on the CPU, or with
-            ``precision`` float32; else as it is stored.
+        model: Hugging Face folder or name. It is loaded in the type of its products, on
+            GPUs as it is stored.
         settings: the heads' settings.
+        data: what is trained on; its most frequent tokens are those that heads may draft.
 
     Raises:
         ValueError: heads cannot share this target's output layer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    full = device.type == "cpu" or settings.precision == "float32"
-    dtype = torch.float32 if full else stored_dtype(model)
+    auto = settings.precision == "auto"
+    precision = fast_dtype(device.type) if auto else settings.precision
+    dtype = torch.float32
+    if precision == "bfloat16":
+        dtype = torch.bfloat16 if device.type == "cpu" else stored_dtype(model)
     target = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
     torch.manual_seed(settings.seed)
-    trainee = Trainee(target, settings).to(device)
+    tokens = None
+    vocabulary = len(target.get_output_embeddings().weight)
+    if data is not None and 0 < settings.draft_tokens < vocabulary:
+        tokens = torch.from_numpy(data.frequent(settings.draft_tokens, vocabulary))
+    trainee = Trainee(target, settings, tokens).to(device)
     trainee.check_output_layer()
     return trainee

@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from vllm_propd.fast_dtype import fast_dtype
+from vllm_propd.heads.checkpoint import AFTER, BEFORE
 from vllm_propd.heads.early import EarlyHead, norm_eps
 from vllm_propd.heads.medusa import MedusaHeads
-from vllm_propd.training.model.losses import distillation, labels_of, medusa_loss
+from vllm_propd.heads.transition import Transition
+from vllm_propd.training.model.losses import (
+    HEAD_DECAY,
+    Labels,
+    distillation,
+    exact_labels,
+    labels_of,
+)
+from vllm_propd.training.model.states import BEST, States
 from vllm_propd.training.settings import TrainSettings
 
 
@@ -21,7 +31,7 @@ class Predictions:
 
     Attributes:
         target: ``[batch, length, vocabulary]``.
-        medusa: ``[heads, batch, length, vocabulary]``.
+        medusa: ``[heads, batch, length, draft tokens]``, without the transition term.
         early: per layer ``[batch, length, vocabulary]``.
     """
 
@@ -36,18 +46,32 @@ class Trainee(nn.Module):
     Args:
         target: a Hugging Face causal LM; stays frozen.
         settings: what to train.
+        tokens: ``[draft tokens]`` int64, ascending, what heads may draft; None: all.
+
+    Attributes:
+        tokens: the same.
+        place: ``[vocabulary]`` int64, each token's place in ``tokens``; of others, their
+            count.
 
     Raises:
         ValueError: an early layer that the target does not have, or too large a rank.
     """
 
-    def __init__(self, target: PreTrainedModel, settings: TrainSettings):
+    tokens: torch.Tensor
+    place: torch.Tensor
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        settings: TrainSettings,
+        tokens: torch.Tensor | None = None,
+    ):
         super().__init__()
         config = target.config.get_text_config()
         check_early_layers(settings.early_layers, config.num_hidden_layers)
         # In a list, so that the target's weights are no weights of this module.
         self._target = [target.eval().requires_grad_(False)]
-        self._labels = settings.labels
+        self._settings = settings
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self.output = target.get_output_embeddings()
         auto = settings.precision == "auto"
@@ -55,9 +79,19 @@ class Trainee(nn.Module):
         self._mixed = precision == "bfloat16"
         hidden, vocabulary = config.hidden_size, len(self.output.weight)
         self.medusa = MedusaHeads(settings.num_heads, settings.num_layers, hidden, True)
+        self._drafts_all = tokens is None
+        if tokens is None:
+            tokens = torch.arange(vocabulary)
+        place = torch.full((vocabulary,), len(tokens))
+        place[tokens] = torch.arange(len(tokens))
+        self.register_buffer("tokens", tokens.to(self.device), persistent=False)
+        self.register_buffer("place", place.to(self.device), persistent=False)
+        self.transition: Transition | None = None
+        if settings.transition_rank:
+            self.transition = Transition(len(tokens), settings.transition_rank)
         self.own_output: nn.Parameter | None = None
         if settings.output_layer == "own":
-            weight = self.output.weight.detach().float()
+            weight = self.output.weight.detach().float()[self.tokens]
             self.own_output = nn.Parameter(weight.repeat(settings.num_heads, 1, 1))
         eps = norm_eps(config)
         self.early = nn.ModuleDict()
@@ -89,31 +123,106 @@ class Trainee(nn.Module):
         """Returns the parameters that are trained: those of the heads."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    @torch.no_grad()
+    def states(self, ids: torch.Tensor) -> States:
+        """Runs the target on token ids ``[rows, length]`` int64."""
+        base = self.target.base_model
+        out = base(input_ids=ids, output_hidden_states=True, use_cache=False)
+        last, layers = out.last_hidden_state, out.hidden_states
+        early = [layers[int(layer)] for layer in self.early]
+        # A row at a time: the logits of all would be the largest thing in memory.
+        best = [
+            self._cap(self.output(row).float()).log_softmax(-1).topk(BEST) for row in last
+        ]
+        return States(
+            last,
+            torch.stack(early) if early else last.new_empty(0, *last.shape),
+            torch.stack([one.indices for one in best]).int(),
+            torch.stack([one.values for one in best]),
+        )
+
+    @torch.no_grad()
     def predict(self, ids: torch.Tensor) -> Predictions:
         """Predicts what comes after each token of ``ids``, ``[batch, length]`` int64."""
-        with torch.no_grad():
-            out = self.target(input_ids=ids, output_hidden_states=True, use_cache=False)
-        states = out.hidden_states
-        hidden = states[-1]
-        medusa = self.medusa(hidden.flatten(0, 1)).unflatten(1, hidden.shape[:2])
-        if self.own_output is None:
-            drafts = self._cap(self.output(medusa))
-        else:
-            drafts = torch.matmul(medusa, self.own_output.mT[:, None].to(medusa.dtype))
-        early = {
-            int(layer): self._cap(head.logits(states[int(layer)], self.output))
-            for layer, head in self.early.items()
-        }
-        return Predictions(out.logits, drafts, early)
+        states = self.states(ids)
+        return Predictions(
+            self._cap(self.output(states.last)),
+            self._draft_logits(states.last, self.tokens),
+            {
+                int(layer): self._early_logits(head, states.early[i], None)
+                for i, (layer, head) in enumerate(self.early.items())
+            },
+        )
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns the training loss, a scalar, of ``[batch, length]`` int64 token ids."""
-        predicted = self.predict(ids)
-        labels = labels_of(predicted.target, self._labels)
-        loss = medusa_loss(predicted.medusa, labels)
-        for logits in predicted.early.values():
-            loss = loss + distillation(logits, labels)
+    def forward(
+        self, ids: torch.Tensor, learn: torch.Tensor, states: States, seed: int
+    ) -> torch.Tensor:
+        """Returns the training loss, a float32 scalar: the weighted sum of the heads'.
+
+        Args:
+            ids: ``[rows, length]`` int64 token ids.
+            learn: ``[rows, length]`` bool, where to learn.
+            states: what the target says of them.
+            seed: of the random tokens that the loss is computed among.
+        """
+        labels = self._labels_of(states, learn, seed)
+        drafts = self._draft_logits(states.last, labels.columns)
+        loss = drafts.new_zeros((), dtype=torch.float32)
+        places, columns = self.place[ids], self.place[labels.columns]
+        for k in range(1, len(drafts) + 1):
+            logits = drafts[k - 1][:, :-k]
+            if self.transition is not None:  # the text's own token stands before
+                logits = logits + self.transition(places[:, k:], columns)
+            of_head = distillation(logits, labels, learn, later=k)
+            loss = loss + HEAD_DECAY**k * of_head
+        for i, head in enumerate(self.early.values()):
+            logits = self._early_logits(head, states.early[i], labels.columns)
+            loss = loss + distillation(logits, labels, learn)
         return loss
+
+    def _labels_of(self, states: States, learn: torch.Tensor, seed: int) -> Labels:
+        settings, tokens = self._settings, self.tokens
+        if not settings.sampled_tokens:
+            with torch.no_grad():
+                target = self._cap(self.output(states.last.to(self.output.weight.dtype)))
+            return exact_labels(target, tokens, settings.labels)
+        return labels_of(
+            states.best,
+            states.log_probs,
+            learn,
+            tokens,
+            settings.sampled_tokens,
+            settings.labels,
+            torch.Generator().manual_seed(seed),
+        )
+
+    def _draft_logits(self, last: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Returns the Medusa heads' own logits, ``[heads, rows, length, columns]``."""
+        drafts = self.medusa(last.float().flatten(0, 1))
+        if self.own_output is None:
+            logits = self._shared(drafts, columns)
+        else:
+            own = self.own_output[:, self.place[columns]]
+            logits = torch.matmul(drafts, own.mT.to(drafts.dtype))
+        return logits.unflatten(1, last.shape[:2])
+
+    def _early_logits(
+        self, head: nn.Module, states: torch.Tensor, columns: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns an early head's logits, ``[rows, length, columns or all]``."""
+        assert isinstance(head, EarlyHead)
+        if head.up is None or head.down is None:
+            return self._shared(head(states.float()), columns)
+        up = head.up.weight if columns is None else head.up.weight[columns]
+        return self._cap(functional.linear(head.down(head(states.float())), up))
+
+    def _shared(self, states: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+        """Puts states through the target's output layer, or some of its rows."""
+        weight, bias = self.output.weight, self.output.bias
+        if columns is not None:
+            weight = weight[columns]
+            bias = None if bias is None else bias[columns]
+        return self._cap(functional.linear(states.to(weight.dtype), weight, bias))
 
     def _cap(self, logits: torch.Tensor) -> torch.Tensor:
         """Caps logits softly, as Gemma-type targets do; others' stay as they are."""
@@ -132,8 +241,8 @@ class Trainee(nn.Module):
             ValueError: the logits differ.
         """
         ids = torch.arange(8, device=self.device)[None]
-        out = self.target(input_ids=ids, output_hidden_states=True, use_cache=False)
-        rebuilt = self._cap(self.output(out.hidden_states[-1]))
+        out = self.target(input_ids=ids, use_cache=False)
+        rebuilt = self._cap(self.output(self.states(ids).last))
         if not torch.allclose(rebuilt.float(), out.logits.float(), rtol=1e-2, atol=1e-2):
             kind = self.target.config.model_type
             raise ValueError(
@@ -147,6 +256,10 @@ class Trainee(nn.Module):
         if self.own_output is not None:
             for k, rows in enumerate(self.own_output.data):
                 named[f"lm_heads.{k}.weight"] = rows
+        if not self._drafts_all:
+            named["token_map"] = self.tokens
+        if self.transition is not None:
+            named |= {BEFORE: self.transition.before, AFTER: self.transition.after}
         return named
 
     def early_tensors(self) -> dict[str, torch.Tensor]:

@@ -1,0 +1,115 @@
+"""What training time gives: heads of several trainings on the same text.
+
+    python scripts/bench_training.py build/smollm2 build/smollm2-heads --minutes 10,30,120
+
+The target asks and answers itself, once; then each training begins anew, with a schedule of
+its own length. What the target says of its text is computed in the first and kept for the
+others, so the first one has fewer steps. ``OUT/MINUTES`` has the heads and ``OUT/table.md``
+a line for each; a run that was killed goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from vllm_propd.heads.calibration import Calibration
+from vllm_propd.training.data.batches import load_data
+from vllm_propd.training.loop import Loop
+from vllm_propd.training.model import checkpoint
+from vllm_propd.training.model.target import load_trainee
+from vllm_propd.training.run import (
+    Inputs,
+    run_with_bar,
+    save_trained,
+    training_data,
+    write_inputs,
+)
+from vllm_propd.training.settings import TrainSettings
+
+SHOWN = (1, 4, 8, 16, 32, 64)
+"""Nodes of the trees in the table."""
+
+FIGURES = "training.json"
+
+
+def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
+    """A training's line in the table."""
+    tops = [
+        f"{found.cumulative(head)[0]:.1%} / {found.cumulative(head)[9]:.1%}"
+        for head in range(len(found.rank_accuracy))
+    ]
+    walked = [f"{found.tokens_per_step[nodes]:.2f}" for nodes in SHOWN]
+    cells = [minutes, f"{figures['tokens']:,.0f}", f"{figures['speed']:,.0f}"]
+    return f"| {' | '.join([*cells, *tops, *walked])} |"
+
+
+def table(out: Path) -> str:
+    """All trainings that have ended, shortest first."""
+    done = sorted((p.parent for p in out.glob(f"*/{FIGURES}")), key=lambda p: float(p.name))
+    lines: list[str] = []
+    for folder in done:
+        found = Calibration.model_validate_json((folder / "calibration.json").read_text())
+        if not lines:
+            heads = [f"head {k + 1}" for k in range(len(found.rank_accuracy))]
+            columns = ["minutes", "tokens learnt", "tokens/s", *heads]
+            columns += [f"{nodes} nodes" for nodes in SHOWN]
+            lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        figures = json.loads((folder / FIGURES).read_text())
+        lines.append(line(folder.name, figures, found))
+    return "\n".join(lines) + "\n"
+
+
+def train(inputs: Inputs, settings: TrainSettings, work: Path, out: Path) -> None:
+    """One training, resumed where it was killed."""
+    data = load_data(work, training_data(inputs))
+    trainee = load_trainee(inputs.model, settings, data)
+    loop = Loop(trainee, data, settings, work, resume=(work / checkpoint.FILE).exists())
+    began, first = time.monotonic(), loop.progress.step
+    run_with_bar(loop, work)
+    speed = (loop.progress.step - first) / (time.monotonic() - began)
+    save_trained(trainee, inputs.model, work, out, for_vllm=False)
+    figures = {
+        "tokens": loop.progress.step * settings.tokens_per_step,
+        "speed": speed * settings.tokens_per_step,
+        "loss": loop.progress.loss,
+    }
+    (out / FIGURES).write_text(json.dumps(figures) + "\n")
+    (work / checkpoint.FILE).unlink()
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of the target.")],
+    out: Annotated[Path, typer.Argument(help="Folder of all heads.")],
+    minutes: Annotated[str, typer.Option(help="Of each training.")] = "10,30",
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file of training settings.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="As `train` takes it. Default: own questions.")
+    ] = None,
+    distill_tokens: Annotated[
+        int, typer.Option(help="How much the target writes.")
+    ] = 400_000,
+) -> None:
+    """Train heads for so many minutes each, and print what they know."""
+    chosen = yaml.safe_load(recipe.read_text()) if recipe else {}
+    inputs = Inputs(model, data or [], self_distill=True, distill_tokens=distill_tokens)
+    work = out / "training"
+    if not (work / "inputs.json").exists():
+        write_inputs(inputs, TrainSettings(**chosen), work)
+    for each in minutes.split(","):
+        if not (out / each / FIGURES).exists():
+            settings = TrainSettings(**{**chosen, "minutes": float(each)})
+            train(inputs, settings, work, out / each)
+            (out / "table.md").write_text(table(out))
+            print(table(out))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,81 @@
+"""Heads that draft some tokens only, and know the token before, in a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+
+from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads, save_heads
+from vllm_propd.heads.transition import Transition
+
+TOKENS, RANK = torch.arange(0, 2048, 3), 8
+
+
+def heads_in(folder: Path, transition: bool) -> Path:
+    """The demo's heads with a third of the vocabulary, and perhaps a random term."""
+    tensors = dict(load_heads(MODEL / "propd").tensors) | {"token_map": TOKENS}
+    if transition:
+        torch.manual_seed(0)
+        tensors |= {name: torch.randn(len(TOKENS), RANK) for name in (BEFORE, AFTER)}
+    save_heads(folder, tensors, {}, 2048, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["map", "map and transition"])
+def heads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return heads_in(tmp_path_factory.mktemp("heads"), request.param)
+
+
+def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
+    prompts = mixed_prompts(8, seed=61)
+    with engine() as llm:
+        expected = run(llm, prompts, greedy(40, logprobs=2))
+    for sizing in ("fixed", "dynamic"):
+        with engine(16, propd={"model": str(heads), "sizing": sizing}) as llm:
+            ties.check(expected, run(llm, prompts, greedy(40, logprobs=2)))
+
+
+def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
+    checkpoint = load_heads(heads)
+    with engine(16, propd={"model": str(heads)}) as llm:
+        runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
+        drafter = runner.drafter
+        torch.manual_seed(1)
+        hidden = torch.randn(5, runner.model_config.get_hidden_size())
+        roots = np.array([0, 1, 3, 2046, 6])  # of these, 1 cannot be drafted
+        found = drafter.candidates(hidden, roots)
+        with torch.inference_mode():
+            states = drafter.heads(hidden)
+            logits = runner.model.compute_logits(states.flatten(0, 1))
+    some = logits.view(drafter.num_heads, 5, -1)[..., TOKENS].float()
+    if checkpoint.transition_rank:
+        term = Transition(len(TOKENS), RANK)
+        term.before.data, term.after.data = (
+            checkpoint.tensors[name] for name in (BEFORE, AFTER)
+        )
+        places = torch.tensor([0, len(TOKENS), 1, 682, 2])
+        expected = term.couple(some, places, 10)
+        tokens, said = TOKENS[expected.tokens].numpy(), expected.log_probs.numpy()
+        assert (found.next_row == expected.next_row.numpy()).mean() > 0.99
+    else:
+        best = some.log_softmax(-1).topk(10)
+        tokens = TOKENS[best.indices].transpose(0, 1).numpy()[:, :, None]
+        said = best.values.transpose(0, 1).numpy()[:, :, None]
+    assert found.tokens.shape == tokens.shape
+    # Equal up to the order of sums.
+    assert (found.tokens == tokens).mean() > 0.99
+    np.testing.assert_allclose(found.log_probs, said, atol=1e-3)
+
+
+@pytest.mark.alone
+def test_ranks_agree(tmp_path: Path, ties: Ties) -> None:
+    heads = heads_in(tmp_path, transition=True)
+    prompts = mixed_prompts(6, seed=62)
+    with engine() as llm:
+        expected = run(llm, prompts, greedy(32, logprobs=2))
+    with engine(16, propd={"model": str(heads)}, tensor_parallel_size=2) as llm:
+        ties.check(expected, run(llm, prompts, greedy(32, logprobs=2)))
