@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,8 @@ def train(
     ] = True,
 ) -> None:
     """Train Medusa heads and early heads on a frozen target."""
+    # What the engine that writes would say of its start and its end is no news here.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_propd.training.run import Inputs, train_heads
 
     inputs = Inputs(
