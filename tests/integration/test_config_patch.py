@@ -63,6 +63,7 @@ def test_all_doors_are_alike(door: str) -> None:
     config = engine_config(vllm_config)
     assert config.model == HEADS
     assert config.model_dump(exclude={"model"}) == {
+        "heads": True,
         "num_speculative_tokens": 48,
         "sizing": "dynamic",
         "tree": "best_first",

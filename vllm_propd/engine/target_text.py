@@ -72,7 +72,7 @@ class TargetWriter:
     """
 
     def __init__(self, model: str, longest: int, seed: int = 0):
-        self.longest, self.seed = longest, seed
+        self.longest = longest
         self._llm = LLM(
             model,
             enforce_eager=True,
@@ -121,7 +121,6 @@ class TargetWriter:
                     params = SamplingParams(
                         temperature=temperature,
                         max_tokens=self._room(prompts[waiting], most_each),
-                        seed=self.seed + waiting if temperature else None,
                         detokenize=False,
                         output_kind=RequestOutputKind.DELTA,
                     )

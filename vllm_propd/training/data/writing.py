@@ -12,7 +12,7 @@ from vllm_propd.training.data.documents import DataError
 if TYPE_CHECKING:
     from vllm_propd.engine.target_text import TargetWriter
 
-TOKENS_PER_ANSWER = 128
+TOKENS_PER_ANSWER = 200
 """Fewer than a chat model's answers have: so many questions are enough."""
 
 QUESTION_SHARE = 0.5

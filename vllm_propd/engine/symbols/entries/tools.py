@@ -38,6 +38,14 @@ SYMBOLS = (
         "nothing",
     ),
     Symbol(
+        "vllm:LLM",
+        "called",
+        "model dtype enforce_eager seed kv_cache_memory_bytes",
+        "writes the texts that heads are measured on, and with --self-distill trained on",
+        "what heads meet in serving is the target's own text",
+        "nothing",
+    ),
+    Symbol(
         "vllm.v1.engine.llm_engine:LLMEngine.add_request",
         "called",
         "self request_id prompt params",
