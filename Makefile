@@ -1,5 +1,5 @@
-# make demo   a published chat model answers, plain vLLM beside ProPD
-# make heads  trains that model's heads
+# make demo   plain vLLM beside ProPD
+# make heads  trains a published model's heads; the demo then shows that model
 # make quick  what is quickly checked; between edits
 # make test   the tests; their slowest into build/tests    make test-long   the long ones
 # make lint   ruff, mypy, the documentation
@@ -50,9 +50,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
-# Where the package index is out of reach, the demo says so and shows the small model.
+# On a published chat model once its heads are there (`make heads`), else on the small one.
+HEADS := demo/smollm2-heads
 demo: $(READY)
-	-test -f $(MODEL)/config.json || $(BIN)/python scripts/get_model.py $(MODEL)
+	-test ! -d $(HEADS) -o -f $(MODEL)/config.json || $(BIN)/python scripts/get_model.py $(MODEL)
 	$(BIN)/vllm-propd demo
 
 # A core for each, of at most four; but one after the other where there is a GPU. Neighbours
@@ -172,10 +173,10 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: $(READY) scripts/get_model.py
 	$(BIN)/python scripts/get_model.py $(MODEL)
 
-# The published model's heads, in demo/smollm2-heads: it asks and answers itself.
+# The published model's heads: it asks and answers itself.
 heads: $(MODEL)/config.json
 	$(BIN)/vllm-propd train $(MODEL) --recipe configs/training/smollm2.yaml \
-		--self-distill --distill-tokens 400000 --minutes 30 --no-for-vllm --out build/heads
+		--self-distill --distill-tokens 400000 --minutes 30 --no-for-vllm --out $(HEADS)
 
 # By whole wall clock, chunk by chunk, on engines that are started anew; beside a second
 # plain vLLM, which shows how far engines that are alike are apart. Into the documentation:
@@ -184,7 +185,7 @@ bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 3 --most-chunks 4 --starts 4 \
+		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 1 --most-chunks 1 --starts 16 \
 		--out build/never
 
 clean:

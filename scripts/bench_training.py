@@ -1,17 +1,22 @@
 """What training time gives: heads of several trainings on the same text.
 
     python scripts/bench_training.py build/smollm2 build/smollm2-heads --minutes 10,30,120
+    python scripts/bench_training.py build/smollm2 build/smollm2-heads --minutes 10 \\
+        --variants "exact:sampled_tokens=0 independent:transition_rank=0"
 
 The target asks and answers itself, once; then each training begins anew, with a schedule of
 its own length. What the target says of its text is computed in the first and kept for the
-others, so the first one has fewer steps. ``OUT/MINUTES`` has the heads and ``OUT/table.md``
-a line for each; a run that was killed goes on with what is missing.
+others, so the first one has fewer steps. ``OUT/MINUTES`` and ``OUT/VARIANT-MINUTES`` have
+the heads, and ``OUT/table.md`` a line for each; a run that was killed goes on with what is
+missing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +41,8 @@ SHOWN = (1, 4, 8, 16, 32, 64)
 """Nodes of the trees in the table."""
 
 FIGURES = "training.json"
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+PLACE = re.compile(r"(<!-- trained: [^\n]*-->\n).*?(<!-- end of trained -->\n)", re.DOTALL)
 
 
 def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
@@ -51,7 +58,7 @@ def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
 
 def table(out: Path) -> str:
     """All trainings that have ended, shortest first."""
-    done = sorted((p.parent for p in out.glob(f"*/{FIGURES}")), key=lambda p: float(p.name))
+    done = sorted((p.parent for p in out.glob(f"*/{FIGURES}")), key=_order)
     lines: list[str] = []
     for folder in done:
         found = Calibration.model_validate_json((folder / "calibration.json").read_text())
@@ -63,6 +70,22 @@ def table(out: Path) -> str:
         figures = json.loads((folder / FIGURES).read_text())
         lines.append(line(folder.name, figures, found))
     return "\n".join(lines) + "\n"
+
+
+def _order(folder: Path) -> tuple[float, str]:
+    """By minutes, and then by variant."""
+    variant, _, minutes = folder.name.rpartition("-")
+    return float(minutes), variant
+
+
+def parse_variants(text: str) -> dict[str, dict[str, object]]:
+    """Names with other settings, as in ``exact:sampled_tokens=0``; first, none."""
+    found: dict[str, dict[str, object]] = {"": {}}
+    for variant in text.split():
+        name, _, settings = variant.partition(":")
+        pairs = (one.partition("=") for one in settings.split(","))
+        found[f"{name}-"] = {key: yaml.safe_load(value) for key, _, value in pairs}
+    return found
 
 
 def train(inputs: Inputs, settings: TrainSettings, work: Path, out: Path) -> None:
@@ -93,6 +116,12 @@ def main(
     data: Annotated[
         list[Path] | None, typer.Option(help="As `train` takes it. Default: own questions.")
     ] = None,
+    variants: Annotated[
+        str, typer.Option(help="Trained beside, with other settings, by name.")
+    ] = "",
+    docs: Annotated[
+        bool, typer.Option(help="Write the table into the documentation.")
+    ] = False,
     distill_tokens: Annotated[
         int, typer.Option(help="How much the target writes.")
     ] = 400_000,
@@ -103,12 +132,18 @@ def main(
     work = out / "training"
     if not (work / "inputs.json").exists():
         write_inputs(inputs, TrainSettings(**chosen), work)
-    for each in minutes.split(","):
-        if not (out / each / FIGURES).exists():
-            settings = TrainSettings(**{**chosen, "minutes": float(each)})
-            train(inputs, settings, work, out / each)
+    for each, (name, others) in product(
+        minutes.split(","), parse_variants(variants).items()
+    ):
+        folder = out / f"{name}{each}"
+        if not (folder / FIGURES).exists():
+            settings = TrainSettings(**{**chosen, **others, "minutes": float(each)})
+            train(inputs, settings, work, folder)
             (out / "table.md").write_text(table(out))
             print(table(out))
+    if docs:
+        lines = table(out)
+        PAGE.write_text(PLACE.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def test_measuring_leaves_no_gradients(
 ) -> None:
     calibrate(heads, *spoken)
     ids = token_ids()
-    top_accuracy(heads, ids, torch.ones_like(ids, dtype=torch.bool))
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    top_accuracy(heads, ids, everywhere, heads.states(ids))
     assert all(p.grad is None and p.requires_grad for p in heads.trained())
 
 
@@ -140,7 +141,8 @@ def test_top_accuracy_compares_with_the_targets_best_token(heads: Trainee) -> No
     learn = torch.ones_like(ids, dtype=torch.bool)
     learn[1, 4:7] = False
     predicted = heads.predict(ids)
-    for k, (top1, top10) in enumerate(top_accuracy(heads, ids, learn), 1):
+    found = top_accuracy(heads, ids, learn, heads.states(ids))
+    for k, (top1, top10) in enumerate(found, 1):
         ranks = [
             rank(
                 predicted.medusa[k - 1, row, at],

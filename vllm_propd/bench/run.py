@@ -17,7 +17,7 @@ from safetensors import safe_open
 from vllm import SamplingParams
 from vllm.platforms import current_platform
 
-from vllm_propd.bench.arms import Heads, most_nodes, parse_arms
+from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
 from vllm_propd.bench.engines import (
     FASTEST,
     HUGE_PAGES,
@@ -39,6 +39,9 @@ from vllm_propd.bench.workloads.trace import latencies, run_trace
 from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm
+
+FEWEST_STARTS = 4
+"""The fewest starts of engines that can say how far alike ones are apart."""
 
 RECORDED = 32
 """New tokens of each request in the turns whose trees are recorded."""
@@ -109,9 +112,12 @@ def run_bench(
                     one.measure(passed / PASSES, params, settings)
                 note()
             for start in range(settings.starts if settings.chunks else 0):
+                if start and _are_known(measured, arms, settings):
+                    break
                 if start:
                     close_engines(engines)
                     engines = start_engines(arms, options, bar, timed=True)
+                results.starts = start + 1
                 for one in measured:
                     one.pair(engines, params, settings, start)
                     note()
@@ -131,6 +137,16 @@ def run_bench(
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
+
+
+def _are_known(measured: list[Measured], arms: list[Arm], settings: BenchSettings) -> bool:
+    """Whether all medians are as well known as was asked, by several starts of engines."""
+    names = [arm.name for arm in arms]
+    return all(
+        one.chunks.starts >= FEWEST_STARTS
+        and one.chunks.are_enough(names, settings.precision)
+        for one in measured
+    )
 
 
 def _of_chats(

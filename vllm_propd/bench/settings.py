@@ -27,7 +27,8 @@ class BenchSettings:
         chunks: the fewest chunks, in each of which all arms have the same prompts
             (``bench.timing.paired``); 0: none.
         most_chunks: the most chunks, where medians are not known to ``precision`` before.
-        starts: how often all engines are started; each start runs chunks of its own.
+        starts: how often all engines are started, at most; each start runs chunks of its
+            own.
         precision: how far apart the quartiles of each median may be, relatively.
         temperature: 0: greedy.
         dtype: of weights and activations, as vLLM names it.

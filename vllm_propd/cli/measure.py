@@ -101,7 +101,8 @@ def bench(
         int,
         typer.Option(
             min=1,
-            help="Of all engines: as many times as many chunks. Alike engines differ.",
+            help="Of all engines, at most: as many times as many chunks. Alike engines "
+            "differ; four starts or more end when medians are known.",
         ),
     ] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,

@@ -36,8 +36,11 @@ def demo(
     chat = heads is not None or model is None
     if model is None:
         model = PUBLISHED
-        if not (model / "config.json").exists():
-            print(f"No published model in {model} (`make model` gets it): the small one.")
+        missing = [
+            str(p) for p in (model, heads or HEADS) if not (p / "config.json").exists()
+        ]
+        if missing:
+            print(f"Not here: {' and '.join(missing)}. So the small model it is.")
             model, chat = Path("demo/model"), False
     with errors():
         if chat:

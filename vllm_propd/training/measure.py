@@ -9,6 +9,7 @@ import torch
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.calibration import EARLY_RANKS, TREE_SIZES, Calibration
+from vllm_propd.training.model.states import States
 from vllm_propd.training.model.trainee import Trainee
 
 CANDIDATES = ProPDConfig().num_candidates
@@ -140,7 +141,7 @@ def _recall(ranks: torch.Tensor) -> dict[int, float]:
 
 @torch.no_grad()
 def top_accuracy(
-    trainee: Trainee, ids: torch.Tensor, learn: torch.Tensor
+    trainee: Trainee, ids: torch.Tensor, learn: torch.Tensor, states: States
 ) -> list[tuple[float, float]]:
     """Returns each head's top-1 and top-10 accuracy on text, 0 to 1.
 
@@ -148,15 +149,16 @@ def top_accuracy(
         trainee: target and heads.
         ids: ``[rows, length]`` int64 token ids.
         learn: ``[rows, length]`` bool, positions that count.
+        states: what the target says of them.
     """
     hits = torch.zeros(trainee.medusa.num_heads, 3, device=ids.device)
-    for row, where in zip(ids, learn, strict=True):  # all logits together would be large
-        predicted = trainee.predict(row[None])
-        best = predicted.target[0].argmax(-1)
-        for k, logits in enumerate(predicted.medusa[:, 0], 1):
-            counts = where[:-k] & where[k:]
-            drafts, before = logits[:-k][counts], row[k:][counts]
-            ranks = head_ranks(trainee, drafts, before, best[k:][counts])
+    best = states.best[..., 0].long()
+    for row in range(len(ids)):  # all logits together would be large
+        drafts = trainee.draft_logits(states.last[row : row + 1], trainee.tokens)
+        for k, logits in enumerate(drafts[:, 0], 1):
+            counts = learn[row, :-k] & learn[row, k:]
+            before, truth = ids[row, k:][counts], best[row, k:][counts]
+            ranks = head_ranks(trainee, logits[:-k][counts], before, truth)
             found = [(ranks < 1).sum(), (ranks < 10).sum(), counts.sum()]
             hits[k - 1] += torch.stack(found)
     shares = hits[:, :2] / hits[:, 2:].clamp(min=1)

@@ -30,7 +30,8 @@ from vllm_propd.training.loop import Loop
 from vllm_propd.training.measure import calibrate, top_accuracy
 from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.checkpoint import Progress
-from vllm_propd.training.model.target import load_trainee, stored_dtype
+from vllm_propd.training.model.states import States
+from vllm_propd.training.model.target import heads_dtype, load_trainee
 from vllm_propd.training.model.trainee import Trainee, check_early_layers
 from vllm_propd.training.report import plot, show
 from vllm_propd.training.settings import TrainSettings
@@ -148,7 +149,7 @@ def save_trained(
         trainee.medusa_tensors(),
         trainee.early_tensors(),
         vocabulary,
-        stored_dtype(model),
+        heads_dtype(model),
     )
     calibration.save(out)
     plot(calibration, out / "calibration.png")
@@ -211,9 +212,14 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
     length, longest = settings.length, settings.length * 3 // 4
     asked: list[list[int]] = []
-    if inputs.data:
+    prompts: list[list[int]] = []
+    if not inputs.data and not inputs.self_distill:
+        raise DataError(
+            "no --data: give files to train on, or --self-distill: the model asks itself"
+        )
+    if inputs.data or inputs.held_out:
         train, held_out = prepare(
-            inputs.data,
+            inputs.data or inputs.held_out,
             inputs.held_out,
             tokenizer,
             config.vocab_size,
@@ -224,18 +230,16 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         if not inputs.self_distill:
             check_enough(train, length, "to train on")
         prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
-        if inputs.self_distill:
+        if inputs.self_distill and inputs.data:
             # About as many windows as it takes: their mean length is half of the longest.
             count = len(train.chats) or inputs.distill_tokens // (length - longest // 2)
             asked = train.prompts(max(1, count), longest, settings.seed)
-    elif not inputs.self_distill:
-        raise DataError(
-            "no --data: give files to train on, or --self-distill: the model asks itself"
-        )
     with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
         if not inputs.data:
             count = MEASURED_PROMPTS + inputs.distill_tokens // TOKENS_PER_ANSWER
-            prompts, asked = split(own_questions(it, tokenizer, count), MEASURED_PROMPTS)
+            asked = own_questions(it, tokenizer, count)
+            if not prompts:
+                prompts, asked = split(asked, MEASURED_PROMPTS)
         spoken = answers(it, prompts, "held-out text", NEW_TOKENS)
         if inputs.self_distill:
             written = answers(it, asked, "training text", None, inputs.distill_tokens)
@@ -273,14 +277,21 @@ class _Reporter:
         held_out = load_data(work, MEASURED)
         windows = held_out.windows(settings.length)[: settings.batch_size]
         self.rows = held_out.rows(windows, settings.length)
+        self.states: States | None = None
+
+    def _held_out(self, trainee: Trainee) -> tuple[torch.Tensor, torch.Tensor, States]:
+        """Returns held-out text and what the target says of it, which is asked once."""
+        ids, learn = (torch.from_numpy(one).to(trainee.device) for one in self.rows)
+        if self.states is None:
+            self.states = trainee.states(ids)
+        return ids, learn, self.states
 
     def __call__(self, progress: Progress, trainee: Trainee) -> None:
         self.history.add(progress)
         if progress.seconds - self.measured > SECONDS_BETWEEN_MEASUREMENTS:
             self.measured = progress.seconds
-            ids, learn = (torch.from_numpy(one).to(trainee.device) for one in self.rows)
             with trainee.autocast():
-                found = top_accuracy(trainee, ids, learn)
+                found = top_accuracy(trainee, *self._held_out(trainee))
             shares = " ".join(f"{top1:.0%}/{top10:.0%}" for top1, top10 in found)
             self.accuracy = f", held-out top-1/top-10 by head: {shares}"
         done = self.settings.progress(progress.step, progress.seconds)

@@ -99,14 +99,16 @@ class Measured:
             if done >= least and self.chunks.are_enough(arms, settings.precision):
                 break
             chunk: dict[str, Timed] = {}
-            for engine in engines[:: -1 if done % 2 else 1]:
+            number = len(self.chunks.done)  # over all starts
+            group = number % len(groups)
+            for engine in engines[:: -1 if number % 2 else 1]:
                 self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
-                turn = engine.run(groups[done % len(groups)], params)
-                turn.group = done % len(groups)
+                turn = engine.run(groups[group], params)
+                turn.group = group
                 chunk[engine.arm.name] = timed(turn)
                 if not settings.rounds:  # then they are all there is
                     self.turns.add(engine.arm.name, turn)
-            self.chunks.add(chunk, start, done % len(groups))
+            self.chunks.add(chunk, start, group)
             self._bar.update(task, completed=done + 1)
         self._bar.update(task, completed=most)
 

@@ -77,6 +77,11 @@ class Chunks:
         self._starts.append(start)
         self._groups.append(group)
 
+    @property
+    def starts(self) -> int:
+        """How many starts of the engines the chunks are of."""
+        return len(set(self._starts))
+
     def only(self, groups: Sequence[int]) -> Chunks:
         """Returns the chunks about some groups of prompts."""
         found = Chunks(self._plain)

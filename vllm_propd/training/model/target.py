@@ -16,6 +16,12 @@ def stored_dtype(model: str) -> torch.dtype:
     return AutoConfig.from_pretrained(model).dtype or torch.bfloat16
 
 
+def heads_dtype(model: str) -> torch.dtype:
+    """Returns the dtype in which heads are stored: 16 bits are enough for drafts."""
+    stored = stored_dtype(model)
+    return torch.bfloat16 if stored == torch.float32 else stored
+
+
 def load_trainee(
     model: str, settings: TrainSettings, data: TokenData | None = None
 ) -> Trainee:

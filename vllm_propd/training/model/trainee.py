@@ -147,7 +147,7 @@ class Trainee(nn.Module):
         states = self.states(ids)
         return Predictions(
             self._cap(self.output(states.last)),
-            self._draft_logits(states.last, self.tokens),
+            self.draft_logits(states.last, self.tokens),
             {
                 int(layer): self._early_logits(head, states.early[i], None)
                 for i, (layer, head) in enumerate(self.early.items())
@@ -166,7 +166,7 @@ class Trainee(nn.Module):
             seed: of the random tokens that the loss is computed among.
         """
         labels = self._labels_of(states, learn, seed)
-        drafts = self._draft_logits(states.last, labels.columns)
+        drafts = self.draft_logits(states.last, labels.columns)
         loss = drafts.new_zeros((), dtype=torch.float32)
         places, columns = self.place[ids], self.place[labels.columns]
         for k in range(1, len(drafts) + 1):
@@ -196,7 +196,7 @@ class Trainee(nn.Module):
             torch.Generator().manual_seed(seed),
         )
 
-    def _draft_logits(self, last: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def draft_logits(self, last: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Returns the Medusa heads' own logits, ``[heads, rows, length, columns]``."""
         drafts = self.medusa(last.float().flatten(0, 1))
         if self.own_output is None:
