@@ -25,9 +25,7 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's model with a chat template, and its heads."""
     folder = tmp_path_factory.mktemp("model") / "chatty"
     shutil.copytree(MODEL, folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = TEMPLATE
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 

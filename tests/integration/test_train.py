@@ -113,12 +113,10 @@ def test_trained_folder_is_complete_and_serves(trained: Path, ties: Ties) -> Non
 def speaking_in_lines(folder: Path) -> Path:
     """The demo's model with roles in its chats; what it says ends with the line."""
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("propd"))
-    for name, key, value in (
-        ("tokenizer_config.json", "chat_template", ROLES),
-        ("generation_config.json", "eos_token_id", NEWLINES),
-    ):
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**content, key: value}))
+    (folder / "chat_template.jinja").write_text(ROLES)
+    path = folder / "generation_config.json"
+    config = {**json.loads(path.read_text()), "eos_token_id": NEWLINES}
+    path.write_text(json.dumps(config))
     return folder
 
 
@@ -195,7 +193,7 @@ def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) 
         (model, good, str(tmp_path / "file" / "out")): "cannot be written",
         (str(tmp_path / "mamba"), good, out): "no pipeline-parallel support",
         (model, None, out): "no --data: give files",
-        (model, None, out, "--self-distill"): "no chat template",
+        (model, None, out, "--self-distill"): "where a question begins",
         (model, good, out, "--recipe", str(tmp_path / "wrong.yaml")): "settings depth",
         (model, good, out, "--early-layers", "2,6"): "the model has 6 layers",
         (model, good, out, "--early-layers", "2,2"): "--early-layers",
