@@ -72,10 +72,11 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
 
 
 @pytest.mark.alone
-def test_ranks_agree(tmp_path: Path, ties: Ties) -> None:
+def test_ranks_agree(tmp_path: Path, ties: Ties, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = heads_in(tmp_path, transition=True)
     prompts = mixed_prompts(6, seed=62)
-    with engine() as llm:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with engine(tensor_parallel_size=2) as llm:
         expected = run(llm, prompts, greedy(32, logprobs=2))
     with engine(16, propd={"model": str(heads)}, tensor_parallel_size=2) as llm:
         ties.check(expected, run(llm, prompts, greedy(32, logprobs=2)))

@@ -27,6 +27,9 @@ QUESTIONS = (
 )
 """What is asked, beside each other's answers."""
 
+LONGEST = 2048
+"""Tokens of a question with its answer; fewer where the model knows fewer places."""
+
 
 def run_chat_demo(model: Path, heads: Path, out: Path, max_tokens: int) -> None:
     """Asks plain vLLM and ProPD the same questions; writes result and picture.
@@ -47,11 +50,12 @@ def run_chat_demo(model: Path, heads: Path, out: Path, max_tokens: int) -> None:
     ]
     console = Console()
     console.print(f"{model.name} in float32, greedy, plain vLLM beside ProPD ({heads})")
+    config = json.loads((model / "config.json").read_text())
     options = {
         "model": str(model),
         "dtype": "float32",
         "max_num_seqs": 4,
-        "max_model_len": 2048,
+        "max_model_len": min(LONGEST, config.get("max_position_embeddings", LONGEST)),
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": 1 << 29,
