@@ -170,6 +170,11 @@ class ProPDConfig(BaseModel):
                 for key in OF_HEADS
                 if key in self.model_fields_set
             ]
+            if self.has_rule:
+                problems.append(
+                    f"pruning '{self.pruning}' has no effect with heads false: remove one "
+                    "of them"
+                )
             if not self.looks_up:
                 problems.append(
                     "heads false leaves nothing to draft unless lookup is true, sizing "

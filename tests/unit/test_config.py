@@ -285,6 +285,7 @@ def test_a_bare_off_in_yaml_is_off(tmp_path: Path) -> None:
     [
         ({"model": "x"}, "model has no effect with heads false"),
         ({"num_candidates": 3}, "num_candidates has no effect with heads false"),
+        ({"pruning": "top_k"}, "pruning 'top_k' has no effect with heads false"),
         ({"lookup": False}, "leaves nothing to draft"),
         ({"sizing": "fixed"}, "leaves nothing to draft"),
     ],

@@ -57,9 +57,14 @@ def dtype_of(text: str) -> str:
     return fast_dtype(current_platform.device_type) if text == "auto" else text
 
 
+def quiet_engines() -> None:
+    """Makes engines log errors only; to be called before vLLM is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
 def allow_stopwatches() -> None:
     """Lets stopwatches go into the workers as functions, and makes engines log less."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    quiet_engines()
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 
 

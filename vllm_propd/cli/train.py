@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vllm_propd.cli.options import with_settings
+from vllm_propd.cli.options import quiet_engines, with_settings
 from vllm_propd.training.settings import TrainSettings
 
 
@@ -52,8 +51,7 @@ def train(
     ] = True,
 ) -> None:
     """Train Medusa heads and early heads on a frozen target."""
-    # What the engine that writes would say of its start and its end is no news here.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    quiet_engines()
     from vllm_propd.training.run import Inputs, train_heads
 
     inputs = Inputs(

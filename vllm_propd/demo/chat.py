@@ -13,7 +13,7 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm
-from vllm_propd.bench.engines import close_engines, start_engines
+from vllm_propd.bench.engines import at_most, close_engines, start_engines
 from vllm_propd.bench.results import installed_versions, this_machine
 from vllm_propd.chats import render
 from vllm_propd.demo.picture import draw_longest
@@ -26,6 +26,9 @@ QUESTIONS = (
     "A train goes 60 miles in 40 minutes. How many miles does it go in two hours?",
 )
 """What is asked, beside each other's answers."""
+
+WARM_UP = 48
+"""New tokens of a warm-up."""
 
 LONGEST = 2048
 """Tokens of a question with its answer; fewer where the model knows fewer places."""
@@ -67,9 +70,8 @@ def run_chat_demo(model: Path, heads: Path, out: Path, max_tokens: int) -> None:
         questions = [(text, _ids(tokenizer, text)) for text in QUESTIONS]
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         task = bar.add_task("warming up", total=len(engines) + 1)
-        recording: Any = []
         for engine in engines:
-            engine.run([questions[0][1]], _short(params))
+            engine.run([questions[0][1]], at_most(params, WARM_UP))
             bar.advance(task)
         turn, recording = engines[-1].record([questions[0][1]], params)
         bar.advance(task)
@@ -88,12 +90,6 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     asked = render([{"role": "user", "content": text}], tokenizer, asks=True)
     ids: list[int] = tokenizer(asked, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def _short(params: SamplingParams) -> SamplingParams:
-    params = params.clone()
-    params.max_tokens = 48
-    return params
 
 
 def _result(model: Path, arms: list[Arm], answers: list[list[Answer]]) -> dict[str, Any]:

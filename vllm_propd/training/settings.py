@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from vllm_propd.fast_dtype import fast_dtype
+
 
 class TrainSettings(BaseModel):
     """How to train heads on a frozen target."""
@@ -103,6 +105,10 @@ class TrainSettings(BaseModel):
         if self.steps is not None:
             return None
         return 60 * (10.0 if self.minutes is None else self.minutes)
+
+    def precision_on(self, device_type: str) -> Literal["bfloat16", "float32"]:
+        """Returns the type of the products on a device, as PyTorch names it."""
+        return fast_dtype(device_type) if self.precision == "auto" else self.precision
 
     @property
     def tokens_per_step(self) -> int:

@@ -123,13 +123,18 @@ class Chunks:
         """
         ratios, starts = np.array(self.ratios(arm)), np.array(self._starts)
         of_start = [ratios[starts == start] for start in np.unique(starts)]
-        rng, drawn = np.random.default_rng(0), np.empty(RESAMPLED)
-        for i, chosen in enumerate(
-            rng.integers(len(of_start), size=(RESAMPLED, len(of_start)))
-        ):
-            again = [rng.choice(of_start[start], len(of_start[start])) for start in chosen]
-            drawn[i] = np.median(np.concatenate(again))
-        return _quartiles(drawn)
+        sizes = np.array(list(map(len, of_start)))
+        # As wide as the longest; what is beyond a start's own chunks is no number.
+        table = np.full((len(of_start), sizes.max()), np.nan)
+        for row, values in zip(table, of_start, strict=True):
+            row[: len(values)] = values
+        rng = np.random.default_rng(0)
+        chosen = rng.integers(len(of_start), size=(RESAMPLED, len(of_start), 1))
+        places = rng.integers(sizes[chosen], size=(*chosen.shape[:2], sizes.max()))
+        again = np.where(
+            np.arange(sizes.max()) < sizes[chosen], table[chosen, places], np.nan
+        )
+        return _quartiles(np.nanmedian(again.reshape(RESAMPLED, -1), axis=1))
 
     def are_enough(self, arms: Sequence[str], precision: float) -> bool:
         """Whether each median's quartiles are within ``precision`` of each other."""

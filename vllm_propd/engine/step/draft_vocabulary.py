@@ -37,7 +37,6 @@ class DraftVocabulary:
         dtype = model_config.dtype
         self.tokens: torch.Tensor | None = None
         self._output: OutputRows | None = None
-        self._picks = False
         if (token_map := checkpoint.tensors.get("token_map")) is not None:
             self.tokens = token_map.to(device, torch.int64)
             self._size = len(token_map)
@@ -59,7 +58,6 @@ class DraftVocabulary:
                 "The target caps its logits: heads that draft %d tokens are asked for all",
                 len(self.tokens),
             )
-            self._picks = True
             return None
         return part_of_target(
             self._target.compute_logits,
@@ -127,4 +125,4 @@ class DraftVocabulary:
         # One product for all heads, gathered over the tensor-parallel ranks.
         logits = self._target.compute_logits(states.flatten(0, 1))
         logits = logits.view(*states.shape[:2], -1)
-        return logits[..., self.tokens] if self._picks else logits
+        return logits if self.tokens is None else logits[..., self.tokens]

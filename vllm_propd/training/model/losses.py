@@ -68,7 +68,8 @@ def labels_of(
         best, log_probs: as in ``States``.
         learn: ``[rows, length]`` bool, where to learn.
         tokens: ``[vocabulary]`` int64 in ascending order, tokens that heads may draft.
-        sampled: how many random tokens there are beside the best; 0: all of ``tokens``.
+        sampled: how many random tokens there are beside the best, 1 or more; all of
+            ``tokens`` where these are fewer.
         kind: ``kl``, the target's distribution, or ``hard``, its most probable token.
         generator: of the random tokens.
     """

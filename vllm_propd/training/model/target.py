@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.training.data.batches import TokenData
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
@@ -37,10 +36,8 @@ def load_trainee(
         ValueError: heads cannot share this target's output layer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    auto = settings.precision == "auto"
-    precision = fast_dtype(device.type) if auto else settings.precision
     dtype = torch.float32
-    if precision == "bfloat16":
+    if settings.precision_on(device.type) == "bfloat16":
         dtype = torch.bfloat16 if device.type == "cpu" else stored_dtype(model)
     target = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
     torch.manual_seed(settings.seed)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import AFTER, BEFORE
 from vllm_propd.heads.early import EarlyHead, norm_eps
 from vllm_propd.heads.medusa import MedusaHeads
@@ -74,9 +73,7 @@ class Trainee(nn.Module):
         self._settings = settings
         self._softcap = getattr(config, "final_logit_softcapping", None)
         self.output = target.get_output_embeddings()
-        auto = settings.precision == "auto"
-        precision = fast_dtype(self.device.type) if auto else settings.precision
-        self._mixed = precision == "bfloat16"
+        self._mixed = settings.precision_on(self.device.type) == "bfloat16"
         hidden, vocabulary = config.hidden_size, len(self.output.weight)
         self.medusa = MedusaHeads(settings.num_heads, settings.num_layers, hidden, True)
         self._drafts_all = tokens is None
