@@ -69,7 +69,12 @@ def test_nothing_is_drafted_for_whom_it_could_not_help(max_tokens: int) -> None:
         asked: list[int] = []
         drafter = runner_of(llm).drafter
         before = drafter.candidates
-        drafter.candidates = lambda states: asked.append(len(states)) or before(states)
+
+        def counted(states: torch.Tensor, *given: Any) -> Any:
+            asked.append(len(states))
+            return before(states, *given)
+
+        drafter.candidates = counted
         run(llm, prompts, greedy(max_tokens))
         assert not asked
         run(llm, prompts, greedy(max_tokens + 2, ignore_eos=True))

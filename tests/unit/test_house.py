@@ -77,3 +77,9 @@ def test_no_file_and_no_room_is_too_large() -> None:
         assert len(file.read_text().splitlines()) <= MOST_LINES, file
     for room in [PACKAGE, *(f for f in PACKAGE.rglob("*") if f.is_dir())]:
         assert len(list(room.glob("*.py"))) <= MOST_FILES, room
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports them by their names alone."""
+    names = [file.name for file in PACKAGE.parent.glob("tests/**/test_*.py")]
+    assert len(names) == len({*names})
