@@ -28,14 +28,9 @@ from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.target import load_trainee
-from vllm_propd.training.run import (
-    Inputs,
-    run_with_bar,
-    save_trained,
-    training_data,
-    write_inputs,
-)
+from vllm_propd.training.run import run_with_bar, save_trained
 from vllm_propd.training.settings import TrainSettings
+from vllm_propd.training.text import Inputs, training_data, write_inputs
 
 SHOWN = (1, 4, 8, 16, 32, 64)
 """Nodes of the trees in the table."""
@@ -116,6 +111,10 @@ def main(
     data: Annotated[
         list[Path] | None, typer.Option(help="As `train` takes it. Default: own questions.")
     ] = None,
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="As `train` takes it.")
+    ] = None,
+    own_share: Annotated[float | None, typer.Option(help="As `train` takes it.")] = None,
     variants: Annotated[
         str, typer.Option(help="Trained beside, with other settings, by name.")
     ] = "",
@@ -128,10 +127,16 @@ def main(
 ) -> None:
     """Train heads for so many minutes each, and print what they know."""
     chosen = yaml.safe_load(recipe.read_text()) if recipe else {}
-    inputs = Inputs(model, data or [], self_distill=True, distill_tokens=distill_tokens)
+    inputs = Inputs(
+        model,
+        data or [],
+        held_out or [],
+        self_distill=True,
+        distill_tokens=distill_tokens,
+        own_share=own_share,
+    )
     work = out / "training"
-    if not (work / "inputs.json").exists():
-        write_inputs(inputs, TrainSettings(**chosen), work)
+    write_inputs(inputs, TrainSettings(**chosen), work)
     for each, (name, others) in product(
         minutes.split(","), parse_variants(variants).items()
     ):

@@ -31,8 +31,9 @@ from transformers import (
 
 from vllm_propd.corpus import library_files, read_text
 from vllm_propd.fast_dtype import fast_dtype
-from vllm_propd.training.run import Inputs, train_heads
+from vllm_propd.training.run import train_heads
 from vllm_propd.training.settings import TrainSettings
+from vllm_propd.training.text import Inputs
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

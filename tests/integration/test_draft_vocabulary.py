@@ -1,4 +1,4 @@
-"""Heads that draft some tokens only, and know the token before, in a worker."""
+"""Heads that draft some tokens only, know the token before and the root, in a worker."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from vllm_propd.heads.transition import Transition
 TOKENS, RANK = torch.arange(0, 2048, 3), 8
 
 
-def heads_in(folder: Path, transition: bool) -> Path:
-    """The demo's heads with a third of the vocabulary, and perhaps a random term."""
+def heads_in(folder: Path, *terms: str) -> Path:
+    """The demo's heads with a third of the vocabulary, and perhaps random terms."""
     tensors = dict(load_heads(MODEL / "propd").tensors) | {"token_map": TOKENS}
-    if transition:
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    if "root" in terms:
+        hidden = tensors["blocks.0.layers.0.weight"].shape[-1]
+        weights = torch.randn(4, hidden, hidden) / hidden**0.5
+        tensors |= {f"roots.{k}.weight": weight for k, weight in enumerate(weights)}
+    if "transition" in terms:
         tensors |= {name: torch.randn(len(TOKENS), RANK) for name in (BEFORE, AFTER)}
     save_heads(folder, tensors, {}, 2048, torch.float32)
     return folder
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["map", "map and transition"])
+@pytest.fixture(
+    scope="module", params=[(), ("transition",), ("root", "transition")], ids=str
+)
 def heads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return heads_in(tmp_path_factory.mktemp("heads"), request.param)
+    return heads_in(tmp_path_factory.mktemp("heads"), *request.param)
 
 
 def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
@@ -49,7 +55,8 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
         roots = np.array([0, 1, 3, 2046, 6])  # of these, 1 cannot be drafted
         found = drafter.candidates(hidden, roots)
         with torch.inference_mode():
-            states = drafter.heads(hidden)
+            embedded = runner.model.embed_input_ids(torch.from_numpy(roots))
+            states = drafter.heads(hidden, embedded)
             logits = runner.model.compute_logits(states.flatten(0, 1))
     some = logits.view(drafter.num_heads, 5, -1)[..., TOKENS].float()
     if checkpoint.transition_rank:
@@ -73,7 +80,7 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
 
 @pytest.mark.alone
 def test_ranks_agree(tmp_path: Path, ties: Ties, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = heads_in(tmp_path, transition=True)
+    heads = heads_in(tmp_path, "root", "transition")
     prompts = mixed_prompts(6, seed=62)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with engine(tensor_parallel_size=2) as llm:

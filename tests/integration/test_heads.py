@@ -15,7 +15,7 @@ from vllm.distributed import (
 
 from vllm_propd.engine.step.served_heads import ServedHeads
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
-from vllm_propd.heads.medusa import MedusaHeads
+from vllm_propd.heads.medusa import MedusaHeads, root_input
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 HEADS, HIDDEN, TOKENS = 3, 64, 5
@@ -36,13 +36,18 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_states_are_the_references(layers: int, bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("root", [False, True], ids=["blind", "root"])
+def test_states_are_the_references(
+    root: bool, layers: int, bias: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    reference = MedusaHeads(HEADS, layers, HIDDEN, bias)
+    reference = MedusaHeads(HEADS, layers, HIDDEN, bias, root)
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     checkpoint = HeadsCheckpoint(Path(), reference.tensors())
     hidden = torch.randn(TOKENS, HIDDEN).to(dtype)
     with torch.inference_mode():
-        states = ServedHeads(checkpoint, dtype, "cpu")(hidden)
-        torch.testing.assert_close(states, reference.to(dtype)(hidden))
+        roots = 5 * torch.randn(TOKENS, HIDDEN).to(dtype) if root else None
+        states = ServedHeads(checkpoint, dtype, "cpu")(hidden, roots)
+        read = None if roots is None else root_input(roots).to(dtype)
+        torch.testing.assert_close(states, reference.to(dtype)(hidden, read))

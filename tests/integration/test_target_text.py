@@ -1,5 +1,6 @@
 """Writing by the target: in the type that is fast, and a KV cache that holds who writes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import MODEL, prompts_of
 from vllm_propd.engine import target_text
 from vllm_propd.engine.target_text import BLOCK, MOST_SEQUENCES, TargetWriter, _options
 from vllm_propd.fast_dtype import fast_dtype
+from vllm_propd.training.data.writing import answers
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -55,3 +57,28 @@ def test_texts_are_written_in_order_until_there_are_enough(
     # What was begun is written to its end.
     assert [one.place for one in some] == list(range(4))
     assert len({tuple(one.ids) for one in asked}) > 1
+
+
+def test_answers_of_a_killed_run_are_not_written_again(tmp_path: Path) -> None:
+    prompts = [one["prompt_token_ids"] for one in prompts_of([4, 9, 12] * 3, seed=4)]
+    file = tmp_path / "answers.jsonl"
+    with TargetWriter(str(MODEL), 64) as writer:
+        whole = answers(writer, prompts, file, "all", most_each=9)
+        lines = file.read_text().splitlines(keepends=True)
+        assert len(lines) == len(prompts) and whole[0] == prompts
+        # Killed after five, in the middle of the sixth.
+        file.write_text("".join(lines[:5]) + lines[5][:7])
+        written: list[int] = []
+        write = writer.write
+
+        def counted(some: list[list[int]], *more: object, **named: object) -> object:
+            written.append(len(some))
+            return write(some, *more, **named)  # type: ignore[arg-type]
+
+        writer.write = counted  # type: ignore[assignment, method-assign]
+        assert answers(writer, prompts, file, "rest", most_each=9) == whole
+        assert answers(writer, prompts, file, "none", most_each=9) == whole
+        file.write_text("".join(lines[:5]))
+        assert len(answers(writer, prompts, file, "some", 9, 9)[0]) == 5
+    assert written == [4]
+    assert len(file.read_text().splitlines()) == 5

@@ -200,7 +200,7 @@ def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) 
         (model, good, out, "--minutes", "1", "--steps", "5"): "--minutes and --steps",
         (model, good, out, "--batch-size", "6", "--accumulate", "4"): "not a multiple",
         (model, good, out, "--labels", "soft"): "--labels",
-        (model, good, out, "--resume"): "no checkpoint",
+        (model, good, out, "--resume"): "no unfinished",
     }
     for (target, source, folder, *more), expected in cases.items():
         given = ["--data", source] if source else []

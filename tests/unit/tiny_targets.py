@@ -48,6 +48,7 @@ def settings(**options: Any) -> TrainSettings:
         "num_heads": 3,
         "num_layers": 1,
         "transition_rank": 0,
+        "knows_root": False,
         "early_layers": (1, 2),
         "steps": 8,
         "batch_size": 4,

@@ -40,6 +40,15 @@ def train(
     distill_tokens: Annotated[
         int, typer.Option(min=1, help="How much it writes.")
     ] = 1_000_000,
+    own_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of questions that the model asks itself, beside those in --data. "
+            "Default: none with --data, all without.",
+        ),
+    ] = None,
     num_workers: Annotated[
         int, typer.Option(min=1, help="Workers; more than one by Ray Train.")
     ] = 1,
@@ -52,9 +61,16 @@ def train(
 ) -> None:
     """Train Medusa heads and early heads on a frozen target."""
     quiet_engines()
-    from vllm_propd.training.run import Inputs, train_heads
+    from vllm_propd.training.run import train_heads
+    from vllm_propd.training.text import Inputs
 
     inputs = Inputs(
-        model, data or [], held_out or [], most_tokens, self_distill, distill_tokens
+        model,
+        data or [],
+        held_out or [],
+        most_tokens,
+        self_distill,
+        distill_tokens,
+        own_share,
     )
     train_heads(inputs, out, settings, num_workers, resume, for_vllm)

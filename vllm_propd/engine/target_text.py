@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +23,9 @@ MOST_SEQUENCES = 128
 
 AHEAD = 2 * MOST_SEQUENCES
 """Requests that the engine has at a time, those that wait included."""
+
+TOP_P = 0.9
+"""Of sampled texts: what small models put beyond is no language."""
 
 CACHE_SHARE = 0.4
 """The share of free memory for the KV cache on a CPU; the target comes beside it."""
@@ -95,6 +98,7 @@ class TargetWriter:
         most_each: int | None = None,
         most_tokens: int | None = None,
         temperature: float = 0.0,
+        on_text: Callable[[Written], None] = lambda text: None,
     ) -> list[Written]:
         """Writes on from prompts, in their order, until there is enough.
 
@@ -103,7 +107,8 @@ class TargetWriter:
             description: title of the progress bar.
             most_each: new tokens of each; by default as many as ``longest`` allows.
             most_tokens: new tokens after which no other text is begun.
-            temperature: 0: greedy.
+            temperature: 0: greedy; else of the likeliest tokens, ``TOP_P`` of all.
+            on_text: called with each text when it has ended.
 
         Returns:
             What was written, in the order of the prompts.
@@ -120,6 +125,7 @@ class TargetWriter:
                 while waiting < len(prompts) and len(texts) < AHEAD and not enough:
                     params = SamplingParams(
                         temperature=temperature,
+                        top_p=TOP_P if temperature else 1.0,
                         max_tokens=self._room(prompts[waiting], most_each),
                         detokenize=False,
                         output_kind=RequestOutputKind.DELTA,
@@ -137,6 +143,7 @@ class TargetWriter:
                         place = int(output.request_id)
                         ended = new.finish_reason == "stop"
                         found.append(Written(place, texts.pop(output.request_id), ended))
+                        on_text(found[-1])
                         if most_tokens is None:
                             total -= self._room(prompts[place], most_each) - len(text)
                 bar.update(task, completed=min(tokens, total), total=total)

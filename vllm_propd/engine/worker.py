@@ -102,8 +102,8 @@ class ProPDWorker(WorkerBase):
 
         Both rise. It is empty where node values are not learned from what heads say.
         """
-        estimator = self.model_runner.drafter.estimator
-        if not isinstance(estimator, Reliability):
+        prices = self.model_runner.drafter.prices
+        if prices is None or not isinstance(estimator := prices.taught, Reliability):
             return []
         curves: list[list[tuple[float, float]]]
         curves = np.exp(np.stack(estimator.curve(), -1)).tolist()

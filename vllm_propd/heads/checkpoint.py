@@ -5,8 +5,9 @@
 2. vLLM: ``model.safetensors`` with ``blocks.{head}.layers.{layer}.weight|bias`` and
    ``lm_heads.{head}.weight``, maybe prefixed ``medusa_heads.``, maybe a ``token_map``.
    Ours are these without ``lm_heads``: the target's output layer serves all heads, or with
-   a ``token_map`` those of its rows. ``transition.before|after`` make heads know the token
-   before (``heads.transition``).
+   a ``token_map`` those of its rows. ``roots.{head}.weight`` read the root's embedding
+   (``heads.medusa``); by ``transition.before|after`` heads know the token before
+   (``heads.transition``).
 
 Each head has an output layer, or none has. One for all is ``lm_head.weight``, or with
 ``"original_lm_head": true`` in ``config.json`` ``lm_heads.0.weight``.
@@ -43,6 +44,7 @@ BEFORE, AFTER = "transition.before", "transition.after"
 _PREFIX = re.compile(r"^medusa_heads?\.")
 _BLOCK = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
 _OUTPUT = re.compile(r"lm_heads\.(\d+)\.weight")
+_ROOT = re.compile(r"roots\.(\d+)\.weight")
 _FASTER_BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
 _FASTER_OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")
 _BACKBONE = re.compile(r"(model\.)?(layers|embed_tokens|norm)\.|transformer\.|lm_head\.")
@@ -76,12 +78,13 @@ class HeadsCheckpoint:
     Attributes:
         tensors: ``blocks.*`` ``[hidden, hidden]`` or ``[hidden]``, ``lm_heads.*``
             ``[vocabulary, hidden]``, ``token_map`` ``[vocabulary]`` (rows of the output
-            layers that it does not name are dropped), ``transition.*`` ``[vocabulary,
-            rank]``.
+            layers that it does not name are dropped), ``roots.*`` ``[hidden, hidden]``,
+            ``transition.*`` ``[vocabulary, rank]``.
         num_heads, num_layers, hidden_size, has_bias: as the tensors say.
         num_outputs: own output layers: 0 (the target's serves), 1 (shared) or one a head.
         output_size: tokens that the own output layers, or the token map, know; 0 where
             that is all of the target's.
+        knows_root: whether heads read the root's embedding.
         transition_rank: columns of the transition's tables; 0 without any.
         logit_scale: factor of the own output layers' logits.
         shared_output: whether an own output layer serves all heads.
@@ -95,6 +98,7 @@ class HeadsCheckpoint:
     has_bias: bool = field(init=False)
     num_outputs: int = field(init=False)
     output_size: int = field(init=False)
+    knows_root: bool = field(init=False)
     transition_rank: int = field(init=False)
     logit_scale: float = 1.0
     shared_output: bool = False
@@ -122,6 +126,7 @@ class HeadsCheckpoint:
         self.num_outputs, self.output_size = (own, sizes[0]) if sizes else (0, 0)
         if not sizes and "token_map" in self.tensors:
             self.output_size = len(self.tensors["token_map"])
+        self.knows_root = any(map(_ROOT.fullmatch, self.tensors))
         table = self.tensors.get(BEFORE)
         self.transition_rank = 0 if table is None else table.shape[-1]
         self._check_tensors()
@@ -155,6 +160,8 @@ class HeadsCheckpoint:
                 shapes[f"blocks.{head}.layers.{layer}.weight"] = (size, size)
                 if self.has_bias:
                     shapes[f"blocks.{head}.layers.{layer}.bias"] = (size,)
+            if self.knows_root:
+                shapes[f"roots.{head}.weight"] = (size, size)
         for head in range(self.num_outputs):
             shapes[f"lm_heads.{head}.weight"] = (self.output_size, size)
         if "token_map" in self.tensors:
@@ -184,6 +191,10 @@ class HeadsCheckpoint:
     def block(self, head: int, layer: int, kind: str) -> torch.Tensor:
         """Returns a block's ``weight`` ``[hidden, hidden]`` or ``bias`` ``[hidden]``."""
         return self.tensors[f"blocks.{head}.layers.{layer}.{kind}"]
+
+    def root(self, head: int) -> torch.Tensor:
+        """Returns what a head reads the root's embedding with, ``[hidden, hidden]``."""
+        return self.tensors[f"roots.{head}.weight"]
 
     def config(self, vocab_size: int) -> dict[str, object]:
         """Returns the heads' ``config.json``, as vLLM's own ``medusa`` reads it."""
@@ -306,7 +317,7 @@ def save_heads(
         folder: made if it is not there.
         tensors: ``blocks.*``, as ``MedusaHeads.tensors`` gives them; ``lm_heads.*`` where
             each head has an output layer of its own, else the target's serves; maybe
-            ``token_map`` and ``transition.*``.
+            ``roots.*``, ``token_map`` and ``transition.*``.
         early: ``early.{layer}.*``, may be empty.
         vocab_size: the target's.
         dtype: dtype of the stored tensors.

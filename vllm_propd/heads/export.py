@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads
+from vllm_propd.heads.checkpoint import load_heads
 
 SHARED_OUTPUT = "lm_heads.0.weight"
 """The tensor that vLLM takes for all heads' output layer (``original_lm_head``)."""
@@ -18,8 +18,8 @@ def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
     """Writes a folder for ``{"method": "medusa", "model": folder}``.
 
     vLLM's heads do not share the target's output layer in memory, so it is written
-    along where ours have none of their own. They do not know the token before: where ours
-    do, they are worse than ours.
+    along where ours have none of their own. They know neither the root nor the token
+    before: where ours do, they are worse than ours.
 
     Args:
         heads: folder of ProPD heads.
@@ -33,7 +33,7 @@ def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
     tensors = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if name not in (BEFORE, AFTER)
+        if not name.startswith(("roots.", "transition."))
     }
     if not checkpoint.num_outputs:
         rows = output.detach().to("cpu", checkpoint.block(0, 0, "weight").dtype)

@@ -154,7 +154,8 @@ def top_accuracy(
     hits = torch.zeros(trainee.medusa.num_heads, 3, device=ids.device)
     best = states.best[..., 0].long()
     for row in range(len(ids)):  # all logits together would be large
-        drafts = trainee.draft_logits(states.last[row : row + 1], trainee.tokens)
+        one = slice(row, row + 1)
+        drafts = trainee.draft_logits(states.last[one], ids[one], trainee.tokens)
         for k, logits in enumerate(drafts[:, 0], 1):
             counts = learn[row, :-k] & learn[row, k:]
             before, truth = ids[row, k:][counts], best[row, k:][counts]

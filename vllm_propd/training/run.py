@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
-from transformers import AutoConfig, AutoTokenizer
 
 from vllm_propd.heads.calibration import Calibration
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
-from vllm_propd.training.data.batches import (
-    check_enough,
-    load_data,
-    prepare,
-    save_written,
-)
-from vllm_propd.training.data.documents import DataError
-from vllm_propd.training.data.writing import TOKENS_PER_ANSWER, answers, own_questions
+from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.measure import calibrate, top_accuracy
@@ -32,45 +23,23 @@ from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.checkpoint import Progress
 from vllm_propd.training.model.states import States
 from vllm_propd.training.model.target import heads_dtype, load_trainee
-from vllm_propd.training.model.trainee import Trainee, check_early_layers
+from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.report import plot, show
 from vllm_propd.training.settings import TrainSettings
+from vllm_propd.training.text import (
+    CONTINUATIONS,
+    INPUTS,
+    MEASURED,
+    Inputs,
+    training_data,
+    write_inputs,
+)
 from vllm_propd.training.workers import train_on_ray
 
 WORK = "training"
 """The folder below the output for what only training needs; it is removed at its end."""
 
-INPUTS, CONTINUATIONS = "inputs.json", "continuations.json"
-MEASURED, SPOKEN = "measured", ("prompts", "texts")
-MEASURED_PROMPTS, NEW_TOKENS = 64, 128
 SECONDS_BETWEEN_MEASUREMENTS = 20.0
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What to train on.
-
-    Attributes:
-        model: Hugging Face folder or name of the target.
-        data: files or folders: text, JSON rows, Parquet; none, with ``self_distill``: the
-            target asks itself.
-        held_out: files or folders to measure with; none: a share of ``data``.
-        most_tokens: the most tokens of ``data``; what is beyond is not read.
-        self_distill: train on what the target writes itself, greedily, on prompts from
-            ``data``.
-        distill_tokens: about how many tokens the target writes for that.
-    """
-
-    model: str
-    data: list[Path] = field(default_factory=list)
-    held_out: list[Path] = field(default_factory=list)
-    most_tokens: int = 100_000_000
-    self_distill: bool = False
-    distill_tokens: int = 1_000_000
-
-    def dump(self) -> str:
-        """Returns the inputs as JSON, to be compared with a resumed run's."""
-        return json.dumps(vars(self), default=str, indent=1)
 
 
 def train_heads(
@@ -97,18 +66,15 @@ def train_heads(
     """
     console, work = Console(), out / WORK
     _check_out(out, work, resume)
-    if resume:
-        _check_same_inputs(work, inputs)
-    else:
-        write_inputs(inputs, settings, work)
+    write_inputs(inputs, settings, work)
     data = training_data(inputs)
+    begun = (work / checkpoint.FILE).exists()
     if num_workers > 1:
-        train_on_ray(inputs.model, work, data, settings, num_workers, resume)
+        train_on_ray(inputs.model, work, data, settings, num_workers, begun)
+        begun = True  # the workers' heads are in their last checkpoint
     tokens = load_data(work, data)
     trainee = load_trainee(inputs.model, settings, tokens)
-    # The workers' heads are in their last checkpoint.
-    resume |= num_workers > 1
-    loop = Loop(trainee, tokens, settings, work, resume)
+    loop = Loop(trainee, tokens, settings, work, begun)
     if num_workers == 1:
         run_with_bar(loop, work)
     calibration = save_trained(trainee, inputs.model, work, out, for_vllm)
@@ -158,16 +124,11 @@ def save_trained(
     return calibration
 
 
-def training_data(inputs: Inputs) -> str:
-    """Returns the name of the data in a work folder that heads are trained on."""
-    return "distilled" if inputs.self_distill else "train"
-
-
 def _check_out(out: Path, work: Path, resume: bool) -> None:
     """Refuses an output that cannot be written, or that would replace unfinished work."""
-    unfinished = (work / checkpoint.FILE).exists()
+    unfinished = (work / INPUTS).exists()
     if resume and not unfinished:
-        raise ValueError(f"--resume: {work} holds no checkpoint of an unfinished training")
+        raise ValueError(f"--resume: {work} holds no unfinished training")
     if unfinished and not resume:
         raise ValueError(
             f"--out {out} holds an unfinished training: go on with --resume, or remove "
@@ -182,79 +143,6 @@ def _check_out(out: Path, work: Path, resume: bool) -> None:
         raise OSError(
             f"--out {out} cannot be written: {error.strerror or error}"
         ) from error
-
-
-def _check_same_inputs(work: Path, inputs: Inputs) -> None:
-    then, now = json.loads((work / INPUTS).read_text()), json.loads(inputs.dump())
-    if changed := [key for key in now if then.get(key) != now[key]]:
-        what = ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in changed)
-        raise ValueError(f"--resume: the training began with other inputs ({what})")
-
-
-def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
-    """Reads the data, and lets the target write what it is trained and measured on.
-
-    Args:
-        inputs: target and data.
-        settings: how long sequences are, and the seed.
-        work: folder of all that; what it holds of an earlier run is removed.
-
-    Raises:
-        ValueError: data or model are impossible (DataError for the data).
-    """
-    from vllm_propd.engine.target_text import TargetWriter, check_trainable
-
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    check_trainable(inputs.model)
-    config = AutoConfig.from_pretrained(inputs.model).get_text_config()
-    check_early_layers(settings.early_layers, config.num_hidden_layers)
-    tokenizer = AutoTokenizer.from_pretrained(inputs.model)
-    length, longest = settings.length, settings.length * 3 // 4
-    asked: list[list[int]] = []
-    prompts: list[list[int]] = []
-    if not inputs.data and not inputs.self_distill:
-        raise DataError(
-            "no --data: give files to train on, or --self-distill: the model asks itself"
-        )
-    if inputs.data or inputs.held_out:
-        train, held_out = prepare(
-            inputs.data or inputs.held_out,
-            inputs.held_out,
-            tokenizer,
-            config.vocab_size,
-            work,
-            inputs.most_tokens,
-            prompts_do=inputs.self_distill,
-        )
-        if not inputs.self_distill:
-            check_enough(train, length, "to train on")
-        prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
-        if inputs.self_distill and inputs.data:
-            # About as many windows as it takes: their mean length is half of the longest.
-            count = len(train.chats) or inputs.distill_tokens // (length - longest // 2)
-            asked = train.prompts(max(1, count), longest, settings.seed)
-    with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
-        if not inputs.data:
-            count = MEASURED_PROMPTS + inputs.distill_tokens // TOKENS_PER_ANSWER
-            asked = own_questions(it, tokenizer, count)
-            if not prompts:
-                prompts, asked = split(asked, MEASURED_PROMPTS)
-        spoken = answers(it, prompts, "held-out text", NEW_TOKENS)
-        if inputs.self_distill:
-            written = answers(it, asked, "training text", None, inputs.distill_tokens)
-            distilled = save_written(work, "distilled", *written)
-            check_enough(distilled, length, "that the target wrote")
-    measured = save_written(work, MEASURED, *spoken)
-    check_enough(measured, length, "that the target wrote to measure with")
-    (work / CONTINUATIONS).write_text(json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
-    (work / INPUTS).write_text(inputs.dump())
-
-
-def split(rows: list[list[int]], most: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Splits rows into at most ``most``, and at most half of them, and the rest."""
-    cut = min(most, len(rows) // 2)
-    return rows[:cut], rows[cut:]
 
 
 def _measure(trainee: Trainee, work: Path) -> Calibration:

@@ -27,6 +27,11 @@ class TrainSettings(BaseModel):
         description="Tokens that Medusa heads may draft, the most frequent ones in the "
         "training text: fewer make heads cheaper to ask (FR-Spec); 0: all.",
     )
+    knows_root: bool = Field(
+        True,
+        description="Heads read the embedding of the root, the target's last token, which "
+        "is known when they are asked; Medusa's do not.",
+    )
     transition_rank: int = Field(
         64,
         ge=0,

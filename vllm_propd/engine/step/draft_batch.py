@@ -6,10 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from vllm import SamplingParams
+from vllm.sampling_params import SamplingType
 
 from vllm_propd.core.drafting.lookup import TokenMatrix
 from vllm_propd.core.sizing.protocol import StepLoad
-from vllm_propd.core.tree import Ints
+from vllm_propd.core.tree import Bools, Ints
 from vllm_propd.engine.step.grammar import needs_chain
 from vllm_propd.engine.step.tree_step import TreeStep
 
@@ -65,9 +67,37 @@ class DraftBatch:
         return last
 
     @cached_property
+    def _params(self) -> list[SamplingParams]:
+        return [self._runner.requests[i].sampling_params for i in self.ids]
+
+    @cached_property
+    def sampled(self) -> Bools:
+        """``[sequences]`` bool whether a request samples; else it is greedy."""
+        kinds = (one.sampling_type for one in self._params)
+        return np.array([kind is not SamplingType.GREEDY for kind in kinds], bool)
+
+    @cached_property
+    def steered(self) -> Bools:
+        """``[sequences]`` bool whether more than the target decides what a request says."""
+        return np.array([is_steered(one) for one in self._params], bool)
+
+    @cached_property
     def chain(self) -> np.ndarray:
         """``[sequences]`` bool whether the draft must be a single branch."""
         return np.array([needs_chain(self._runner, i) for i in self.ids])
+
+
+def is_steered(params: SamplingParams) -> bool:
+    """Whether penalties, bans, biases or a grammar change the target's choice."""
+    return bool(
+        params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1.0
+        or params.logit_bias
+        or params.allowed_token_ids
+        or params.bad_words
+        or params.structured_outputs
+    )
 
 
 def goes_on(runner: Any, index: int) -> bool:

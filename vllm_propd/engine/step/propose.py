@@ -19,7 +19,8 @@ from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.growth import grow_from
 from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, paths
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
-from vllm_propd.core.drafting.reliability import Estimator, RankAccuracy, Reliability, hits
+from vllm_propd.core.drafting.prices import Prices
+from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
@@ -74,9 +75,10 @@ class MedusaTreeProposer:
         self.target = target
         self.vocabulary = DraftVocabulary(checkpoint, self.model_config, target, device)
         logger.info(
-            "Loaded %d Medusa heads (%d residual block(s) each, %s)",
+            "Loaded %d Medusa heads (%d residual block(s) each%s, %s)",
             checkpoint.num_heads,
             checkpoint.num_layers,
+            ", which read the root" if checkpoint.knows_root else "",
             self.vocabulary,
         )
         self._learn_anew(folder)
@@ -85,13 +87,13 @@ class MedusaTreeProposer:
         """Sets up what values nodes, from what training has measured, if anything."""
         config = self.config
         self.learns, self.trusted = config.sizing == "dynamic", False
-        self.estimator: Estimator | None = None
+        self.prices: Prices | None = None
         self._pending = PendingCandidates()
         self._lookups = Lookups() if config.looks_up else None
         if folder is None:
             return
         if self.learns:
-            self.estimator = Reliability(self.num_heads)
+            self.prices = Prices(lambda: Reliability(self.num_heads))
         calibration = calibration_for(config, folder, self.num_heads)
         nodes = config.num_speculative_tokens
         if calibration is None:
@@ -99,7 +101,8 @@ class MedusaTreeProposer:
             return
         self.trusted = calibration.expected_tokens(nodes) >= PROMISING
         if config.node_values == "rank_accuracy":
-            self.estimator = RankAccuracy(np.exp(calibration.rank_values(config.ranks)))
+            known = np.exp(calibration.rank_values(config.ranks))
+            self.prices = Prices(lambda: RankAccuracy(known))
         if config.tree == "best_first":
             logger.info(
                 "Calibration: trees of %d nodes gave %.2f tokens per step on held-out text",
@@ -135,18 +138,21 @@ class MedusaTreeProposer:
             roots: ``[sequences]`` int64, these last tokens; None: any, to see what it
                 takes.
         """
-        known = None
-        if self.vocabulary.knows_before:
+        known, embedded = None, None
+        if self.heads.knows_root or self.vocabulary.knows_before:
             if roots is None:
                 roots = np.zeros(len(hidden_states), np.int64)
             known = to_device({"roots": roots}, hidden_states.device)["roots"]
+        if self.heads.knows_root:
+            embedded = self.target.embed_input_ids(known)
         # In parts: logits of many sequences are gigabytes.
         sequences = max(1, ROWS_AT_ONCE // self.num_heads)
         parts = []
         for first in range(0, len(hidden_states), sequences):
             some = slice(first, first + sequences)
             last = None if known is None else known[some]
-            states = self.heads(hidden_states[some])
+            roots_of = None if embedded is None else embedded[some]
+            states = self.heads(hidden_states[some], roots_of)
             parts.append(self.vocabulary.best(states, last, self.config.ranks))
         # All are on their way before the first is waited for.
         waiting = [to_host(torch.cat(tensors)) for tensors in zip(*parts, strict=True)]
@@ -186,10 +192,10 @@ class MedusaTreeProposer:
             found: what ``look_up`` has just returned.
         """
         candidates = self.candidates(hidden_states, texts.roots)
-        if self.estimator is not None:
+        if self.prices is not None:
             if self.learns:
-                self._learn(self.estimator, texts, candidates)
-            values = self.estimator.values(candidates.log_probs)
+                self._learn(self.prices, texts, candidates)
+            values = self.prices.values(texts.sampled, candidates.log_probs)
             candidates = candidates.valued(values)
         looked_up = None
         if found is not None:
@@ -203,15 +209,17 @@ class MedusaTreeProposer:
                 trees[row] = branch
         return trees
 
-    def _learn(
-        self, estimator: Estimator, texts: DraftBatch, candidates: Candidates
-    ) -> None:
-        both = list(zip(texts.ids, texts.outputs, strict=True))
-        if (graded := self._pending.take(both)) is not None:
-            right = hits(graded.tokens, graded.truth)
-            estimator.observe(right, graded.log_probs)
-        for row, (request_id, text) in enumerate(both):
-            self._pending.add(request_id, len(text), candidates.one(row))
+    def _learn(self, prices: Prices, texts: DraftBatch, candidates: Candidates) -> None:
+        # What penalties, bans and grammars do to a text says nothing of the heads.
+        teach = ~texts.steered
+        for sampled in (False, True):
+            rows = np.flatnonzero(teach & (texts.sampled == sampled)).tolist()
+            both = [(texts.ids[row], texts.outputs[row]) for row in rows]
+            if (graded := self._pending.take(both)) is not None:
+                right = hits(graded.tokens, graded.truth)
+                prices.observe(sampled, right, graded.log_probs)
+            for row, (request_id, text) in zip(rows, both, strict=True):
+                self._pending.add(request_id, len(text), candidates.one(row))
 
     def forget(self, request_id: str) -> None:
         """Drops the candidates of a request that has ended."""

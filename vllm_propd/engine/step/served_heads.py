@@ -20,6 +20,7 @@ from vllm.distributed import (
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
+from vllm_propd.heads.medusa import root_input
 
 
 class ServedHeads:
@@ -28,10 +29,13 @@ class ServedHeads:
     Args:
         checkpoint: the heads.
         dtype, device: the target's dtype and device.
+
+    Attributes:
+        knows_root: whether heads read the root's embedding.
     """
 
     def __init__(self, checkpoint: HeadsCheckpoint, dtype: torch.dtype, device: Any):
-        self.num_heads = checkpoint.num_heads
+        self.num_heads, self.knows_root = checkpoint.num_heads, checkpoint.knows_root
         names = ("weight", "bias") if checkpoint.has_bias else ("weight",)
 
         def linear(layer: int, *heads: int) -> ReplicatedLinear:
@@ -43,18 +47,36 @@ class ServedHeads:
             return _linear(dtype, device, *tensors)
 
         heads = range(self.num_heads)
-        # All heads begin with the same state: one product.
-        self._first = linear(0, *heads)
+        # What all heads read is read by all of them in one product: the root's embedding,
+        # or else the state that they begin with.
+        if self.knows_root:
+            roots = torch.cat([checkpoint.root(head) for head in heads])
+            self._first = _linear(dtype, device, roots)
+        else:
+            self._first = linear(0, *heads)
         self._later = [
             [linear(layer, head) for head in heads]
-            for layer in range(1, checkpoint.num_layers)
+            for layer in range(0 if self.knows_root else 1, checkpoint.num_layers)
         ]
 
-    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Turns ``[tokens, hidden]`` states into ``[heads, tokens, hidden]``."""
-        update = self._first(hidden_states)
-        update = update.view(len(hidden_states), self.num_heads, -1).transpose(0, 1)
-        states = hidden_states + nn.functional.silu(update)
+    def __call__(
+        self, hidden_states: torch.Tensor, roots: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Turns ``[tokens, hidden]`` states into ``[heads, tokens, hidden]``.
+
+        Args:
+            hidden_states: ``[tokens, hidden]``.
+            roots: ``[tokens, hidden]``, the target's embeddings of the tokens after them;
+                needed by heads that know the root.
+        """
+        given = hidden_states
+        if self.knows_root:
+            assert roots is not None
+            given = root_input(roots).to(hidden_states.dtype)
+        first = self._first(given).view(len(given), self.num_heads, -1).transpose(0, 1)
+        if not self.knows_root:
+            first = nn.functional.silu(first)
+        states = hidden_states + first
         for blocks in self._later:
             pairs = zip(blocks, states, strict=True)
             update = torch.stack([block(state) for block, state in pairs])

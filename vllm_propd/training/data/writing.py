@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -10,13 +12,28 @@ from vllm_propd.chats import ChatError, opening, render
 from vllm_propd.training.data.documents import DataError
 
 if TYPE_CHECKING:
-    from vllm_propd.engine.target_text import TargetWriter
+    from vllm_propd.engine.target_text import TargetWriter, Written
 
 TOKENS_PER_ANSWER = 200
 """Fewer than a chat model's answers have: so many questions are enough."""
 
 QUESTION_SHARE = 0.5
 """Of a sequence's tokens, the most that a question takes."""
+
+STARTS = (
+    "What is", "Who was", "When did", "Where is", "Why do", "How do I", "How many",
+    "Explain", "Describe", "Compare", "List five", "Give me a recipe for",
+    "Give me advice on", "Plan a trip to", "Write a short story about", "Write a poem",
+    "Write an email to", "Write a blog post about", "Pretend to be", "Imagine you are",
+    "Write a Python function that", "Write a program in", "What does this code do?\n\n",
+    "Summarize:", "Summarize the following article:\n\n", "Translate German to English:",
+    "Translate the following sentence to Spanish:", "Read the text and answer:\n\n",
+    "Here are some documents:\n\n", "Extract all names from this text:", "Classify",
+    "Rewrite this sentence:", "Correct the grammar:", "Is it true that", "A farmer has",
+    "A shop sells", "If a train", "Solve", "In the year", "The following is an article",
+)  # fmt: skip
+"""How people begin with the tasks that they give to chat models. A small model asks much
+the same when it begins freely, which it does half of the time."""
 
 Ids = list[list[int]]
 
@@ -39,20 +56,22 @@ def own_questions(
         DataError: the model has no chat template, or asks nothing.
     """
     try:
-        start = tokenizer(opening(tokenizer), add_special_tokens=False)["input_ids"]
+        begun = opening(tokenizer)
     except ChatError as error:
         raise DataError(f"--self-distill without --data: {error}") from error
-    if not start:
+    starts = [STARTS[i // 2 % len(STARTS)] if i % 2 else "" for i in range(count)]
+    prompts = tokenizer([begun + one for one in starts], add_special_tokens=False)
+    if not all(prompts["input_ids"]):
         raise DataError(
             "--self-distill without --data: nothing in the model's chat template says "
             "where a question begins; give --data with questions"
         )
-    most = int(QUESTION_SHARE * writer.longest) - len(start)
-    asked = writer.write([start] * count, "own questions", most, temperature=1.0)
+    most = int(QUESTION_SHARE * writer.longest)
+    asked = writer.write(prompts["input_ids"], "own questions", most, temperature=1.0)
     texts = [
-        tokenizer.decode(one.ids, skip_special_tokens=True).strip()
+        (starts[one.place] + tokenizer.decode(one.ids, skip_special_tokens=True)).strip()
         for one in asked
-        if one.ended
+        if one.ended and len(one.ids) > 1
     ]
     chats = [
         render([{"role": "user", "content": text}], tokenizer, asks=True)
@@ -71,14 +90,55 @@ def own_questions(
 def answers(
     writer: TargetWriter,
     prompts: Ids,
+    file: Path,
     description: str,
     most_each: int | None = None,
     most_tokens: int | None = None,
 ) -> tuple[Ids, Ids]:
     """Lets the target answer, greedily.
 
+    Args:
+        writer: the target.
+        prompts: token ids.
+        file: every answer is kept there when it has ended, a JSON line each; those that are
+            there already, of a killed run, are not written again.
+        description: title of the progress bar.
+        most_each: new tokens of each.
+        most_tokens: new tokens after which no other answer is begun.
+
     Returns:
         Token ids of those prompts that it came to, and of what it wrote after each.
     """
-    found = writer.write(prompts, description, most_each, most_tokens)
-    return [prompts[one.place] for one in found], [one.ids for one in found]
+    found = _kept(file)
+    left = [place for place in range(len(prompts)) if place not in found]
+    if most_tokens is not None:
+        most_tokens -= sum(map(len, found.values()))
+    with file.open("w") as opened:
+
+        def keep(place: int, ids: list[int]) -> None:
+            found[place] = ids
+            opened.write(json.dumps([place, ids]) + "\n")
+            opened.flush()
+
+        def on_text(text: Written) -> None:
+            keep(left[text.place], text.ids)
+
+        for place, ids in list(found.items()):
+            keep(place, ids)
+        if left and (most_tokens is None or most_tokens > 0):
+            some = [prompts[place] for place in left]
+            writer.write(some, description, most_each, most_tokens, on_text=on_text)
+    places = sorted(found)
+    return [prompts[place] for place in places], [found[place] for place in places]
+
+
+def _kept(file: Path) -> dict[int, list[int]]:
+    """Reads answers; a line that was cut off is none."""
+    found = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            place, ids = json.loads(line)
+        except ValueError:
+            continue
+        found[place] = ids
+    return found

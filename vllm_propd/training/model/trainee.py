@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from vllm_propd.heads.checkpoint import AFTER, BEFORE
 from vllm_propd.heads.early import EarlyHead, norm_eps
-from vllm_propd.heads.medusa import MedusaHeads
+from vllm_propd.heads.medusa import MedusaHeads, root_input
 from vllm_propd.heads.transition import Transition
 from vllm_propd.training.model.losses import (
     HEAD_DECAY,
@@ -30,7 +30,8 @@ class Predictions:
 
     Attributes:
         target: ``[batch, length, vocabulary]``.
-        medusa: ``[heads, batch, length, draft tokens]``, without the transition term.
+        medusa: ``[heads, batch, length, draft tokens]``, without the transition term; the
+            root of a position is the next one's token, the last position's has none.
         early: per layer ``[batch, length, vocabulary]``.
     """
 
@@ -75,7 +76,9 @@ class Trainee(nn.Module):
         self.output = target.get_output_embeddings()
         self._mixed = settings.precision_on(self.device.type) == "bfloat16"
         hidden, vocabulary = config.hidden_size, len(self.output.weight)
-        self.medusa = MedusaHeads(settings.num_heads, settings.num_layers, hidden, True)
+        self.medusa = MedusaHeads(
+            settings.num_heads, settings.num_layers, hidden, True, settings.knows_root
+        )
         self._drafts_all = tokens is None
         if tokens is None:
             tokens = torch.arange(vocabulary)
@@ -144,7 +147,7 @@ class Trainee(nn.Module):
         states = self.states(ids)
         return Predictions(
             self._cap(self.output(states.last)),
-            self.draft_logits(states.last, self.tokens),
+            self.draft_logits(states.last, ids, self.tokens),
             {
                 int(layer): self._early_logits(head, states.early[i], None)
                 for i, (layer, head) in enumerate(self.early.items())
@@ -163,7 +166,7 @@ class Trainee(nn.Module):
             seed: of the random tokens that the loss is computed among.
         """
         labels = self._labels_of(states, learn, seed)
-        drafts = self.draft_logits(states.last, labels.columns)
+        drafts = self.draft_logits(states.last, ids, labels.columns)
         loss = drafts.new_zeros((), dtype=torch.float32)
         places, columns = self.place[ids], self.place[labels.columns]
         for k in range(1, len(drafts) + 1):
@@ -193,9 +196,22 @@ class Trainee(nn.Module):
             torch.Generator().manual_seed(seed),
         )
 
-    def draft_logits(self, last: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Returns the Medusa heads' own logits, ``[heads, rows, length, columns]``."""
-        drafts = self.medusa(last.float().flatten(0, 1))
+    def draft_logits(
+        self, last: torch.Tensor, ids: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the Medusa heads' own logits, ``[heads, rows, length, columns]``.
+
+        Args:
+            last: ``[rows, length, hidden]`` states of the target.
+            ids: ``[rows, length]`` int64 token ids; a position's root is the next one's.
+            columns: ``[columns]`` int64 token ids.
+        """
+        roots = None
+        if self.medusa.roots is not None:
+            with torch.no_grad():
+                embedded = self.target.get_input_embeddings()(ids.roll(-1, 1).flatten())
+                roots = root_input(embedded)
+        drafts = self.medusa(last.float().flatten(0, 1), roots)
         if self.own_output is None:
             logits = self._shared(drafts, columns)
         else:

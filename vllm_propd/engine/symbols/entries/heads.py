@@ -42,6 +42,14 @@ SYMBOLS = (
         "a loader that also calls it for a proposer's",
     ),
     Symbol(
+        "vllm.model_executor.models.interfaces_base:VllmModel.embed_input_ids",
+        "called",
+        "self input_ids",
+        "gives the root's embedding to heads that read it",
+        "all models of vLLM have it; with tensor parallelism, all ranks get the sum",
+        "nothing",
+    ),
+    Symbol(
         "vllm.distributed:tensor_model_parallel_all_gather",
         "called",
         "input_ dim",

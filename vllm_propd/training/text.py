@@ -1,0 +1,204 @@
+"""What heads are trained and measured on: what is read, and what the target writes.
+
+All of it lies in a training's folder. A run that was killed goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from vllm_propd.training.data.batches import check_enough, prepare, save_written
+from vllm_propd.training.data.documents import DataError
+from vllm_propd.training.data.writing import (
+    TOKENS_PER_ANSWER,
+    Ids,
+    answers,
+    own_questions,
+)
+from vllm_propd.training.model.trainee import check_early_layers
+from vllm_propd.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from vllm_propd.engine.target_text import TargetWriter
+
+INPUTS, QUESTIONS, CONTINUATIONS = "inputs.json", "questions.json", "continuations.json"
+TRAINED_ON, MEASURED, SPOKEN = "distilled", "measured", ("prompts", "texts")
+MEASURED_PROMPTS, NEW_TOKENS = 64, 128
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What to train on.
+
+    Attributes:
+        model: Hugging Face folder or name of the target.
+        data: files or folders: text, JSON rows, Parquet; none, with ``self_distill``: the
+            target asks itself.
+        held_out: files or folders to measure with; none: a share of ``data``.
+        most_tokens: the most tokens of ``data``; what is beyond is not read.
+        self_distill: train on what the target writes itself, greedily, on prompts from
+            ``data``.
+        distill_tokens: about how many tokens the target writes for that.
+        own_share: the share of questions that the target asks itself; None: none beside
+            ``data``.
+    """
+
+    model: str
+    data: list[Path] = field(default_factory=list)
+    held_out: list[Path] = field(default_factory=list)
+    most_tokens: int = 100_000_000
+    self_distill: bool = False
+    distill_tokens: int = 1_000_000
+    own_share: float | None = None
+
+    def share_asked(self) -> float:
+        """Returns the share of questions that the target asks itself, 0 to 1."""
+        if self.own_share is None or not self.data:
+            return 0.0 if self.data else 1.0
+        return self.own_share
+
+    def dump(self, settings: TrainSettings) -> str:
+        """Returns what decides the text, as JSON, to be compared with a resumed run's."""
+        decide = {"length": settings.length, "seed": settings.seed}
+        return json.dumps(vars(self) | decide, default=str, indent=1)
+
+
+def training_data(inputs: Inputs) -> str:
+    """Returns the name of the data in a work folder that heads are trained on."""
+    return TRAINED_ON if inputs.self_distill else "train"
+
+
+def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
+    """Reads the data, and lets the target write what it is trained and measured on.
+
+    Args:
+        inputs: target and data.
+        settings: how long sequences are, and the seed.
+        work: the training's folder; where it has all of that already, nothing is done.
+
+    Raises:
+        ValueError: data or model are impossible (DataError for the data), or the folder is
+            of a training with other inputs.
+    """
+    _check_same(work, inputs, settings)
+    if (work / CONTINUATIONS).exists():
+        return
+    try:
+        _write(inputs, settings, work)
+    except ValueError:  # there is nothing to go on with
+        (work / INPUTS).unlink(missing_ok=True)
+        raise
+
+
+def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
+    from vllm_propd.engine.target_text import TargetWriter, check_trainable
+
+    if not (work / INPUTS).exists():
+        shutil.rmtree(work, ignore_errors=True)
+    check_trainable(inputs.model)
+    config = AutoConfig.from_pretrained(inputs.model).get_text_config()
+    check_early_layers(settings.early_layers, config.num_hidden_layers)
+    if not inputs.data and not inputs.self_distill:
+        raise DataError(
+            "no --data: give files to train on, or --self-distill: the model asks itself"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(inputs.model)
+    length, longest = settings.length, settings.length * 3 // 4
+    questions = work / QUESTIONS
+    asked: Ids = []
+    held_out: Ids = []
+    if not questions.exists():
+        asked, held_out = _read(inputs, settings, work, tokenizer, config.vocab_size)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / INPUTS).write_text(inputs.dump(settings))
+    with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
+        if not questions.exists():
+            if inputs.self_distill and inputs.share_asked():
+                asked, held_out = _ask(inputs, settings, it, tokenizer, asked, held_out)
+            questions.write_text(json.dumps([asked, held_out]))
+        asked, held_out = json.loads(questions.read_text())
+        file = work / f"{MEASURED}.jsonl"
+        spoken = answers(it, held_out, file, "held-out text", NEW_TOKENS)
+        if inputs.self_distill:
+            file, most = work / f"{TRAINED_ON}.jsonl", inputs.distill_tokens
+            written = answers(it, asked, file, "training text", None, most)
+            check_enough(
+                save_written(work, TRAINED_ON, *written), length, "that the target wrote"
+            )
+    measured = save_written(work, MEASURED, *spoken)
+    check_enough(measured, length, "that the target wrote to measure with")
+    (work / CONTINUATIONS).write_text(json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
+
+
+def _check_same(work: Path, inputs: Inputs, settings: TrainSettings) -> None:
+    """Refuses to go on in the folder of a training with other inputs."""
+    if not (file := work / INPUTS).exists():
+        return
+    then, now = json.loads(file.read_text()), json.loads(inputs.dump(settings))
+    if changed := [key for key in now if then.get(key) != now[key]]:
+        what = ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in changed)
+        raise ValueError(f"{work}: the training began with other inputs ({what})")
+
+
+def _read(
+    inputs: Inputs,
+    settings: TrainSettings,
+    work: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+) -> tuple[Ids, Ids]:
+    """Reads the data; returns questions in it, and prompts to measure with."""
+    if not inputs.data and not inputs.held_out:
+        return [], []
+    length, longest = settings.length, settings.length * 3 // 4
+    train, held_out = prepare(
+        inputs.data or inputs.held_out,
+        inputs.held_out,
+        tokenizer,
+        vocabulary,
+        work,
+        inputs.most_tokens,
+        prompts_do=inputs.self_distill,
+    )
+    if not inputs.self_distill:
+        check_enough(train, length, "to train on")
+    prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
+    if not inputs.self_distill or not inputs.data:
+        return [], prompts
+    # About as many windows as it takes: their mean length is half of the longest.
+    count = len(train.chats) or inputs.distill_tokens // (length - longest // 2)
+    return train.prompts(max(1, count), longest, settings.seed), prompts
+
+
+def _ask(
+    inputs: Inputs,
+    settings: TrainSettings,
+    writer: TargetWriter,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Ids,
+    held_out: Ids,
+) -> tuple[Ids, Ids]:
+    """Lets the target ask, too; returns all questions, and prompts to measure with."""
+    share = inputs.share_asked()
+    count = MEASURED_PROMPTS + inputs.distill_tokens // TOKENS_PER_ANSWER
+    own = own_questions(writer, tokenizer, max(1, int(share * count)))
+    if not held_out:
+        held_out, own = split(own, MEASURED_PROMPTS)
+    if share < 1:
+        asked = own + asked[: int(len(own) * (1 - share) / share)]
+        order = np.random.default_rng(settings.seed).permutation(len(asked))
+        return [asked[i] for i in order], held_out
+    return own, held_out
+
+
+def split(rows: Ids, most: int) -> tuple[Ids, Ids]:
+    """Splits rows into at most ``most``, and at most half of them, and the rest."""
+    cut = min(most, len(rows) // 2)
+    return rows[:cut], rows[cut:]
