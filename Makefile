@@ -173,10 +173,13 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: $(READY) scripts/get_model.py
 	$(BIN)/python scripts/get_model.py $(MODEL)
 
-# The published model's heads: it asks and answers itself.
+# The published model's heads: it asks itself, and answers. ASKED=FILE adds questions, one
+# in five; HELD_OUT=FILE has those to measure with.
 heads: $(MODEL)/config.json
 	$(BIN)/vllm-propd train $(MODEL) --recipe configs/training/smollm2.yaml \
-		--self-distill --distill-tokens 400000 --minutes 30 --no-for-vllm --out $(HEADS)
+		--self-distill --distill-tokens 400000 --minutes 30 --no-for-vllm --out $(HEADS) \
+		$(if $(ASKED),--data $(ASKED) --own-share 0.8) \
+		$(if $(HELD_OUT),--held-out $(HELD_OUT))
 
 # By whole wall clock, chunk by chunk, on engines that are started anew; beside a second
 # plain vLLM, which shows how far engines that are alike are apart. Into the documentation:

@@ -35,8 +35,13 @@ PLACE = re.compile(
 )
 """Of a table in a page: whether it is a short one, the result's name, what measures it."""
 
-SHORT = ("control", "medusa", "ngram", "chain", "propd-no-lookup", "propd")
+SHORT = (
+    "control", "medusa", "ngram", "chain", "propd-no-lookup", "propd-no-heads", "propd",
+)  # fmt: skip
 """Arms of a short table: plain vLLM once more, our peers, and ourselves."""
+
+TASK = "task "
+"""What a row's workload begins with that has the chats of one category."""
 
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],
@@ -135,12 +140,37 @@ def table(shown: Shown, name: str) -> list[str]:
         same = sum(row.identical_to_plain for row in equal)
         of = sum(row.prompts for row in equal)
         lines.append(f"| `{arm}` | {' | '.join(cells_of(shown, arm))} | {same} of {of} |")
+    lines += by_task(shown)
     if found := shown.differences:
         lines += [
             "",
             f"Over {shown.runs} runs these ratios differ by {found[-1]:.0%} at most, "
             f"half of them by less than {median(found):.0%}.",
         ]
+    return lines
+
+
+def by_task(shown: Shown) -> list[str]:
+    """Of chats: each arm's ratio on every kind of question, by batch size."""
+    rows = {
+        (row.batch_size, row.arm, row.workload): row
+        for row in shown.speed.rows
+        if row.workload.startswith(TASK)
+    }
+    tasks = list(dict.fromkeys(task for _, _, task in rows))
+    if not tasks:
+        return []
+    names = [task.removeprefix(TASK).replace("_", " ") for task in tasks]
+    lines = ["", f"| batch, arm | {' | '.join(names)} |", "|---|" + "---|" * len(tasks)]
+    for size in shown.speed.batch_sizes:
+        for arm in shown.speed.arms:
+            found = [rows.get((size, arm, task)) for task in tasks]
+            if arm != "plain" and any(found):
+                cells = [
+                    f"{row.wall_ratio:.2f}x, {row.tokens_per_step:.2f}" if row else ""
+                    for row in found
+                ]
+                lines.append(f"| {size}, `{arm}` | {' | '.join(cells)} |")
     return lines
 
 

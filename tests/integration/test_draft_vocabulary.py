@@ -9,10 +9,14 @@ import pytest
 import torch
 from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
 
+from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads, save_heads
 from vllm_propd.heads.transition import Transition
 
 TOKENS, RANK = torch.arange(0, 2048, 3), 8
+SAME, ROUNDED = (0.99, 1e-3) if fast_dtype("cpu") == "float32" else (0.9, 0.1)
+"""Heads answer in 16 bits where that is fast: the share of equal places, and how far log
+probabilities may be apart."""
 
 
 def heads_in(folder: Path, *terms: str) -> Path:
@@ -56,7 +60,7 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
         found = drafter.candidates(hidden, roots)
         with torch.inference_mode():
             embedded = runner.model.embed_input_ids(torch.from_numpy(roots))
-            states = drafter.heads(hidden, embedded)
+            states = drafter.heads(hidden, embedded).float()
             logits = runner.model.compute_logits(states.flatten(0, 1))
     some = logits.view(drafter.num_heads, 5, -1)[..., TOKENS].float()
     if checkpoint.transition_rank:
@@ -67,15 +71,14 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
         places = torch.tensor([0, len(TOKENS), 1, 682, 2])
         expected = term.couple(some, places, 10)
         tokens, said = TOKENS[expected.tokens].numpy(), expected.log_probs.numpy()
-        assert (found.next_row == expected.next_row.numpy()).mean() > 0.99
+        assert (found.next_row == expected.next_row.numpy()).mean() > SAME
     else:
         best = some.log_softmax(-1).topk(10)
         tokens = TOKENS[best.indices].transpose(0, 1).numpy()[:, :, None]
         said = best.values.transpose(0, 1).numpy()[:, :, None]
     assert found.tokens.shape == tokens.shape
-    # Equal up to the order of sums.
-    assert (found.tokens == tokens).mean() > 0.99
-    np.testing.assert_allclose(found.log_probs, said, atol=1e-3)
+    assert (found.tokens == tokens).mean() > SAME
+    np.testing.assert_allclose(found.log_probs, said, atol=ROUNDED)
 
 
 @pytest.mark.alone

@@ -15,6 +15,7 @@ from vllm_propd.training.data.batches import (
     TokenData,
     check_enough,
     load_data,
+    packed,
     prepare,
     save_written,
 )
@@ -133,9 +134,25 @@ def test_windows_begin_with_sequences_and_cover_them_all() -> None:
     assert data.windows(41).tolist() == []
 
 
+def test_sequences_are_packed_into_few_windows(tmp_path: Path) -> None:
+    lengths = np.array([6, 3, 9, 4, 12, 1, 7, 2])
+    order = packed(lengths, 10)
+    # 12 alone; then 9 with 1, 7 with 3, 6 with 4, and what is left.
+    assert lengths[order].tolist() == [12, 9, 1, 3, 7, 6, 4, 2]
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 100, size=300)
+    prompts = [[7] * int(n // 2) for n in lengths]
+    texts = [[8] * int(n - n // 2) for n in lengths]
+    data = save_written(tmp_path, "distilled", prompts, texts, 128)
+    windows = data.windows(128)
+    assert len(windows) <= 1.1 * lengths.sum() / 128
+    learnt = data.rows(windows, 128)[1].sum()
+    assert learnt >= 0.98 * sum(map(len, texts))  # the last window may not be whole
+
+
 def test_the_target_is_learnt_from_where_it_wrote(tmp_path: Path) -> None:
     prompts, texts = [[1, 2, 3], [7]], [[4, 5, 6], [8, 9]]
-    data = save_written(tmp_path, "distilled", prompts, texts)
+    data = save_written(tmp_path, "distilled", prompts, texts, 6)
     assert data.tokens.tolist() == list(range(1, 10)) and data.starts.tolist() == [0, 6]
     for read in (data, load_data(tmp_path, "distilled")):
         ids, learn = read.rows(np.array([0]), 9)

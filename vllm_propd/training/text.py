@@ -130,9 +130,11 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
             file, most = work / f"{TRAINED_ON}.jsonl", inputs.distill_tokens
             written = answers(it, asked, file, "training text", None, most)
             check_enough(
-                save_written(work, TRAINED_ON, *written), length, "that the target wrote"
+                save_written(work, TRAINED_ON, *written, length),
+                length,
+                "that the target wrote",
             )
-    measured = save_written(work, MEASURED, *spoken)
+    measured = save_written(work, MEASURED, *spoken, length)
     check_enough(measured, length, "that the target wrote to measure with")
     (work / CONTINUATIONS).write_text(json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
 

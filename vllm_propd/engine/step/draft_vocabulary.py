@@ -8,7 +8,12 @@ import torch
 from vllm.config import ModelConfig
 from vllm.logger import init_logger
 
-from vllm_propd.engine.step.served_heads import OutputRows, own_output, part_of_target
+from vllm_propd.engine.step.served_heads import (
+    OutputRows,
+    draft_dtype,
+    own_output,
+    part_of_target,
+)
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, HeadsCheckpoint
 from vllm_propd.heads.transition import Transition
 
@@ -34,7 +39,8 @@ class DraftVocabulary:
     ):
         self._target, self._own = target, checkpoint.num_outputs > 0
         self._size = vocabulary = model_config.get_vocab_size()
-        dtype = model_config.dtype
+        self._dtype = model_config.dtype
+        dtype = draft_dtype(model_config.dtype, device)
         self.tokens: torch.Tensor | None = None
         self._output: OutputRows | None = None
         if (token_map := checkpoint.tensors.get("token_map")) is not None:
@@ -63,6 +69,7 @@ class DraftVocabulary:
             self._target.compute_logits,
             self.tokens,
             model_config.get_hidden_size(),
+            model_config.dtype,
             dtype,
             device,
         )
@@ -123,6 +130,6 @@ class DraftVocabulary:
         if self._output is not None:
             return self._output(states)
         # One product for all heads, gathered over the tensor-parallel ranks.
-        logits = self._target.compute_logits(states.flatten(0, 1))
+        logits = self._target.compute_logits(states.flatten(0, 1).to(self._dtype))
         logits = logits.view(*states.shape[:2], -1)
         return logits if self.tokens is None else logits[..., self.tokens]

@@ -24,7 +24,7 @@ from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
-from vllm_propd.engine.step.served_heads import ServedHeads
+from vllm_propd.engine.step.served_heads import ServedHeads, draft_dtype
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.kernels.transfer import to_device, to_host
@@ -70,7 +70,8 @@ class MedusaTreeProposer:
         assert self.config.model is not None
         folder = Path(self.config.model)
         checkpoint = load_heads(folder)
-        dtype, device = self.model_config.dtype, self.device
+        device = self.device
+        dtype = draft_dtype(self.model_config.dtype, device)
         self.heads = ServedHeads(checkpoint, dtype, device)
         self.target = target
         self.vocabulary = DraftVocabulary(checkpoint, self.model_config, target, device)

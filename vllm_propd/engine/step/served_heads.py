@@ -19,8 +19,20 @@ from vllm.distributed import (
 )
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
+from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.medusa import root_input
+
+
+def draft_dtype(target: torch.dtype, device: torch.device) -> torch.dtype:
+    """Returns the dtype that heads compute in: the target's, or 16 bits where that is fast.
+
+    Asking heads is reading their weights; and what they say decides no token.
+    """
+    if target != torch.float32:
+        return target
+    fast: torch.dtype = getattr(torch, fast_dtype(device.type))
+    return fast
 
 
 class ServedHeads:
@@ -28,7 +40,7 @@ class ServedHeads:
 
     Args:
         checkpoint: the heads.
-        dtype, device: the target's dtype and device.
+        dtype, device: the heads' dtype (``draft_dtype``) and the target's device.
 
     Attributes:
         knows_root: whether heads read the root's embedding.
@@ -36,6 +48,7 @@ class ServedHeads:
 
     def __init__(self, checkpoint: HeadsCheckpoint, dtype: torch.dtype, device: Any):
         self.num_heads, self.knows_root = checkpoint.num_heads, checkpoint.knows_root
+        self._dtype = dtype
         names = ("weight", "bias") if checkpoint.has_bias else ("weight",)
 
         def linear(layer: int, *heads: int) -> ReplicatedLinear:
@@ -69,10 +82,10 @@ class ServedHeads:
             roots: ``[tokens, hidden]``, the target's embeddings of the tokens after them;
                 needed by heads that know the root.
         """
-        given = hidden_states
+        given = hidden_states = hidden_states.to(self._dtype)
         if self.knows_root:
             assert roots is not None
-            given = root_input(roots).to(hidden_states.dtype)
+            given = root_input(roots).to(self._dtype)
         first = self._first(given).view(len(given), self.num_heads, -1).transpose(0, 1)
         if not self.knows_root:
             first = nn.functional.silu(first)
@@ -91,7 +104,7 @@ class OutputRows:
         layers: one ``[tokens, hidden]`` weight for all heads, or one for each.
         size: tokens; further rows are padding, and no tokens.
         scale: a factor of the logits.
-        dtype, device: the target's dtype and device.
+        dtype, device: the heads' dtype and the target's device.
     """
 
     def __init__(
@@ -127,7 +140,7 @@ def own_output(
     Args:
         checkpoint: the heads.
         vocabulary: tokens of the target.
-        dtype, device: the target's dtype and device.
+        dtype, device: the heads' dtype and the target's device.
     """
     size = checkpoint.output_size
     if "token_map" not in checkpoint.tensors:
@@ -145,6 +158,7 @@ def part_of_target(
     compute_logits: Callable[[torch.Tensor], torch.Tensor],
     tokens: torch.Tensor,
     hidden: int,
+    target: torch.dtype,
     dtype: torch.dtype,
     device: Any,
 ) -> OutputRows:
@@ -157,14 +171,15 @@ def part_of_target(
         compute_logits: the target's, of ``[rows, hidden]`` states; linear.
         tokens: ``[tokens]`` int64 ids.
         hidden: the target's hidden size.
-        dtype, device: the target's dtype and device.
+        target: the target's dtype.
+        dtype, device: the heads' dtype and the target's device.
     """
     columns = []
     with torch.inference_mode():
         for first in range(0, hidden, ROWS_READ):
             count = min(ROWS_READ, hidden - first)
-            unit = torch.zeros(count, hidden, dtype=dtype, device=device)
-            unit[:, first : first + count] = torch.eye(count, dtype=dtype, device=device)
+            unit = torch.zeros(count, hidden, dtype=target, device=device)
+            unit[:, first : first + count] = torch.eye(count, dtype=target, device=device)
             columns.append(compute_logits(unit)[:, tokens].to(dtype))
     rows = torch.cat(columns).T.contiguous().clone()
     return OutputRows([rows], len(tokens), 1.0, dtype, device)

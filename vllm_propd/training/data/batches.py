@@ -257,17 +257,42 @@ def check_enough(data: TokenData, length: int, what: str) -> None:
         )
 
 
+def packed(lengths: Starts, room: int) -> Starts:
+    """Orders sequences so that windows of ``room`` tokens hold as many whole ones as fit.
+
+    First-fit decreasing: each goes where it fits, the longest first.
+
+    Args:
+        lengths: ``[sequences]`` int64 tokens of each.
+        room: tokens of a window.
+
+    Returns:
+        ``[sequences]`` int64, their numbers, window by window.
+    """
+    left = np.full(len(lengths), room)
+    window = np.empty(len(lengths), np.int64)
+    for sequence in np.argsort(-lengths, kind="stable"):
+        fits = left >= lengths[sequence]
+        # A longer one than any window has one of its own.
+        window[sequence] = at = fits.argmax() if fits.any() else (left == room).argmax()
+        left[at] -= lengths[sequence]
+    return np.argsort(window, kind="stable")
+
+
 def save_written(
-    folder: Path, name: str, prompts: list[list[int]], texts: list[list[int]]
+    folder: Path, name: str, prompts: list[list[int]], texts: list[list[int]], length: int
 ) -> TokenData:
     """Saves what the target wrote after prompts, as data to learn from.
 
-    Windows begin with a prompt, and learn from the text alone.
+    Windows of ``length`` tokens begin with a prompt, and learn from the text alone.
     """
     writer = _Writer(folder, name)
-    for prompt, text in zip(prompts, texts, strict=True):
+    both = list(zip(prompts, texts, strict=True))
+    tokens = np.array([len(prompt) + len(text) for prompt, text in both], np.int64)
+    both = [both[place] for place in packed(tokens, length)]
+    for prompt, text in both:
         writer.add(Document(prompt + text, []))
-    pairs = [part for pair in zip(prompts, texts, strict=True) for part in pair]
+    pairs = [part for pair in both for part in pair]
     lengths = np.array([len(part) for part in pairs], np.int64)
     marks = np.arange(len(pairs), dtype=np.uint8) % 2
     np.repeat(marks, lengths).tofile(folder / f"{name}.written")

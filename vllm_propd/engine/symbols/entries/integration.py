@@ -134,8 +134,8 @@ SYMBOLS = (
         "max_tokens stop_token_ids presence_penalty frequency_penalty repetition_penalty "
         "logit_bias allowed_token_ids bad_words structured_outputs",
         "tells whether a request may go on, whether it samples, and what steers it",
-        "nothing is drafted for one that has ended, or has one token left; greedy requests, "
-        "sampled and steered ones teach different things of the heads",
+        "nothing is drafted for one that has ended, or has one token left; greedy, "
+        "sampled and steered requests teach different things of the heads",
         "nothing",
         "sampling_type",
     ),
