@@ -11,6 +11,7 @@
 # make bench-threads   plain vLLM by number of threads
 # make bench-pruning   what early pruning saves, by layer, rule and amount
 # make bench-never     what ProPD costs with heads that are never right, on a published model
+# make bench-chats     a published model with heads of its own, on chats
 PYTHON ?= python3.11
 # The CPU build: where a package index serves the CUDA one under this name, set
 # TORCH="torch==2.13.0+cpu" with PyTorch's own CPU index.
@@ -33,7 +34,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
 .PHONY: setup demo quick test test-long lint docs dist model heads bench bench-sizes bench-host bench-threads \
-	bench-pruning bench-never format clean
+	bench-pruning bench-never bench-chats format clean
 
 MODEL := build/smollm2
 
@@ -180,6 +181,15 @@ heads: $(MODEL)/config.json
 		--self-distill --distill-tokens 400000 --minutes 30 --no-for-vllm --out $(HEADS) \
 		$(if $(ASKED),--data $(ASKED) --own-share 0.8) \
 		$(if $(HELD_OUT),--held-out $(HELD_OUT))
+
+# Chats on the published model with its heads: PROMPTS=FILE has the questions.
+PROMPTS := build/prompts/human_eval.jsonl
+build/prompts/%: $(READY)
+	$(BIN)/python scripts/get_prompts.py build/prompts
+bench-chats: $(MODEL)/config.json $(PROMPTS)
+	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) --prompts $(PROMPTS) --prompts-each 2 \
+		--arms "plain ngram medusa propd-no-heads propd-no-lookup propd" --dtype float32 \
+		--batch-sizes 1,4 --max-tokens 96 --out build/chats
 
 # By whole wall clock, chunk by chunk, on engines that are started anew; beside a second
 # plain vLLM, which shows how far engines that are alike are apart. Into the documentation:

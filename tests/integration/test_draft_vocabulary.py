@@ -9,14 +9,11 @@ import pytest
 import torch
 from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
 
-from vllm_propd.fast_dtype import fast_dtype
+from vllm_propd.engine.step import draft_vocabulary, propose
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads, save_heads
 from vllm_propd.heads.transition import Transition
 
 TOKENS, RANK = torch.arange(0, 2048, 3), 8
-SAME, ROUNDED = (0.99, 1e-3) if fast_dtype("cpu") == "float32" else (0.9, 0.1)
-"""Heads answer in 16 bits where that is fast: the share of equal places, and how far log
-probabilities may be apart."""
 
 
 def heads_in(folder: Path, *terms: str) -> Path:
@@ -49,7 +46,11 @@ def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
             ties.check(expected, run(llm, prompts, greedy(40, logprobs=2)))
 
 
-def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
+def test_candidates_are_those_of_the_targets_own_rows(
+    heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (draft_vocabulary, propose):  # else what is nearly equal may swap places
+        monkeypatch.setattr(module, "draft_dtype", lambda target, device: target)
     checkpoint = load_heads(heads)
     with engine(16, propd={"model": str(heads)}) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
@@ -71,14 +72,15 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
         places = torch.tensor([0, len(TOKENS), 1, 682, 2])
         expected = term.couple(some, places, 10)
         tokens, said = TOKENS[expected.tokens].numpy(), expected.log_probs.numpy()
-        assert (found.next_row == expected.next_row.numpy()).mean() > SAME
+        assert (found.next_row == expected.next_row.numpy()).mean() > 0.99
     else:
         best = some.log_softmax(-1).topk(10)
         tokens = TOKENS[best.indices].transpose(0, 1).numpy()[:, :, None]
         said = best.values.transpose(0, 1).numpy()[:, :, None]
     assert found.tokens.shape == tokens.shape
-    assert (found.tokens == tokens).mean() > SAME
-    np.testing.assert_allclose(found.log_probs, said, atol=ROUNDED)
+    # Equal up to the order of sums.
+    assert (found.tokens == tokens).mean() > 0.99
+    np.testing.assert_allclose(found.log_probs, said, atol=1e-3)
 
 
 @pytest.mark.alone
