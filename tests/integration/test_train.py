@@ -143,7 +143,8 @@ def test_a_model_asks_itself_and_learns_from_its_answers(tmp_path: Path) -> None
 
 
 def test_two_ray_workers_have_the_losses_of_one(data: Path, tmp_path: Path) -> None:
-    settings = TrainSettings(steps=20, length=64, precision="float32")
+    # Exact: what is sampled beside a share's best tokens differs from share to share.
+    settings = TrainSettings(steps=20, length=64, precision="float32", sampled_tokens=0)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     tokens, _ = prepare([data], [], tokenizer, 2048, tmp_path, 300_000)
     alone: list[float] = []
