@@ -25,7 +25,7 @@ import typer
 from pydantic import BaseModel
 
 from vllm_propd.bench import plots
-from vllm_propd.bench.results import Results, Row
+from vllm_propd.bench.results import TASK, Results, Row
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
@@ -39,9 +39,6 @@ SHORT = (
     "control", "medusa", "ngram", "chain", "propd-no-lookup", "propd-no-heads", "propd",
 )  # fmt: skip
 """Arms of a short table: plain vLLM once more, our peers, and ourselves."""
-
-TASK = "task "
-"""What a row's workload begins with that has the chats of one category."""
 
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
 
-from vllm_propd.engine.step import draft_vocabulary, propose
+from vllm_propd.engine.step import propose
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads, save_heads
 from vllm_propd.heads.transition import Transition
 
@@ -49,8 +49,8 @@ def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
 def test_candidates_are_those_of_the_targets_own_rows(
     heads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (draft_vocabulary, propose):  # else what is nearly equal may swap places
-        monkeypatch.setattr(module, "draft_dtype", lambda target, device: target)
+    # Else what is nearly equal may swap places.
+    monkeypatch.setattr(propose, "draft_dtype", lambda target, device: target)
     checkpoint = load_heads(heads)
     with engine(16, propd={"model": str(heads)}) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]

@@ -19,6 +19,9 @@ PACKAGES = ("vllm-propd", "torch", "transformers", "numba", "numpy")
 BATCH, TRACE = "batch", "trace"
 """Names of workloads; the others are like ``length 256`` and ``task prose``."""
 
+TASK = "task "
+"""What the name of a workload begins with that is one task, or one category of chats."""
+
 
 def point_name(workload: str, batch_size: int) -> str:
     """Returns the readable name of what arms are compared on, like ``batch 4``."""

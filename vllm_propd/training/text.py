@@ -112,18 +112,17 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
     length, longest = settings.length, settings.length * 3 // 4
     questions = work / QUESTIONS
-    asked: Ids = []
-    held_out: Ids = []
-    if not questions.exists():
+    if known := questions.exists():
+        asked, held_out = json.loads(questions.read_text())
+    else:
         asked, held_out = _read(inputs, settings, work, tokenizer, config.vocab_size)
     work.mkdir(parents=True, exist_ok=True)
     (work / INPUTS).write_text(inputs.dump(settings))
     with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
-        if not questions.exists():
+        if not known:
             if inputs.self_distill and inputs.share_asked():
                 asked, held_out = _ask(inputs, settings, it, tokenizer, asked, held_out)
             questions.write_text(json.dumps([asked, held_out]))
-        asked, held_out = json.loads(questions.read_text())
         file = work / f"{MEASURED}.jsonl"
         spoken = answers(it, held_out, file, "held-out text", NEW_TOKENS)
         if inputs.self_distill:

@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from vllm_propd.bench.results import BATCH, TRACE, point_name
+from vllm_propd.bench.results import BATCH, TASK, TRACE, point_name
 from vllm_propd.bench.settings import PASSES, BenchSettings
 from vllm_propd.bench.workloads.tasks import TASKS, task_texts
 from vllm_propd.corpus import library_files, pieces, read_text
@@ -65,7 +65,7 @@ class Point:
         """Returns the part of this point that is one task, and which groups that is."""
         groups = [i for i, one in enumerate(self.tasks) if one == task]
         prompts = [ids for i in groups for ids in self.groups[i]]
-        return replace(self, workload=f"task {task}", prompts=prompts, tasks=()), groups
+        return replace(self, workload=f"{TASK}{task}", prompts=prompts, tasks=()), groups
 
     def at(self, rate: float) -> Point:
         """Returns this trace of one request per second, sped up to ``rate`` per second."""
@@ -117,7 +117,7 @@ def workload_points(
         texts = task_texts(task, CHARS_PER_TOKEN * longest, settings.seed)
         of_task = _first(tokenize, texts, size + -(-requests // len(TASKS)), longest)
         prompts = [ids[: settings.prompt_tokens] for ids in of_task[:size]]
-        found.append(Point(f"task {task}", batch_size, prompts))
+        found.append(Point(f"{TASK}{task}", batch_size, prompts))
         left.append(of_task[size:])
     mixed = [ids for turn in zip(*left, strict=True) for ids in turn][:requests]
     return [*found, _trace(mixed, settings)]

@@ -8,12 +8,7 @@ import torch
 from vllm.config import ModelConfig
 from vllm.logger import init_logger
 
-from vllm_propd.engine.step.served_heads import (
-    OutputRows,
-    draft_dtype,
-    own_output,
-    part_of_target,
-)
+from vllm_propd.engine.step.served_heads import OutputRows, own_output, part_of_target
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, HeadsCheckpoint
 from vllm_propd.heads.transition import Transition
 
@@ -27,7 +22,7 @@ class DraftVocabulary:
         checkpoint: the heads.
         model_config: the target's.
         target: vLLM's model, whose output layer heads share that have none of their own.
-        device: the target's device.
+        dtype, device: the heads' dtype and the target's device.
     """
 
     def __init__(
@@ -35,12 +30,12 @@ class DraftVocabulary:
         checkpoint: HeadsCheckpoint,
         model_config: ModelConfig,
         target: Any,
+        dtype: torch.dtype,
         device: Any,
     ):
         self._target, self._own = target, checkpoint.num_outputs > 0
         self._size = vocabulary = model_config.get_vocab_size()
         self._dtype = model_config.dtype
-        dtype = draft_dtype(model_config.dtype, device)
         self.tokens: torch.Tensor | None = None
         self._output: OutputRows | None = None
         if (token_map := checkpoint.tensors.get("token_map")) is not None:

@@ -74,7 +74,9 @@ class MedusaTreeProposer:
         dtype = draft_dtype(self.model_config.dtype, device)
         self.heads = ServedHeads(checkpoint, dtype, device)
         self.target = target
-        self.vocabulary = DraftVocabulary(checkpoint, self.model_config, target, device)
+        self.vocabulary = DraftVocabulary(
+            checkpoint, self.model_config, target, dtype, device
+        )
         logger.info(
             "Loaded %d Medusa heads (%d residual block(s) each%s, %s)",
             checkpoint.num_heads,

@@ -60,17 +60,20 @@ class ServedHeads:
             return _linear(dtype, device, *tensors)
 
         heads = range(self.num_heads)
-        # What all heads read is read by all of them in one product: the root's embedding,
-        # or else the state that they begin with.
+        # What all heads read, the root or the state that they begin with, they read in one
+        # product.
+        self._roots = self._first = None
         if self.knows_root:
             roots = torch.cat([checkpoint.root(head) for head in heads])
-            self._first = _linear(dtype, device, roots)
+            self._roots = _linear(dtype, device, roots)
         else:
             self._first = linear(0, *heads)
-        self._later = [
-            [linear(layer, head) for head in heads]
-            for layer in range(0 if self.knows_root else 1, checkpoint.num_layers)
-        ]
+        alone = range(0 if self._first is None else 1, checkpoint.num_layers)
+        self._later = [[linear(layer, head) for head in heads] for layer in alone]
+
+    def _of_all(self, layer: ReplicatedLinear, given: torch.Tensor) -> torch.Tensor:
+        """Returns ``[heads, tokens, hidden]`` of a layer with all heads side by side."""
+        return layer(given).view(len(given), self.num_heads, -1).transpose(0, 1)
 
     def __call__(
         self, hidden_states: torch.Tensor, roots: torch.Tensor | None = None
@@ -82,14 +85,13 @@ class ServedHeads:
             roots: ``[tokens, hidden]``, the target's embeddings of the tokens after them;
                 needed by heads that know the root.
         """
-        given = hidden_states = hidden_states.to(self._dtype)
-        if self.knows_root:
+        states = hidden_states.to(self._dtype)
+        if self._roots is not None:
             assert roots is not None
-            given = root_input(roots).to(self._dtype)
-        first = self._first(given).view(len(given), self.num_heads, -1).transpose(0, 1)
-        if not self.knows_root:
-            first = nn.functional.silu(first)
-        states = hidden_states + first
+            read = root_input(roots).to(self._dtype)
+            states = states + self._of_all(self._roots, read)
+        if self._first is not None:
+            states = states + nn.functional.silu(self._of_all(self._first, states))
         for blocks in self._later:
             pairs = zip(blocks, states, strict=True)
             update = torch.stack([block(state) for block, state in pairs])
