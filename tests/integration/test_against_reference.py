@@ -1,7 +1,7 @@
 """Real engines draft, prune and accept as the reference in ``examples/``, step by step.
 
 No two nodes of these trees are nearly as probable as each other: scores differ by 2e-4 at
-least, and those of both sides by 1e-5.
+least, and those of both sides by 1e-5; so heads compute in float32 here.
 """
 
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import MODEL, engine, greedy, prompts_of, run
 from reference_decode import Reference
+
+from vllm_propd.engine.step import propose
 
 TOKENS, NODES = 48, 16
 PROMPTS = prompts_of([60, 7, 150], seed=23)
@@ -61,7 +63,8 @@ def engine_steps(rule: dict[str, Any]) -> tuple[list[list[int]], list[Any]]:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_step_is_the_references(name: str) -> None:
+def test_every_step_is_the_references(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propose, "draft_dtype", lambda target, device: target)
     expected_texts, expected = reference_steps(RULES[name])
     texts, found = engine_steps(RULES[name])
     assert texts == expected_texts

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
-from vllm.sampling_params import SamplingType
 
 from vllm_propd.core.drafting.lookup import TokenMatrix
 from vllm_propd.core.sizing.protocol import StepLoad
@@ -73,8 +72,8 @@ class DraftBatch:
     @cached_property
     def sampled(self) -> Bools:
         """``[sequences]`` bool whether a request samples; else it is greedy."""
-        kinds = (one.sampling_type for one in self._params)
-        return np.array([kind is not SamplingType.GREEDY for kind in kinds], bool)
+        random = self._runner.input_batch.random_reqs
+        return np.array([one in random for one in self.ids], bool)
 
     @cached_property
     def steered(self) -> Bools:

@@ -133,11 +133,10 @@ SYMBOLS = (
         "read",
         "max_tokens stop_token_ids presence_penalty frequency_penalty repetition_penalty "
         "logit_bias allowed_token_ids bad_words structured_outputs",
-        "tells whether a request may go on, whether it samples, and what steers it",
-        "nothing is drafted for one that has ended, or has one token left; greedy, "
-        "sampled and steered requests teach different things of the heads",
+        "tells whether a request may go on, and what steers it",
+        "nothing is drafted for one that has ended, or has one token left; steered "
+        "requests teach nothing of the heads",
         "nothing",
-        "sampling_type",
     ),
     Symbol(
         "vllm.config:AttentionConfig.validate_backend_before",

@@ -83,12 +83,12 @@ SYMBOLS = (
         "vllm.v1.worker.gpu_input_batch:InputBatch",
         "read",
         "max_num_reqs max_model_len",
-        "who is in the batch, how far each request is, and its text",
+        "who is in the batch, how far each request is, its text, and whether it samples",
         "trees are kept by request, rows by position in the batch; candidates are looked "
-        "up in the text",
+        "up in the text; greedy and sampled requests teach different things of the heads",
         "tree drafts in vLLM",
-        "block_table num_computed_tokens_cpu_tensor num_tokens_no_spec req_id_to_index "
-        "sampling_metadata token_ids_cpu",
+        "block_table num_computed_tokens_cpu_tensor num_tokens_no_spec random_reqs "
+        "req_id_to_index sampling_metadata token_ids_cpu",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",
