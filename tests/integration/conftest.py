@@ -29,6 +29,7 @@ from vllm.outputs import CompletionOutput
 
 from vllm_propd.corpus import held_out_snippets
 from vllm_propd.engine.integration.config_patch import find_config
+from vllm_propd.engine.step import propose
 
 # Once, here: the first engine does it otherwise, and where a command's test makes that one,
 # vLLM logs into that command's output for ever.
@@ -191,6 +192,15 @@ TIES = Ties()
 def ties() -> Ties:
     """The run's budget of excuses."""
     return TIES
+
+
+@pytest.fixture
+def heads_in_targets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of engines in this process compute as their target does, on every machine.
+
+    In 16 bits, where that is fast, what is nearly as probable may swap places.
+    """
+    monkeypatch.setattr(propose, "draft_dtype", lambda target, device: target)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

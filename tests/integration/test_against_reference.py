@@ -10,8 +10,6 @@ import pytest
 from conftest import MODEL, engine, greedy, prompts_of, run
 from reference_decode import Reference
 
-from vllm_propd.engine.step import propose
-
 TOKENS, NODES = 48, 16
 PROMPTS = prompts_of([60, 7, 150], seed=23)
 RULES: dict[str, dict[str, Any]] = {
@@ -62,9 +60,9 @@ def engine_steps(rule: dict[str, Any]) -> tuple[list[list[int]], list[Any]]:
     return texts, trees
 
 
+@pytest.mark.usefixtures("heads_in_targets_dtype")
 @pytest.mark.parametrize("name", RULES)
-def test_every_step_is_the_references(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(propose, "draft_dtype", lambda target, device: target)
+def test_every_step_is_the_references(name: str) -> None:
     expected_texts, expected = reference_steps(RULES[name])
     texts, found = engine_steps(RULES[name])
     assert texts == expected_texts

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
 
-from vllm_propd.engine.step import propose
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads, save_heads
 from vllm_propd.heads.transition import Transition
 
@@ -46,11 +45,8 @@ def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
             ties.check(expected, run(llm, prompts, greedy(40, logprobs=2)))
 
 
-def test_candidates_are_those_of_the_targets_own_rows(
-    heads: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Else what is nearly equal may swap places.
-    monkeypatch.setattr(propose, "draft_dtype", lambda target, device: target)
+@pytest.mark.usefixtures("heads_in_targets_dtype")
+def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
     checkpoint = load_heads(heads)
     with engine(16, propd={"model": str(heads)}) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
