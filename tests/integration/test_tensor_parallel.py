@@ -22,6 +22,8 @@ from prices import Line
 from safetensors.torch import load_file
 from vllm import LLM
 
+from vllm_propd.engine.step import propose
+
 pytestmark = pytest.mark.alone
 
 
@@ -75,13 +77,28 @@ def drafted(llm: LLM, prompts: list[Prompt]) -> list[list[list[int]]]:
     return [[tree["token"][:16] for tree in step] for step in recording]
 
 
+def load_heads_anew(worker: Any) -> None:
+    """The worker's heads compute in 16 bits again, where that is fast."""
+    worker.model_runner.drafter.load_model(worker.model_runner.model)
+
+
+def load_heads_in_targets_dtype(worker: Any) -> None:
+    """They compute as the target does: in 16 bits, near-ties may swap places."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propose, "draft_dtype", lambda target, device: target)
+        load_heads_anew(worker)
+
+
 def test_own_output_layers_are_sharded(ranks: LLM, tmp_path: Path) -> None:
     """Copies of the target's output layer must draft what the shared one drafts."""
     own_outputs(tmp_path)
     prompts = mixed_prompts(4, seed=23)
     use(ranks, 16, {})
+    ranks.collective_rpc(load_heads_in_targets_dtype)
     shared = drafted(ranks, prompts)
+    ranks.collective_rpc(load_heads_anew)
     with engine(16, propd={"model": str(tmp_path)}, tensor_parallel_size=2) as llm:
+        llm.collective_rpc(load_heads_in_targets_dtype)
         own = drafted(llm, prompts)
     assert len(shared) > 20
     assert shared == own
