@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import (
-    MODEL,
     PRUNING,
     Prompt,
     Ties,
@@ -18,8 +16,8 @@ from conftest import (
     run,
     use,
 )
+from own_outputs import write_own_outputs
 from prices import Line
-from safetensors.torch import load_file
 from vllm import LLM
 
 from vllm_propd.engine.step import propose
@@ -51,23 +49,6 @@ def test_text_is_plain_vllms(ranks: LLM, ties: Ties) -> None:
         ties.check(expected, ours)
 
 
-NUM_LAYERS = 2
-"""Residual blocks of the demo's heads."""
-
-
-def own_outputs(folder: Path) -> None:
-    """The demo's heads in FasterDecoding's format, each with a copy of the output layer."""
-    heads = load_file(MODEL / "propd" / "model.safetensors")
-    output = load_file(MODEL / "model.safetensors")["model.embed_tokens.weight"]
-    tensors = {}
-    for name, tensor in heads.items():
-        _, head, _, layer, kind = name.split(".")
-        tensors[f"{head}.{layer}.linear.{kind}"] = tensor
-        tensors[f"{head}.{NUM_LAYERS}.weight"] = output.clone()
-    torch.save(tensors, folder / "medusa_lm_head.pt")
-    (folder / "config.json").write_text('{"medusa_num_heads": 2}')
-
-
 def drafted(llm: LLM, prompts: list[Prompt]) -> list[list[list[int]]]:
     """Tokens of every tree of 16 nodes, step by step."""
     llm.collective_rpc("start_recording", args=(1000,))
@@ -91,7 +72,7 @@ def load_heads_in_targets_dtype(worker: Any) -> None:
 
 def test_own_output_layers_are_sharded(ranks: LLM, tmp_path: Path) -> None:
     """Copies of the target's output layer must draft what the shared one drafts."""
-    own_outputs(tmp_path)
+    write_own_outputs(tmp_path)
     prompts = mixed_prompts(4, seed=23)
     use(ranks, 16, {})
     ranks.collective_rpc(load_heads_in_targets_dtype)

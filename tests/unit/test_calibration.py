@@ -11,6 +11,7 @@ import pytest
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.calibration import (
+    BINS,
     FILE,
     Calibration,
     calibration_for,
@@ -40,6 +41,24 @@ def test_a_saved_calibration_loads_again(tmp_path: Path) -> None:
 
 def test_no_file_is_no_calibration(tmp_path: Path) -> None:
     assert load_calibration(tmp_path, 2) is None
+
+
+def test_reliability_is_read_as_three_tables(tmp_path: Path) -> None:
+    tables = np.random.default_rng(0).integers(0, 9, (3, 2, BINS)).astype(float)
+    FOUND.model_copy(update={"reliability": tables.tolist()}).save(tmp_path)
+    found = load_calibration(tmp_path, 2)
+    assert found is not None
+    np.testing.assert_array_equal(found.sureness(), tables)
+    assert FOUND.sureness() is None  # of older trainings
+
+
+@pytest.mark.parametrize("shape", [(3, 1, BINS), (3, 2, BINS - 1)])
+def test_reliability_of_other_heads_or_bins_is_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    damaged(tmp_path, {"reliability": np.ones(shape).tolist()})
+    with pytest.raises(HeadsError, match=rf"reliability needs {BINS} bins of every head"):
+        load_calibration(tmp_path, 2)
 
 
 def test_shares_of_the_ranks_add_up() -> None:

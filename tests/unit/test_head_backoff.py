@@ -31,7 +31,7 @@ def asked(
     """
 
     def earned_first(account: Account) -> int:
-        account.ask(price)
+        account.ask(price, 1.0)
         return account.steps_to_wait(1.0)
 
     first = {} if trusted else {"first": earned_first}
@@ -42,7 +42,7 @@ def asked(
         account.earn(1.0)
         if asks:
             found.append(step)
-            account.ask(price)
+            account.ask(price, 1.0)
             backoff.wait(0 if saved else account.steps_to_wait(1.0))
             account.balance += saved
     return found
@@ -80,10 +80,10 @@ def test_there_is_no_wait_while_it_pays() -> None:
 def test_what_has_paid_may_fail_a_few_times(good: int) -> None:
     backoff = HeadBackoff()
     asked(backoff, good, price=0.3, saved=0.4)
-    failed = asked(backoff, 20, price=0.3)
+    failed = asked(backoff, 20, price=2.0)
     in_a_row = next(at for at, step in enumerate([*failed, 99]) if step != at)
-    assert in_a_row <= CREDIT + 1
-    assert in_a_row == 1 if good == 1 else in_a_row > CREDIT / 2
+    assert 2.0 * in_a_row <= CREDIT + 2.0
+    assert in_a_row == 1 if good == 1 else 2.0 * in_a_row > CREDIT / 2
 
 
 def test_each_load_has_its_own_wait() -> None:

@@ -87,6 +87,14 @@ def test_shares_equal_those_counted_by_hand(
     for layer, row in early.items():
         recall = {k: np.mean([r < k for r in row]) for k in EARLY_RANKS}
         assert found.early_recall[layer] == pytest.approx(recall, abs=1e-5)
+    # Grades by what heads said: each head where those before it had the text.
+    sureness = found.sureness()
+    assert sureness is not None
+    reached = np.ones(found.positions, np.bool_)
+    for head, row in enumerate(medusa):
+        assert sureness[0, head].sum() == CANDIDATES * reached.sum()
+        reached &= np.array(row) < CANDIDATES
+        assert sureness[2, head].sum() == reached.sum()
 
 
 def test_one_node_is_worth_the_first_heads_best_token(

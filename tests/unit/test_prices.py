@@ -20,7 +20,7 @@ def taught(prices: Prices) -> Prices:
 
 
 def test_each_kind_has_its_own() -> None:
-    prices = taught(Prices(lambda: Reliability(1)))
+    prices = taught(Prices(Reliability(1), Reliability(1)))
     kinds = np.array([False, True, True, False])
     values = np.exp(prices.values(kinds, SAID[:4]))[:, 0, 0]
     assert values == pytest.approx([1.0, 0.5, 0.5, 1.0], abs=0.05)
@@ -30,7 +30,7 @@ def test_each_kind_has_its_own() -> None:
 
 
 def test_what_is_shown_has_seen_more() -> None:
-    prices = Prices(lambda: RankAccuracy(np.full((1, 1), 0.1)))
+    prices = Prices(*(RankAccuracy(np.full((1, 1), 0.1)) for _ in range(2)))
     assert prices.taught is prices.estimators[0]
     prices.observe(True, np.ones((1, 1, 1), np.bool_), SAID[:1])
     assert prices.taught is prices.estimators[1]

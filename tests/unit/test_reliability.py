@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
+from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, counted, hits
 
 HEADS, RANKS = 3, 5
 relaxed = settings(deadline=None)
@@ -84,6 +84,19 @@ def test_at_first_the_heads_are_believed() -> None:
     np.testing.assert_allclose(
         Reliability(HEADS).values(said), np.clip(said, -7.75, -0.25), atol=0.05
     )
+
+
+def test_what_training_measured_is_known_from_the_start() -> None:
+    tokens, said, truth = samples(6000, 2.0)
+    measured = counted(hits(tokens, truth), said)
+    learned, told = Reliability(HEADS), Reliability(HEADS, measured=measured)
+    learned.observe(hits(tokens, truth), said)
+    at_first = np.exp(told.values(said[:500]))
+    np.testing.assert_allclose(at_first, np.exp(learned.values(said[:500])), atol=0.06)
+    # And no more than a start: text of another kind is soon believed.
+    told.observe(np.zeros((3000, HEADS, RANKS), np.bool_), said[:3000])
+    after = np.exp(told.values(said[:500]))
+    assert after[:, 0].mean() < 0.3 * at_first[:, 0].mean()
 
 
 @relaxed

@@ -48,11 +48,11 @@ class Machine:
         self.sizes: list[int] = []
         self.records: list[StepRecord] = []
 
-    def sizing(self, trusted: bool = True) -> DynamicSizing:
+    def sizing(self, promised: float = 3.0) -> DynamicSizing:
         whole = StepCost(TOKENS, staircase(TOKENS))
         draft = StepCost(np.array([1, 64]), np.array([DRAFT_S, DRAFT_S]))
         return DynamicSizing(
-            whole, draft, NODES, BUDGET, trusted=trusted, clock=lambda: self.now
+            whole, draft, NODES, BUDGET, promised={8: promised}, clock=lambda: self.now
         )
 
     def spend(self, seconds: float) -> None:
@@ -135,15 +135,15 @@ def test_no_fixed_size_is_faster(sequences: int) -> None:
         assert dynamic > 0.97 * other.tokens_per_s(fixed, sequences, 300), nodes
 
 
-@pytest.mark.parametrize("trusted", [True, False])
-def test_heads_of_which_nothing_is_known_earn_their_first_ask(trusted: bool) -> None:
+@pytest.mark.parametrize("promised", [3.0, 1.0])
+def test_heads_that_are_not_promised_to_pay_earn_their_first_ask(promised: float) -> None:
     machine = Machine()
-    sizing = machine.sizing(trusted)
+    sizing = machine.sizing(promised)
     machine.tokens_per_s(sizing, 1, 50)
     drafted = [record.nodes > 0 for record in machine.records]
     earned = DRAFT_S / (IN_VAIN * float(staircase(np.array([1]))[0]))
     first = drafted.index(True)
-    assert first == 1 if trusted else first == pytest.approx(1 + earned, abs=2)
+    assert first == 1 if promised > 1.0 else first == pytest.approx(1 + earned, abs=2)
     assert all(drafted[first:])
 
 

@@ -6,7 +6,7 @@ import typer
 
 from vllm_propd.cli.measure import bench, simulate, tune
 from vllm_propd.cli.show import demo, watch
-from vllm_propd.cli.train import train
+from vllm_propd.cli.train import calibrate, train
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -16,5 +16,5 @@ def main() -> None:
     """ProPD for vLLM: token trees from Medusa heads, verified losslessly."""
 
 
-for command in (demo, train, bench, tune, simulate, watch):
+for command in (demo, train, calibrate, bench, tune, simulate, watch):
     app.command()(command)

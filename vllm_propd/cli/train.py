@@ -1,4 +1,4 @@
-"""``vllm-propd train``."""
+"""``vllm-propd train`` and ``vllm-propd calibrate``."""
 
 from __future__ import annotations
 
@@ -74,3 +74,26 @@ def train(
         own_share,
     )
     train_heads(inputs, out, settings, num_workers, resume, for_vllm)
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Hugging Face causal LM, the target.")],
+    heads: Annotated[
+        Path, typer.Argument(help="Folder of its heads, by whomever they were trained.")
+    ],
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Prompts or text to measure with, as `train` takes them. Default: the "
+            "model asks itself."
+        ),
+    ] = None,
+    length: Annotated[
+        int, typer.Option(min=8, help="Prompts have up to three quarters of it, in tokens.")
+    ] = 512,
+) -> None:
+    """Measure heads, and write calibration.json beside them: what serving begins with."""
+    quiet_engines()
+    from vllm_propd.training.run import measure_heads
+
+    measure_heads(model, heads, held_out or [], length)

@@ -20,6 +20,8 @@ from vllm_propd.heads.checkpoint import HeadsError
 FILE = "calibration.json"
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 128)
 EARLY_RANKS = (1, 5, 10, 20, 50)
+BINS = 16
+"""Bins of log probability (``core.drafting.reliability``)."""
 
 
 class Calibration(BaseModel):
@@ -40,11 +42,26 @@ class Calibration(BaseModel):
         description="Per tree size: tokens a step, the bonus included, counted by walking.",
     )
 
+    reliability: list[list[list[float]]] | None = Field(
+        default=None,
+        description="Three tables by head and by what it said (bins of log probability): "
+        "candidates, the sum of their log probabilities, and how many were right.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len({len(row) for row in self.rank_accuracy}) > 1 or not self.rank_accuracy[0]:
             raise ValueError("rank_accuracy needs as many ranks of every head")
+        if self.reliability is not None:
+            found = {len(table) for table in self.reliability}
+            bins = {len(row) for table in self.reliability for row in table}
+            if found != {len(self.rank_accuracy)} or bins != {BINS}:
+                raise ValueError(f"reliability needs {BINS} bins of every head")
         return self
+
+    def sureness(self) -> npt.NDArray[np.float64] | None:
+        """Returns ``reliability`` as ``[3, heads, bins]`` float64; None: not measured."""
+        return None if self.reliability is None else np.array(self.reliability)
 
     def cumulative(self, head: int) -> list[float]:
         """Returns P_k of head ``head`` (from 0): how often its first k hold the truth."""

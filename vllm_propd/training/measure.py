@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vllm_propd.config import ProPDConfig
-from vllm_propd.heads.calibration import EARLY_RANKS, TREE_SIZES, Calibration
+from vllm_propd.heads.calibration import BINS, EARLY_RANKS, TREE_SIZES, Calibration
 from vllm_propd.training.model.states import States
 from vllm_propd.training.model.trainee import Trainee
 
@@ -50,6 +50,7 @@ class _Measured:
         self.medusa: list[list[torch.Tensor]] = [[] for _ in range(num_heads)]
         self.early: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
         self.paths: list[list[list[int]]] = []
+        self.reliability = np.zeros((3, num_heads, BINS))
 
     def add(self, trainee: Trainee, prompt: list[int], text: list[int]) -> None:
         """Measures the heads on one prompt and its continuation, both token ids."""
@@ -69,6 +70,7 @@ class _Measured:
         # Late: vLLM's workers re-import the main script, and vLLM 0.32 on the CPU does not
         # start where that has imported llvmlite (its kernel dispatcher trips over it).
         from vllm_propd.core.drafting.growth import grow_from
+        from vllm_propd.core.drafting.reliability import counted, hits
         from vllm_propd.simulation.offline_acceptance import accepted_path
         from vllm_propd.training.candidates import candidates_of
 
@@ -77,6 +79,10 @@ class _Measured:
         )
         trees = grow_from(candidates, np.full(last - first, max(TREE_SIZES)))
         told = row.cpu().numpy()
+        reached = np.lib.stride_tricks.sliding_window_view(told, len(heads))
+        after = reached[first + 2 : last + 2]
+        tokens, said = candidates.along(after)
+        self.reliability += counted(hits(tokens, after), said)
         self.paths.append(
             [
                 accepted_path(tree, told[t + 2 : t + 2 + len(heads)])
@@ -126,6 +132,7 @@ def calibrate(
         tokens_per_step={
             nodes: round(tokens_per_step(measured.paths, nodes), 4) for nodes in TREE_SIZES
         },
+        reliability=measured.reliability.round(2).tolist(),
     )
 
 

@@ -6,13 +6,14 @@ import json
 import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
-from vllm_propd.heads.calibration import Calibration
+from vllm_propd.heads.calibration import FILE, Calibration
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.training.data.batches import load_data
@@ -22,7 +23,7 @@ from vllm_propd.training.measure import calibrate, top_accuracy
 from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.checkpoint import Progress
 from vllm_propd.training.model.states import States
-from vllm_propd.training.model.target import heads_dtype, load_trainee
+from vllm_propd.training.model.target import heads_dtype, load_trained, load_trainee
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.report import plot, show
 from vllm_propd.training.settings import TrainSettings
@@ -30,8 +31,10 @@ from vllm_propd.training.text import (
     CONTINUATIONS,
     INPUTS,
     MEASURED,
+    SPOKEN,
     Inputs,
     training_data,
+    write_held_out,
     write_inputs,
 )
 from vllm_propd.training.workers import train_on_ray
@@ -108,7 +111,8 @@ def save_trained(
         out: the heads' folder.
         for_vllm: also write the Medusa heads as vLLM's own ``medusa`` reads them.
     """
-    calibration = _measure(trainee, work)
+    spoken = json.loads((work / CONTINUATIONS).read_text())
+    calibration = _measure(trainee, *(spoken[name] for name in SPOKEN))
     vocabulary = len(trainee.output.weight)
     save_heads(
         out,
@@ -145,13 +149,39 @@ def _check_out(out: Path, work: Path, resume: bool) -> None:
         ) from error
 
 
-def _measure(trainee: Trainee, work: Path) -> Calibration:
-    spoken = json.loads((work / CONTINUATIONS).read_text())
+def measure_heads(
+    model: str, heads: Path, held_out: list[Path], length: int
+) -> Calibration:
+    """Measures heads that were trained before, and writes ``calibration.json`` anew.
+
+    Args:
+        model: the target's folder or name.
+        heads: the heads' folder.
+        held_out: files or folders of prompts or text; none: the target asks itself.
+        length: most tokens of a prompt are three quarters of it.
+
+    Raises:
+        ValueError: heads, model or files do not suit (HeadsError, DataError).
+        OSError: ``heads`` cannot be written.
+    """
+    console = Console()
+    trainee = load_trained(model, heads)  # first: what does not fit is told at once
+    with TemporaryDirectory() as work:
+        settings = TrainSettings(length=length)
+        spoken = write_held_out(model, held_out, settings, Path(work))
+    calibration = _measure(trainee, *spoken)
+    calibration.save(heads)
+    show(calibration, console)
+    console.print(f"Written: {heads / FILE}")
+    return calibration
+
+
+def _measure(
+    trainee: Trainee, prompts: list[list[int]], texts: list[list[int]]
+) -> Calibration:
     with Bar() as bar, trainee.autocast():
-        task = bar.add_task("measuring", total=len(spoken["prompts"]))
-        return calibrate(
-            trainee, spoken["prompts"], spoken["texts"], lambda: bar.advance(task)
-        )
+        task = bar.add_task("measuring", total=len(prompts))
+        return calibrate(trainee, prompts, texts, lambda: bar.advance(task))
 
 
 class _Reporter:

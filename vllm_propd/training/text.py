@@ -138,6 +138,36 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     (work / CONTINUATIONS).write_text(json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
 
 
+def write_held_out(
+    model: str, held_out: list[Path], settings: TrainSettings, work: Path
+) -> tuple[Ids, Ids]:
+    """Lets the target write what heads are measured on, and nothing else.
+
+    Args:
+        model: Hugging Face folder or name of the target.
+        held_out: files or folders of prompts or text; none: the target asks itself.
+        settings: how long sequences are, and the seed.
+        work: a folder for what is read and written.
+
+    Returns:
+        Token ids of prompts and of their continuations.
+
+    Raises:
+        DataError: the files hold too little, or the target asks nothing.
+    """
+    from vllm_propd.engine.target_text import TargetWriter
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
+    inputs = Inputs(model, held_out=held_out, self_distill=True)
+    _, prompts = _read(inputs, settings, work, tokenizer, vocabulary)
+    longest = settings.length * 3 // 4 + NEW_TOKENS
+    with TargetWriter(model, longest, settings.seed) as writer:
+        prompts = prompts or own_questions(writer, tokenizer, MEASURED_PROMPTS)
+        file = work / f"{MEASURED}.jsonl"
+        return answers(writer, prompts, file, "held-out text", NEW_TOKENS)
+
+
 def _check_same(work: Path, inputs: Inputs, settings: TrainSettings) -> None:
     """Refuses to go on in the folder of a training with other inputs."""
     if not (file := work / INPUTS).exists():

@@ -7,8 +7,6 @@ each kind of request has an estimator of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from vllm_propd.core.drafting.reliability import Estimator
@@ -19,14 +17,11 @@ class Prices:
     """An estimator for each kind of request.
 
     Args:
-        make: makes an estimator that has learned nothing.
-
-    Attributes:
-        estimators: of greedy requests, and of sampled ones.
+        greedy, sampled: the estimators.
     """
 
-    def __init__(self, make: Callable[[], Estimator]):
-        self.estimators = (make(), make())
+    def __init__(self, greedy: Estimator, sampled: Estimator):
+        self.estimators = (greedy, sampled)
         self._samples = [0, 0]
 
     @property

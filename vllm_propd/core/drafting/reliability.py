@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numba import njit
 
 from vllm_propd.core.monotone import rising
-from vllm_propd.core.tree import Bools, Float32s, Ints
+from vllm_propd.core.tree import Bools, Float32s, Float64s, Ints
 
 
 class Estimator(Protocol):
@@ -91,16 +91,24 @@ EDGES = np.linspace(-8.0, 0.0, 17)
 """The edges of bins of log probabilities; what is below the first bin belongs to it."""
 
 
+MEASURED = 500.0
+"""The most samples that a bin's measurement in training weighs: other text may follow."""
+
 REFRESH = 32
 """The number of samples after which the curve, which moves slowly, is made anew."""
 
 
 @njit(cache=True, nogil=True)
-def _counted(hit, log_probs):  # type: ignore[no-untyped-def]
+def counted(hit, log_probs):  # type: ignore[no-untyped-def]
     """Counts graded candidates by head and bin.
 
-    Returns ``[3, heads, bins]`` float64: how many, the sum of their log probabilities, and
-    how many were right.
+    Args:
+        hit: ``[samples, heads, ranks]`` bool, see ``hits``.
+        log_probs: ``[samples, heads, ranks]`` float32 what the heads said of them.
+
+    Returns:
+        ``[3, heads, bins]`` float64: how many, the sum of their log probabilities, and how
+        many were right.
     """
     samples, heads, ranks = hit.shape
     count = np.zeros((3, heads, len(EDGES) - 1))
@@ -141,15 +149,28 @@ class Reliability:
         heads: how many heads there are.
         memory: samples that a bin remembers, roughly.
         trust: samples that the heads' own word weighs at first.
+        measured: ``[3, heads, bins]`` float64 what training has counted (``counted``);
+            None: nothing.
     """
 
-    def __init__(self, heads: int, memory: float = 5000.0, trust: float = 20.0):
+    def __init__(
+        self,
+        heads: int,
+        memory: float = 5000.0,
+        trust: float = 20.0,
+        measured: Float64s | None = None,
+    ):
         self.memory = memory
         centres = (EDGES[:-1] + EDGES[1:]) / 2
         self._total = np.full((heads, len(centres)), trust)
         # Log probabilities met in a bin are known by their mean, not by its middle.
         self._log_sum = trust * np.tile(centres, (heads, 1))
         self._hit = trust * np.tile(np.exp(centres), (heads, 1))
+        if measured is not None:
+            weight = np.minimum(1.0, MEASURED / np.maximum(measured[0], 1.0))
+            self._total += weight * measured[0]
+            self._log_sum += weight * measured[1]
+            self._hit += weight * measured[2]
         self._curve = self.curve()
         self._news = 0
 
@@ -163,7 +184,7 @@ class Reliability:
         """
         if not len(hit):
             return
-        new, logs, right = _counted(hit, log_probs)
+        new, logs, right = counted(hit, log_probs)
         fades = np.exp(-new / self.memory)
         self._total = fades * self._total + new
         self._log_sum = fades * self._log_sum + logs

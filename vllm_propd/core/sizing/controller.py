@@ -8,18 +8,20 @@ others' are never seen.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from types import MappingProxyType
 
 import numpy as np
 
 from vllm_propd.core.sizing.engine_overhead import EngineOverhead
-from vllm_propd.core.sizing.head_backoff import Account, HeadBackoff
+from vllm_propd.core.sizing.head_backoff import LOAN, Account, HeadBackoff
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.planner import MOST_TOKENS, Batch, Plan, Planner, round_totals
 from vllm_propd.core.sizing.protocol import Choice, Drafts, StepLoad, StepRecord
 from vllm_propd.core.sizing.pruning_recall import Grader, PrunedStep, PruningRecall
-from vllm_propd.core.sizing.step_cost import CHAINS, StepCost
+from vllm_propd.core.sizing.step_cost import CHAINS, TREES, StepCost
 from vllm_propd.core.tree import TokenTree
 
 LOOKING_UP_S = (2e-4, 6e-4)
@@ -43,7 +45,7 @@ class DynamicSizing:
         nodes: the most nodes of a tree.
         token_budget: tokens that a step may hold (``max_num_batched_tokens``).
         pruning: whether steps may be pruned; ``step`` then has a table of both halves.
-        trusted: whether the heads are asked once in each load before that is earned.
+        promised: tokens per step by nodes of a tree, as training has measured them.
         captured: see ``round_totals``.
         clock: gives the time in seconds.
         agree: returns what the first tensor-parallel rank says, whatever this one says.
@@ -56,7 +58,7 @@ class DynamicSizing:
         nodes: int,
         token_budget: int,
         pruning: bool = False,
-        trusted: bool = True,
+        promised: Mapping[int, float] = MappingProxyType({}),
         captured: Sequence[int] = (),
         clock: Callable[[], float] = time.perf_counter,
         agree: Callable[[Agreed], Agreed] = _alone,
@@ -72,7 +74,7 @@ class DynamicSizing:
         totals = round_totals(MOST_TOKENS, captured)
         self.planner = Planner(step, self.draft, self.recall, totals=totals)
         self.planner_without = Planner(step, self.looking_up, kind=CHAINS, totals=totals)
-        self.trusted, self.clock, self.agree = trusted, clock, agree
+        self.promised, self.clock, self.agree = promised, clock, agree
         self.backoff = HeadBackoff()
         self.overhead = EngineOverhead()
         self._before: Drafted | None = None
@@ -196,11 +198,29 @@ class DynamicDrafting:
 
     def _open_account(self, account: Account) -> int:
         """Opens a new load's account; returns how many steps its first ask has to wait."""
-        sizing, sequences = self._sizing, np.array([self._load.sequences])
-        if sizing.trusted:
-            return 0
-        account.ask(sizing.planner.draft.estimate(sequences).item())
-        return sizing.agree((None, False, account.steps_to_wait(self._plain_s())))[2]
+        sizing, plain_s = self._sizing, self._plain_s()
+        price = sizing.planner.draft.estimate(np.array([self._load.sequences])).item()
+        if self._promised_s(price) < plain_s:
+            account.balance = LOAN * plain_s
+        else:
+            account.ask(price, plain_s)
+        return sizing.agree((None, False, account.steps_to_wait(plain_s)))[2]
+
+    def _promised_s(self, price: float) -> float:
+        """Returns the seconds of a token at this load, as training promises it.
+
+        Args:
+            price: seconds of asking the heads.
+        """
+        sizing, load = self._sizing, self._load
+        most = sizing.most(load.sequences)
+        promised = {nodes: n for nodes, n in sizing.promised.items() if nodes <= most}
+        if not promised:
+            return inf
+        rows = load.tokens - load.nodes + load.sequences * np.array([*promised])
+        kinds = np.full(len(rows), TREES)
+        seconds = sizing.planner.step.estimate(rows, load.context, kinds=kinds) + price
+        return float((seconds / np.array([*promised.values()])).min())
 
     def plan(self, drafts: Drafts) -> Choice:
         """Chooses what to verify in the next step; grades earlier steps by the texts."""
@@ -286,7 +306,7 @@ class DynamicDrafting:
         """
         account, plain_s = self._sizing.backoff.now, self._plain_s()
         price = self._sizing.planner.draft.estimate(np.array([sequences])).item()
-        account.ask(price)
+        account.ask(price, plain_s)
         expected = 0.0
         if plan is not None:
             self._stake = account

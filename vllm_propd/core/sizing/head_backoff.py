@@ -3,9 +3,11 @@
 Each load has an account, in seconds. A share of the time of its steps is paid in; what
 asking the heads takes is taken out; what verifying their nodes has saved, against as many
 tokens from plain steps, is paid back. Where the account is empty, the heads wait until it
-is not. So asking in vain takes at most that share of the time, whatever heads cost. Heads
-that training has found right often enough get one ask more in each load, on trust: its
-first. Others earn that one, too.
+is not. So asking in vain takes at most that share of the time, whatever heads cost.
+
+Single steps say little: trees that save a third of a step on the mean lose one in every
+second step. So heads whose measurement in training promises that they pay at a load begin
+with a loan there, a few steps' time, once. Others earn all of it.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -23,8 +25,9 @@ IN_VAIN = 0.005
 All of speculation may cost one percent where it gives nothing: this is half of it, the
 other half is the host's."""
 
-CREDIT = 8.0
-"""The most asks that an account can pay for: what has paid for long may fail so often."""
+LOAN, CREDIT = 4.0, 8.0
+"""What an account begins with where the heads are promised to pay, and the most that it
+holds, in steps without nodes: what has paid for long may lose so much."""
 
 LONGEST = 4096
 """The most steps of a wait: prices of heads and steps change with the machine."""
@@ -50,9 +53,14 @@ class Account:
         """Pays in the share of a step of so many seconds."""
         self.balance += IN_VAIN * seconds
 
-    def ask(self, price: float) -> None:
-        """Takes out ``price``, the seconds that asking the heads takes."""
-        self.balance = min(self.balance, CREDIT * price) - price
+    def ask(self, price: float, step: float) -> None:
+        """Takes out what asking the heads takes.
+
+        Args:
+            price: seconds of that.
+            step: seconds of a step without nodes.
+        """
+        self.balance = min(self.balance, CREDIT * step) - price
 
     def steps_to_wait(self, seconds: float) -> int:
         """Returns after how many steps of so many seconds the account is filled again."""

@@ -133,7 +133,7 @@ def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
         nodes,
         budget,
         pruning=runner.propd.plans_pruning,
-        trusted=runner.drafter.trusted,
+        promised=runner.drafter.promised,
         captured=runner.cudagraph_batch_sizes,
         agree=_first_ranks,
     )

@@ -32,10 +32,6 @@ from vllm_propd.kernels.transfer import to_device, to_host
 logger = init_logger("vllm.propd.proposer")
 
 
-PROMISING = 1.2
-"""The tokens per step, in training's measurement, from which on heads are trusted: asked
-once in each load before steps without them have paid for it."""
-
 ROWS_AT_ONCE = 256
 """About how many rows of head logits (sequences times heads) are alive at once."""
 
@@ -53,8 +49,7 @@ class MedusaTreeProposer:
     vLLM builds it (method ``custom_class``) and loads it with the target model.
 
     Attributes:
-        trusted: whether training has found the heads right often enough
-            (``core.sizing.head_backoff``).
+        promised: tokens per step by nodes of a tree, as training has measured them.
     """
 
     def __init__(self, vllm_config: VllmConfig):
@@ -89,23 +84,27 @@ class MedusaTreeProposer:
     def _learn_anew(self, folder: Path | None) -> None:
         """Sets up what values nodes, from what training has measured, if anything."""
         config = self.config
-        self.learns, self.trusted = config.sizing == "dynamic", False
+        self.learns = config.sizing == "dynamic"
+        self.promised: dict[int, float] = {}
         self.prices: Prices | None = None
         self._pending = PendingCandidates()
         self._lookups = Lookups() if config.looks_up else None
         if folder is None:
             return
-        if self.learns:
-            self.prices = Prices(lambda: Reliability(self.num_heads))
         calibration = calibration_for(config, folder, self.num_heads)
+        if self.learns:
+            # What was measured on greedy text says less of what is sampled.
+            measured = None if calibration is None else calibration.sureness()
+            greedy = Reliability(self.num_heads, measured=measured)
+            self.prices = Prices(greedy, Reliability(self.num_heads))
         nodes = config.num_speculative_tokens
         if calibration is None:
             logger.info("%s has no calibration.json: nothing is known of its heads", folder)
             return
-        self.trusted = calibration.expected_tokens(nodes) >= PROMISING
+        self.promised = calibration.tokens_per_step
         if config.node_values == "rank_accuracy":
             known = np.exp(calibration.rank_values(config.ranks))
-            self.prices = Prices(lambda: RankAccuracy(known))
+            self.prices = Prices(RankAccuracy(known), RankAccuracy(known))
         if config.tree == "best_first":
             logger.info(
                 "Calibration: trees of %d nodes gave %.2f tokens per step on held-out text",
