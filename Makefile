@@ -198,7 +198,7 @@ bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 1 --most-chunks 1 --starts 16 \
+		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 3 --most-chunks 3 --starts 6 \
 		--out build/never
 
 clean:
