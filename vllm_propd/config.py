@@ -19,6 +19,10 @@ METHOD = "propd"
 METRIC_PREFIX = "vllm:propd_"
 """How ProPD is named: in ``method``, and at the start of its metrics' names."""
 
+REQUEST_METRICS = "VLLM_PROPD_REQUEST_METRICS"
+"""The environment variable by which requests' metrics tell why they ended and what became
+of their drafts; batch jobs set it to 1 for their engines."""
+
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
     "num_candidates": ("tree", ("best_first",)),
     "node_values": ("tree", ("best_first",)),

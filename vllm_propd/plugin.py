@@ -61,6 +61,7 @@ def register() -> None:
             SKIP_VERSION_CHECK,
         )
         return
+    from vllm_propd.config import REQUEST_METRICS
     from vllm_propd.engine.integration import (
         config_patch,
         draft_delivery,
@@ -68,7 +69,16 @@ def register() -> None:
         sessions,
     )
 
+    wanted_patches = [
+        *config_patch.PATCHES,
+        *draft_delivery.PATCHES,
+        *sessions.PATCHES,
+    ]
+    if os.environ.get(REQUEST_METRICS) == "1":
+        from vllm_propd.engine.integration import request_metrics
+
+        wanted_patches += request_metrics.PATCHES
     try:
-        patches.apply((*config_patch.PATCHES, *draft_delivery.PATCHES, *sessions.PATCHES))
+        patches.apply(wanted_patches)
     except patches.PatchedByOthersError as error:
         logger.error("vllm-propd: the method 'propd' is not available: %s", error)

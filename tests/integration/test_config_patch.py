@@ -18,7 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm_propd import plugin
 from vllm_propd.config import ProPDConfig
 from vllm_propd.engine.integration import config_patch, patches
-from vllm_propd.engine.integration.config_patch import PROPOSER
+from vllm_propd.engine.integration.config_patch import PROPOSER, REWRITTEN
 from vllm_propd.engine.step.propose import engine_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -79,6 +79,19 @@ def test_all_doors_are_alike(door: str) -> None:
         "typical_epsilon": 0.09,
         "typical_delta": 0.3,
     }
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_arguments_give_the_same_config_twice(door: str) -> None:
+    """Ray's batches ask them once for themselves, and once for their engine."""
+    args = DOORS[door]()
+    before = {name: str(value) for name, value in vars(args).items() if name in REWRITTEN}
+    first = args.create_engine_config()
+    after = {name: str(value) for name, value in vars(args).items() if name in REWRITTEN}
+    assert after == before
+    second = args.create_engine_config()
+    assert engine_config(second) == engine_config(first)
+    assert second.parallel_config.worker_cls == first.parallel_config.worker_cls
 
 
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -68,3 +70,22 @@ def test_a_table_of_a_bad_minute_does_not_stay() -> None:
         tokens=[1, 16, 256], step_s=[0.05, 0.08, 0.9], sequences=[1, 8],
         draft_s=[9e-3, 0.03], lower_s=[0.01, 0.03, 0.2], upper_s=[0.04, 0.05, 0.7],
     )  # fmt: skip
+
+
+def test_engines_that_start_together_leave_a_whole_table(tmp_path: Path) -> None:
+    """Whoever reads while others write finds one of their tables."""
+    path = tmp_path / "costs" / "host.json"
+    tables = [
+        CostTable(tokens=[*range(1, n + 2)], step_s=[0.1] * (n + 1), sequences=[1])
+        for n in range(1, 400, 40)
+    ]
+    cost_table._keep(path, tables[0])
+    with ThreadPoolExecutor(len(tables)) as writers:
+        writing = [
+            writers.submit(cost_table._keep, path, t) for t in tables for _ in range(30)
+        ]
+        while not all(one.done() for one in writing):
+            assert cost_table._cached(path) in tables
+        for one in writing:
+            one.result()
+    assert [found.name for found in path.parent.iterdir()] == ["host.json"]

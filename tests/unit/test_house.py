@@ -16,7 +16,7 @@ FLOORS = (
     ("simulation",),
     ("engine",),
     ("training",),
-    ("bench", "watch"),
+    ("batch", "bench", "watch"),
     ("demo",),
     ("cli",),
     ("command", "plugin"),
@@ -27,6 +27,7 @@ MOST_LINES, MOST_FILES = 350, 12
 WITHOUT_VLLM = (
     "config", "corpus", "chats", "progress",
     "core", "kernels", "heads", "simulation", "training",
+    "batch",
 )  # fmt: skip
 
 

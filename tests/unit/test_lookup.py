@@ -11,8 +11,10 @@ from vllm_propd.core.drafting.lookup import (
     ALIKE,
     LONGEST,
     MIXED,
+    ODDS,
     ONCE,
     REACH,
+    RISE,
     TRUST,
     LookupMatches,
     Lookups,
@@ -122,7 +124,7 @@ def test_a_match_is_worth_what_it_has_been_worth() -> None:
         assert find(lookups, text).match.tolist() == [1]
         worth.append(worth_of_one(lookups))
         text.append(new + 1)
-    assert worth[0] == pytest.approx(0.5)
+    assert worth[0] == pytest.approx(ODDS[ONCE] / (ODDS[ONCE] + 1))
     assert (np.diff(worth[1:]) < 0).all() and worth[-1] < 0.05
 
 
@@ -131,7 +133,8 @@ def test_longer_matches_learn_from_the_rest_of_a_continuation() -> None:
     find(lookups, text)
     find(lookups, [*text, 2, 3, 8])
     # 2 and 3 were right, 4 was not; nothing is known of what comes behind.
-    start = np.arange(1, 5) / np.arange(2, 6)
+    odds = ODDS[ONCE] * np.arange(1.0, 5.0) ** RISE
+    start = odds / (odds + 1)
     expected = (TRUST * start[:3] + [1, 1, 0]) / (TRUST + 1)
     found = lookups._right[0, 0] / lookups._total[0, 0]
     np.testing.assert_allclose(found[:3], expected, rtol=1e-3)

@@ -39,7 +39,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 SERVING = names([*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["cuda"]])
-EVERYTHING = SERVING | names([*EXTRAS["tools"], *EXTRAS["train"]])
+EVERYTHING = SERVING | names([*EXTRAS["tools"], *EXTRAS["ray"]])
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -133,7 +133,7 @@ def test_versions_agree() -> None:
 
 def test_the_command_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.EXTRA in EXTRAS
-    lines = ["numpy", 'nowhere-to-be-had; extra == "tools"', 'also-not; extra == "train"']
+    lines = ["numpy", 'nowhere-to-be-had; extra == "tools"', 'also-not; extra == "ray"']
     monkeypatch.setattr(command, "requires", lambda name: lines)
     assert command.missing() == ["nowhere-to-be-had"]
     with pytest.raises(SystemExit, match=r'pip install "vllm-propd\[tools\]"'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from vllm_propd.cli.batch import batch
 from vllm_propd.cli.measure import bench, simulate, tune
 from vllm_propd.cli.show import demo, watch
 from vllm_propd.cli.train import calibrate, train
@@ -16,5 +17,5 @@ def main() -> None:
     """ProPD for vLLM: token trees from Medusa heads, verified losslessly."""
 
 
-for command in (demo, train, calibrate, bench, tune, simulate, watch):
+for command in (demo, train, calibrate, batch, bench, tune, simulate, watch):
     app.command()(command)

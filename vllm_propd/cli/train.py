@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_propd.cli.options import quiet_engines, with_settings
+from vllm_propd.cli.options import errors, quiet_engines, with_settings
 from vllm_propd.training.settings import TrainSettings
 
 
@@ -94,6 +94,7 @@ def calibrate(
 ) -> None:
     """Measure heads, and write calibration.json beside them: what serving begins with."""
     quiet_engines()
-    from vllm_propd.training.run import measure_heads
+    with errors():
+        from vllm_propd.training.run import measure_heads
 
-    measure_heads(model, heads, held_out or [], length)
+        measure_heads(model, heads, held_out or [], length)

@@ -67,7 +67,7 @@ def train_on_ray(
         from ray.train.torch import TorchTrainer
     except ImportError as error:
         raise ValueError(
-            "--num-workers above 1 needs Ray Train: pip install 'vllm-propd[train]'"
+            "--num-workers above 1 needs Ray Train: pip install 'vllm-propd[ray]'"
         ) from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False)

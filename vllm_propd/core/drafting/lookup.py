@@ -37,8 +37,13 @@ ONCE, ALIKE, MIXED = 0, 1, 2
 """What has followed earlier uses of the text's last token: one token, once or always
 (``ONCE``, ``ALIKE``); or different ones (``MIXED``)."""
 
-TRUST = 4.0
-"""The weight, in samples, of the first belief: a match of m is right m times of m + 1."""
+ODDS, RISE = (0.5, 1.6, 0.235), 1.4
+"""The first belief: the odds that a match of m goes on alike are ``ODDS * m ** RISE``, by
+``ONCE``, ``ALIKE`` and ``MIXED``. So it was in 14,147 places of a chat model's answers to
+questions of six tasks, and in 5,980 of source code, with hardly a difference."""
+
+TRUST = 8.0
+"""The weight of the first belief, in samples."""
 
 MEMORY = 2000.0
 """The number of samples after which an older one's weight is about a third."""
@@ -193,10 +198,10 @@ class Lookups:
     """Looks up continuations, and learns what they are worth."""
 
     def __init__(self) -> None:
-        length = np.arange(1.0, LONGEST + 1)
+        odds = np.outer(ODDS, np.arange(1.0, LONGEST + 1) ** RISE)
         # By what was before, what the heads say, and length.
         self._total = np.full((3, 3, LONGEST), TRUST)
-        self._right = TRUST * np.tile(length / (length + 1.0), (3, 3, 1))
+        self._right = TRUST * np.repeat((odds / (odds + 1.0))[:, None], 3, 1)
         worth = np.log(np.minimum(self._right / self._total, SUREST))
         self._curves = worth.astype(np.float32)
         self._waiting: _Waiting | None = None

@@ -42,6 +42,12 @@ CUDA_WORKER = "vllm_propd.engine.cuda_worker.ProPDCUDAWorker"
 HEADS_FOLDER = "propd"
 """The folder of the heads inside a target model's folder."""
 
+REWRITTEN = (
+    "worker_cls", "speculative_config", "spec_method", "spec_model", "spec_tokens",
+    "attention_backend",
+)  # fmt: skip
+"""Fields of EngineArgs that vLLM is to see otherwise than the user gave them."""
+
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """Matches what can be a name on the model hub."""
 
@@ -76,8 +82,13 @@ def _teach_engine_args(original: Any) -> Any:
         keys = _requested(self)
         if keys is None:
             return original(self, *args, **kwargs)
-        config = _enable(self, keys)
-        vllm_config = original(self, *args, **kwargs)
+        asked = {name: getattr(self, name) for name in REWRITTEN}
+        try:
+            config = _enable(self, keys)
+            vllm_config = original(self, *args, **kwargs)
+        finally:  # Ray asks the same arguments for a config twice
+            for name, value in asked.items():
+                setattr(self, name, value)
         config = check_engine(vllm_config, config)
         _pad_no_request(vllm_config)
         additional = {METHOD: config.model_dump_json(exclude_unset=True)}

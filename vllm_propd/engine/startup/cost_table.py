@@ -8,6 +8,7 @@ host's work, is learned while serving (``core/sizing/step_cost.py``).
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,15 +16,18 @@ from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
+from torch.backends.cpu import get_cpu_capability
 from tqdm import tqdm
 from vllm import envs
 from vllm.config import SchedulerConfig
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.sizing.controller import Agreed, DynamicSizing
@@ -125,8 +129,7 @@ def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
     if known is not None:
         table = known.least(table)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(table.model_dump_json() + "\n")
+        _keep(path, table)
     return DynamicSizing(
         table.step_cost(),
         table.draft_cost(),
@@ -258,12 +261,24 @@ def _cache_file(runner: Any) -> Path | None:
     if config.parallel_config.world_size > 1:
         return None
     threads = torch.get_num_threads()
-    name = f"{config.compute_hash()}-{version('vllm-propd')}-{threads}-threads"
+    device = current_platform.get_device_name()
+    if current_platform.is_cpu():  # hosts of several kinds may share the folder
+        device += f"-{get_cpu_capability()}"
+    name = f"{config.compute_hash()}-{version('vllm-propd')}-{threads}-threads-"
+    name += re.sub(r"\W+", "-", device)
     if not runner.propd.heads:
         name += "-no-heads"
     if runner._pruned_forward is not None:
         name += f"-layer-{runner.propd.early_layer}"
     return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / f"{name}.json"
+
+
+def _keep(path: Path, table: CostTable) -> None:
+    """Writes the table whole: engines of a host start together, and share the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = path.with_suffix(f".{uuid4().hex}")
+    began.write_text(table.model_dump_json() + "\n")
+    began.replace(path)
 
 
 def _cached(path: Path | None) -> CostTable | None:

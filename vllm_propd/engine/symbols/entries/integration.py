@@ -226,6 +226,50 @@ SYMBOLS = (
         "see MultiprocExecutor.sample_tokens",
         "see MultiprocExecutor.sample_tokens",
     ),
+    Symbol(
+        "vllm.v1.engine.output_processor:RequestState._new_completion_output",
+        "patched",
+        "self token_ids finish_reason stop_reason",
+        "puts why a request ended, and what became of its drafts, into its metrics",
+        "Ray's vLLM stage keeps a request's text, tokens and metrics, and drops the rest; "
+        "batch jobs alone, in their engines' processes",
+        "both in the rows of Ray's vLLM stage",
+    ),
+    Symbol(
+        "vllm.v1.engine.output_processor:RequestState",
+        "read",
+        "",
+        "see RequestState._new_completion_output",
+        "see RequestState._new_completion_output",
+        "see RequestState._new_completion_output",
+        "stats",
+    ),
+    Symbol(
+        "vllm.v1.metrics.stats:RequestStateStats",
+        "overridden",
+        "num_generation_tokens num_preemptions arrival_time queued_ts scheduled_ts "
+        "first_token_ts last_token_ts first_token_latency is_corrupted is_watermarked "
+        "is_watermark_skipped",
+        "ours has two fields more; Ray turns it into a table by dataclasses.asdict",
+        "see RequestState._new_completion_output",
+        "see RequestState._new_completion_output",
+    ),
+    Symbol(
+        "vllm.outputs:CompletionOutput",
+        "read",
+        "finish_reason spec_decode_metrics",
+        "see RequestState._new_completion_output",
+        "see RequestState._new_completion_output",
+        "see RequestState._new_completion_output",
+    ),
+    Symbol(
+        "vllm.v1.metrics.stats:RequestSpecDecodeMetrics.to_dict",
+        "called",
+        "self",
+        "a request's acceptance length, as vLLM's server tells it",
+        "see RequestState._new_completion_output",
+        "see RequestState._new_completion_output",
+    ),
 )
 
 BEHAVIOURS = (
@@ -265,5 +309,12 @@ BEHAVIOURS = (
         "that is how a tree reaches the next step",
         "nothing",
         "tests/integration/test_lossless.py::test_text_is_plain_vllms",
+    ),
+    Behaviour(
+        "vllm.v1.engine.output_processor:RequestState._new_request_output",
+        "hands on the state's stats as a request's metrics, after its completion was made",
+        "see RequestState._new_completion_output",
+        "both in the rows of Ray's vLLM stage",
+        "tests/integration/test_request_metrics.py::test_metrics_tell_how_a_request_ended",
     ),
 )

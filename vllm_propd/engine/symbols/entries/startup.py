@@ -111,4 +111,12 @@ SYMBOLS = (
             ("VLLM_CACHE_ROOT", "where tables of step costs are kept"),
         )
     ),
+    Symbol(
+        "vllm.platforms.interface:Platform.get_device_name",
+        "called",
+        "device_id",
+        "a table of step costs is of one kind of device",
+        "hosts of several kinds may share the folder of tables",
+        "the device in vLLM's VllmConfig.compute_hash",
+    ),
 )

@@ -1,0 +1,144 @@
+"""A row of a batch job, from its line to what an engine is given, and its answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow
+import pytest
+from tokenizers_on_disk import MODEL, tokenizer
+
+from vllm_propd.batch import rows
+from vllm_propd.batch.rows import ANSWERS, ERROR, SAMPLING, answer, answers, prepare
+
+
+@pytest.fixture(autouse=True)
+def _chat_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's tokenizer has no chat template of its own."""
+    monkeypatch.setattr(rows, "_tokenizer", lambda model: tokenizer())
+
+
+def prepared(line: Any, **sampling: Any) -> dict[str, Any]:
+    text = line if isinstance(line, str) else json.dumps(line)
+    return prepare({"row": 3, "place": "a.jsonl:4", "line": text}, str(MODEL), sampling)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"text": "def f("}, "def f("),
+        ({"prompt": "def f("}, "def f("),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "<user>Hi<assistant>"),
+        ({"question": "Hi"}, "<user>Hi<assistant>"),
+        ({"turns": ["Hi", "And?"]}, "<user>Hi<assistant>"),
+        (
+            {"url": "/v1/chat/completions", "body": {"messages": [{"role": "user"}]}},
+            "<user><assistant>",
+        ),
+        ({"url": "/v1/completions", "body": {"prompt": "def f("}}, "def f("),
+    ],
+)
+def test_prompts_are_read_in_the_usual_shapes(row: dict[str, Any], prompt: str) -> None:
+    found = prepared(row)
+    assert not found[ERROR]
+    assert found["prompt"] == prompt
+    assert found["tokenized_prompt"] == tokenizer()(prompt)["input_ids"]
+
+
+def test_a_row_has_its_own_id_or_its_place() -> None:
+    assert prepared({"text": "a"})["id"] == "a.jsonl:4"
+    assert prepared({"text": "a", "id": 17})["id"] == "17"
+    assert prepared({"custom_id": "q-1", "body": {"prompt": "a"}})["id"] == "q-1"
+
+
+def test_sampling_fields_of_a_row_win_over_the_jobs() -> None:
+    found = prepared({"text": "a", "max_tokens": 5, "stop": "\n"}, temperature=0.5)
+    assert found["sampling_params"] == SAMPLING | {
+        "temperature": 0.5,
+        "max_tokens": 5,
+        "stop": ["\n"],
+    }
+    nested = {"text": "a", "sampling_params": {"temperature": 0, "top_k": 3}}
+    found = prepared(nested, temperature=0.5)["sampling_params"]
+    assert (found["temperature"], found["top_k"]) == (0.0, 3)
+    assert isinstance(found["temperature"], float)
+
+
+def test_openais_names_are_known() -> None:
+    schema = {"type": "object", "properties": {}}
+    body = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_completion_tokens": 9,
+        "n": 1,
+        "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+    }
+    found = prepared({"custom_id": "1", "body": body})
+    assert not found[ERROR]
+    params = found["sampling_params"]
+    assert params["max_tokens"] == 9
+    assert json.loads(params["structured_outputs"]["json"]) == schema
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ("no json", "no JSON"),
+        ("[1]", "no table of fields"),
+        ({"answer": "42"}, "it has no prompt"),
+        ({"messages": [{"role": "assistant", "content": "I"}]}, "no turn of a user"),
+        ({"text": "a", "sampling_params": {"logit_bias": {"3": 1}}}, "logit_bias: a batch"),
+        ({"text": "a", "sampling_params": 3}, "sampling_params is no table"),
+        ({"text": "a", "temperature": "hot"}, "temperature: 'hot' is no number"),
+        ({"text": "a", "structured_outputs": {"xml": ""}}, "structured_outputs has one of"),
+        ({"body": {"prompt": "a", "n": 2}}, "n: a row has one answer"),
+        ({"body": {"prompt": "a", "stream": True}}, "stream"),
+        ({"body": {"prompt": "a", "response_format": {"type": "xml"}}}, "response_format"),
+        ({"url": "/v1/embeddings", "body": {"input": "a"}}, "/v1/embeddings"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_row_with_an_error(row: Any, why: str) -> None:
+    found = prepared(row)
+    assert why in found[ERROR]
+    assert found["tokenized_prompt"] and found["sampling_params"].keys() == SAMPLING.keys()
+
+
+def test_rows_of_all_kinds_fit_one_table() -> None:
+    """What one row lacks must not reach another's sampling as None in place of a value."""
+    lines = [
+        {"text": "a"},
+        {"text": "a", "temperature": 1, "stop": ["x"], "seed": 3},
+        {"text": "a", "structured_outputs": {"choice": ["a", "b"]}},
+        "no json",
+    ]
+    found = [prepared(line, temperature=0.0) for line in lines]
+    table = pyarrow.Table.from_pylist(found).to_pylist()
+    assert table == found
+
+
+def test_an_answer_says_how_it_ended_and_what_drafts_gave() -> None:
+    row = {
+        "row": 3, "id": "q", ERROR: "", "generated_text": " x", "generated_tokens": [5, 6],
+        "num_input_tokens": 4, "num_generated_tokens": 2,
+        "metrics": {
+            "finish_reason": "stop",
+            "speculative_decoding": {
+                "mean_acceptance_length": 2.0, "num_spec_steps": 1, "num_draft_tokens": 8,
+                "num_accepted_draft_tokens": 1,
+            },
+        },
+    }  # fmt: skip
+    found = answer(row)
+    assert found["finish_reason"] == "stop" and found["error"] is None
+    assert (found["text"], found["token_ids"], found["num_tokens"]) == (" x", [5, 6], 2)
+    assert (found["acceptance_length"], found["num_drafts"]) == (2.0, 1)
+    plain = answer(row | {"metrics": {"finish_reason": "length"}})
+    assert plain["acceptance_length"] is None and plain["finish_reason"] == "length"
+
+
+def test_an_error_has_the_columns_of_an_answer() -> None:
+    row = {"row": 3, "id": "q", ERROR: "it has no prompt"}
+    (failed,) = answers(pyarrow.Table.from_pylist([row])).to_pylist()
+    assert list(failed) == ANSWERS.names == list(answer(row))
+    assert (failed["finish_reason"], failed["error"]) == ("error", "it has no prompt")
+    assert failed["text"] is failed["token_ids"] is failed["num_tokens"] is None

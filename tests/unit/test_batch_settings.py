@@ -1,0 +1,54 @@
+"""What a batch job asks of its engines, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from vllm_propd.batch.settings import BatchJob
+from vllm_propd.config import REQUEST_METRICS
+
+
+def job(**fields: Any) -> BatchJob:
+    return BatchJob(model="m", prompts=[Path("p.jsonl")], out=Path("out"), **fields)
+
+
+def test_engines_draft_by_propd_and_tell_each_rows_acceptance() -> None:
+    found = job(engine_kwargs={"max_model_len": 512}).engine()
+    assert found["speculative_config"] == "propd"
+    assert found["per_request_spec_decode_metrics"] == "summary"
+    assert (found["max_model_len"], found["distributed_executor_backend"]) == (512, "uni")
+    assert job(tensor_parallel_size=2).engine()["distributed_executor_backend"] == "mp"
+
+
+def test_plain_engines_have_nothing_of_drafts() -> None:
+    found = job(speculative_config=None).engine()
+    assert not any("spec" in name for name in found)
+
+
+def test_engines_of_one_host_share_its_cores() -> None:
+    alone = {REQUEST_METRICS: "1"}
+    assert job(engines=2).engine_env(on_cpu=False) == alone
+    assert job().engine_env(on_cpu=True) == alone
+    env = job(engines=2).engine_env(on_cpu=True)
+    assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert int(env["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) // 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"engine_kwargs": {"speculative_config": "propd"}}, "use --speculative-config"),
+        ({"engine_kwargs": {"model": "m"}}, "first argument"),
+        ({"sampling": {"best_of": 2}}, "--sampling has best_of"),
+        ({"engines": 0}, "engines"),
+        ({"format": "xml"}, "format"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        job(**fields)

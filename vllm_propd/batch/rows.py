@@ -1,0 +1,220 @@
+"""A row of a job: from the line that it was to what an engine is given, and back.
+
+Runs in Ray's workers. Rows have ``messages`` (or another shape of ``vllm_propd.chats``),
+or ``prompt`` or ``text``, which are taken as they are; or they are requests of OpenAI's
+batch format (``custom_id``, ``url``, ``body``).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import pyarrow
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vllm_propd.chats import SHAPES, chat_of, question_of, render
+
+ERROR = "__inference_error__"
+"""Ray's column of errors: rows that have one pass the engine by."""
+
+SAMPLING: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "seed": None,
+    "max_tokens": None,
+    "min_tokens": 0,
+    "stop": None,
+    "stop_token_ids": None,
+    "bad_words": None,
+    "allowed_token_ids": None,
+    "ignore_eos": False,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "skip_special_tokens": True,
+    "structured_outputs": None,
+}
+"""Sampling fields of a row, with vLLM's defaults. All rows have all of them: in Arrow's
+tables, what one row lacks is None."""
+
+GRAMMARS = ("json", "regex", "choice", "grammar")
+"""What ``structured_outputs`` may hold; a schema is written out, for the same reason."""
+
+ANSWERS = pyarrow.schema(
+    [
+        ("row", pyarrow.int64()),
+        ("id", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("token_ids", pyarrow.list_(pyarrow.int64())),
+        ("finish_reason", pyarrow.string()),
+        ("num_prompt_tokens", pyarrow.int64()),
+        ("num_tokens", pyarrow.int64()),
+        ("acceptance_length", pyarrow.float64()),
+        ("num_drafts", pyarrow.int64()),
+        ("num_draft_tokens", pyarrow.int64()),
+        ("num_accepted_tokens", pyarrow.int64()),
+        ("error", pyarrow.string()),
+    ]
+)
+"""The columns of answers, the same in every file: a column of nothing has no type."""
+
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+
+
+class RowError(ValueError):
+    """A row that cannot be answered; the message says why."""
+
+
+def prepare(row: dict[str, Any], model: str, sampling: dict[str, Any]) -> dict[str, Any]:
+    """Turns a numbered row into what Ray's vLLM stage takes.
+
+    Args:
+        row: see ``batch.prompts.SCHEMA``.
+        model: folder or name of the target, for its tokenizer and chat template.
+        sampling: the job's sampling fields; a row's own win.
+
+    Returns:
+        ``id``, ``prompt``, ``tokenized_prompt``, ``sampling_params``, and in ``ERROR`` why
+        the row cannot be answered, or nothing.
+    """
+    found = {"id": row["place"], "prompt": "", "tokenized_prompt": [0], ERROR: ""}
+    params = {**SAMPLING, **sampling}
+    try:
+        fields = _fields(row["line"])
+        found["id"] = str(fields.get("custom_id", fields.get("id", row["place"])))
+        fields, of_body = _request(fields)
+        params |= _sampling(fields, of_body)
+        found["prompt"], found["tokenized_prompt"] = _prompt(fields, _tokenizer(model))
+    except ValueError as error:
+        found[ERROR] = str(error)
+    return {**found, "sampling_params": params}
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _fields(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RowError(f"it is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RowError("it is no table of fields")
+    return fields
+
+
+def _request(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Returns the fields of a request, and whether they are those of OpenAI's format."""
+    if not isinstance(body := fields.get("body"), dict):
+        return fields, False
+    if (url := fields.get("url", CHATS)) not in (COMPLETIONS, CHATS):
+        raise RowError(f"url {url}: only {COMPLETIONS} and {CHATS} are answered")
+    return body, True
+
+
+def _sampling(fields: dict[str, Any], of_body: bool) -> dict[str, Any]:
+    """Returns the sampling fields that a row sets itself."""
+    given = fields.get("sampling_params") or {}
+    if not isinstance(given, dict):
+        raise RowError("sampling_params is no table of fields")
+    given = {**{name: fields[name] for name in SAMPLING if name in fields}, **given}
+    if of_body:
+        given |= _of_openai(fields)
+    if unknown := sorted(given.keys() - SAMPLING.keys()):
+        raise RowError(
+            f"sampling_params {', '.join(unknown)}: a batch knows {', '.join(SAMPLING)}"
+        )
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    if (asked := given.get("structured_outputs")) is not None:
+        given["structured_outputs"] = _grammar(asked)
+    return {name: _typed(name, v) for name, v in given.items() if v is not None}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Returns a value of its field's type: in Arrow's columns 0 and 0.5 are two types."""
+    if not isinstance(SAMPLING[name], float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(f"{name}: {value!r} is no number")
+    return float(value)
+
+
+def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns what OpenAI names otherwise; refuses what has no place in a row."""
+    if body.get("n", 1) != 1:
+        raise RowError("n: a row has one answer; give it as often as it is wanted")
+    if body.get("stream"):
+        raise RowError("stream: a batch has nobody to stream to")
+    found = {}
+    if (most := body.get("max_completion_tokens")) is not None:
+        found["max_tokens"] = most
+    match body.get("response_format"):
+        case None | {"type": "text"}:
+            pass
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            found["structured_outputs"] = {"json": schema}
+        case other:
+            raise RowError(f"response_format {other}: text, or json_schema with a schema")
+    return found
+
+
+def _grammar(asked: Any) -> dict[str, Any]:
+    if not isinstance(asked, dict) or len(asked) != 1 or not asked.keys() <= {*GRAMMARS}:
+        raise RowError(f"structured_outputs has one of {', '.join(GRAMMARS)}")
+    found: dict[str, Any] = dict.fromkeys(GRAMMARS) | asked
+    if isinstance(found["json"], dict):
+        found["json"] = json.dumps(found["json"])
+    return found
+
+
+def _prompt(
+    fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[int]]:
+    """Returns a row's prompt, and its token ids."""
+    for name in ("prompt", "text"):
+        if isinstance(text := fields.get(name), str) and text:
+            return text, tokenizer(text)["input_ids"]
+    if (chat := chat_of(fields)) is None:
+        raise RowError(f"it has no prompt: rows have {SHAPES}, or `text`")
+    if not (question := question_of(chat)):
+        raise RowError("its chat has no turn of a user to answer")
+    text = render(question, tokenizer, asks=True)
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answers(table: pyarrow.Table) -> pyarrow.Table:
+    """Returns what is kept of rows that have passed the engine, as ``ANSWERS``."""
+    rows = [answer(row) for row in table.to_pylist()]
+    return pyarrow.Table.from_pylist(rows, schema=ANSWERS)
+
+
+def answer(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is kept of an answered row, or of one with an error.
+
+    The acceptance length is vLLM's ``mean_acceptance_length``: tokens per verified step,
+    the bonus token included; None where nothing was drafted.
+    """
+    failed = bool(row.get(ERROR))
+    known = {} if failed else row.get("metrics") or {}
+    drafts = known.get("speculative_decoding") or {}
+    return {
+        "row": row["row"],
+        "id": row["id"],
+        "text": None if failed else row["generated_text"],
+        "token_ids": None if failed else [int(t) for t in row["generated_tokens"]],
+        "finish_reason": "error" if failed else known.get("finish_reason"),
+        "num_prompt_tokens": None if failed else row["num_input_tokens"],
+        "num_tokens": None if failed else row["num_generated_tokens"],
+        "acceptance_length": drafts.get("mean_acceptance_length"),
+        "num_drafts": drafts.get("num_spec_steps"),
+        "num_draft_tokens": drafts.get("num_draft_tokens"),
+        "num_accepted_tokens": drafts.get("num_accepted_draft_tokens"),
+        "error": row[ERROR] if failed else None,
+    }

@@ -1,0 +1,177 @@
+"""``vllm-propd batch``: a job on Ray Data's own vLLM stage.
+
+Ray Data reads, spreads, retries and writes; its checkpoint says which rows are answered, so
+that a job that was killed goes on with the others.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import dataset
+
+from vllm_propd.batch.prompts import number_prompts
+from vllm_propd.batch.rows import ANSWERS, answers, prepare
+from vllm_propd.batch.settings import BatchJob
+
+JOB, PROMPTS, ANSWERED, ROWS = "job.json", "prompts.parquet", "answered", "rows"
+"""Files and folders of a job: what it is, its rows, their checkpoint, and the answers."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job has done, over all the times that it was begun.
+
+    Attributes:
+        rows: rows that are answered.
+        errors: those of them that have an error.
+        prompt_tokens, tokens: tokens of the prompts, and of the answers.
+        acceptance_length: tokens per verified step, the bonus token included.
+        seconds: of this time, the start of the engines included.
+        new_rows: rows that were answered this time.
+    """
+
+    rows: int
+    errors: int
+    prompt_tokens: int
+    tokens: int
+    acceptance_length: float | None
+    seconds: float
+    new_rows: int
+
+
+def run_batch(job: BatchJob) -> Summary:
+    """Answers all rows that are not answered yet.
+
+    Args:
+        job: what to answer, and how.
+
+    Raises:
+        ValueError: the folder is another job's, prompts cannot be read, or Ray is not
+            installed.
+    """
+    began = time.monotonic()
+    wanted = _begin(job)
+    before = _answered(job)
+    if before < wanted:
+        _answer(job)
+    found = _answers(job)
+    return _summary(found, time.monotonic() - began, len(found) - before)
+
+
+def _begin(job: BatchJob) -> int:
+    """Numbers the prompts, or finds them numbered; returns how many there are."""
+    path, prompts = job.out / JOB, job.out / PROMPTS
+    if path.exists():
+        then, now = json.loads(path.read_text()), job.decides()
+        if changed := [name for name in now if now[name] != then.get(name)]:
+            what = ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in changed)
+            raise ValueError(
+                f"--out {job.out} holds another job ({what}): give it a folder of its own"
+            )
+    else:
+        number_prompts(job.prompts, prompts)
+        path.write_text(json.dumps(job.decides(), indent=1) + "\n")
+    return int(dataset.dataset(prompts).count_rows())
+
+
+def _answer(job: BatchJob) -> None:
+    try:
+        import ray
+        from ray.data import DataContext
+        from ray.data.checkpoint import CheckpointConfig
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    except ImportError as error:
+        raise ValueError(
+            f"batch jobs need Ray: pip install 'vllm-propd[ray]' ({error})"
+        ) from error
+    _connect(job)
+    on_cpu = not ray.cluster_resources().get("GPU")
+    model = str(Path(job.model).resolve()) if Path(job.model).exists() else job.model
+    out = job.out.resolve()
+    DataContext.get_current().checkpoint_config = CheckpointConfig(
+        "row", str(out / ANSWERED), delete_checkpoint_on_success=False
+    )
+    config = vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs=job.engine(),
+        concurrency=(job.engines, job.engines),
+        batch_size=job.rows_at_once,
+        # Else Ray asks for a GPU for each of an engine's workers.
+        placement_group_config={"bundle_per_worker": {"CPU": 1}} if on_cpu else None,
+        runtime_env={"env_vars": job.engine_env(on_cpu)},
+        should_continue_on_error=True,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    answering = build_processor(
+        config, preprocess=partial(prepare, model=model, sampling=job.sampling)
+    )
+    # What a block holds is answered, written and checkpointed as one.
+    prompts = ray.data.read_parquet(str(out / PROMPTS)).repartition(
+        target_num_rows_per_block=job.rows_at_once
+    )
+    rows = answering(prompts).map_batches(answers, batch_format="pyarrow")
+    write = rows.write_json if job.format == "jsonl" else rows.write_parquet
+    write(str(out / ROWS))
+
+
+def _connect(job: BatchJob) -> None:
+    """Joins a cluster, or starts one on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    if job.address is not None:
+        ray.init(address=job.address)
+        return
+    import os
+
+    # An engine holds one of Ray's CPUs: reading and writing need some beside.
+    cpus = (os.cpu_count() or 1) + job.engines * job.tensor_parallel_size
+    ray.init(num_cpus=cpus, include_dashboard=False)
+
+
+def _answered(job: BatchJob) -> int:
+    """Counts the rows of the checkpoint; what is pending there is answered again."""
+    files = (job.out / ANSWERED).glob("*.parquet")
+    done = [str(path) for path in files if not path.stem.endswith(".pending")]
+    return int(dataset.dataset(done).count_rows()) if done else 0
+
+
+def _answers(job: BatchJob) -> pyarrow.Table:
+    """Returns the rows that are written."""
+    kind = "json" if job.format == "jsonl" else "parquet"
+    files = sorted(str(path) for path in (job.out / ROWS).glob(f"*.{kind}"))
+    return dataset.dataset(files, schema=ANSWERS, format=kind).to_table()
+
+
+def _summary(found: pyarrow.Table, seconds: float, new: int) -> Summary:
+    def total(name: str) -> int:
+        return sum(one or 0 for one in found[name].to_pylist())
+
+    drafts = total("num_drafts")
+    accepted = total("num_accepted_tokens")
+    return Summary(
+        rows=len(found),
+        errors=sum(one is not None for one in found["error"].to_pylist()),
+        prompt_tokens=total("num_prompt_tokens"),
+        tokens=total("num_tokens"),
+        acceptance_length=1.0 + accepted / drafts if drafts else None,
+        seconds=seconds,
+        new_rows=new,
+    )
+
+
+def save(summary: Summary, out: Path) -> dict[str, Any]:
+    """Writes ``summary.json``, and returns what is in it."""
+    told = asdict(summary)
+    (out / "summary.json").write_text(json.dumps(told, indent=1) + "\n")
+    return told

@@ -1,0 +1,88 @@
+"""What a batch job is: its files, its engines, how answers are sampled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vllm_propd.batch.rows import SAMPLING
+from vllm_propd.config import METHOD, REQUEST_METRICS
+
+SETTLED = {
+    "model": "it is the command's first argument",
+    "tensor_parallel_size": "use --tensor-parallel-size",
+    "speculative_config": "use --speculative-config",
+}
+
+
+class BatchJob(BaseModel):
+    """A batch job.
+
+    Attributes:
+        model: folder or hub name of the target.
+        prompts: JSON lines, Parquet, or folders of them.
+        out: folder of the answers; on a cluster all hosts must share it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompts: list[Path] = Field(min_length=1)
+    out: Path
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    engines: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    speculative_config: str | dict[str, Any] | None = METHOD
+    engine_kwargs: dict[str, Any] = {}
+    sampling: dict[str, Any] = {}
+    rows_at_once: int = Field(32, ge=1)
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, remedy in SETTLED.items():
+            if name in self.engine_kwargs:
+                raise ValueError(f"--engine-kwargs has '{name}': {remedy}")
+        if unknown := sorted(self.sampling.keys() - SAMPLING.keys()):
+            raise ValueError(
+                f"--sampling has {', '.join(unknown)}: a batch knows {', '.join(SAMPLING)}"
+            )
+        return self
+
+    def decides(self) -> dict[str, Any]:
+        """Returns what a job that goes on must have in common with the one before."""
+        return {
+            "model": self.model,
+            "prompts": [str(path) for path in self.prompts],
+            "sampling": self.sampling,
+            "format": self.format,
+        }
+
+    def engine(self) -> dict[str, Any]:
+        """Returns the keyword arguments of each engine."""
+        # Within Ray's actor: the workers of an engine are its own processes.
+        executor = "uni" if self.tensor_parallel_size == 1 else "mp"
+        found = {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "distributed_executor_backend": executor,
+            **self.engine_kwargs,
+        }
+        if self.speculative_config is not None:
+            found["speculative_config"] = self.speculative_config
+            found.setdefault("per_request_spec_decode_metrics", "summary")
+        return found
+
+    def engine_env(self, on_cpu: bool) -> dict[str, str]:
+        """Returns the environment of each engine.
+
+        Engines of a host that has no GPU share its cores: vLLM would bind all of them to
+        the same.
+        """
+        found = {REQUEST_METRICS: "1"}
+        if on_cpu and self.engines > 1:
+            cores = max(1, (os.cpu_count() or 1) // self.engines)
+            found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores)}
+        return found
