@@ -19,7 +19,7 @@ METHOD = "propd"
 METRIC_PREFIX = "vllm:propd_"
 """How ProPD is named: in ``method``, and at the start of its metrics' names."""
 
-REQUEST_METRICS = "VLLM_PROPD_REQUEST_METRICS"
+REQUEST_METRICS = "PROPD_REQUEST_METRICS"
 """The environment variable by which requests' metrics tell why they ended and what became
 of their drafts; batch jobs set it to 1 for their engines."""
 

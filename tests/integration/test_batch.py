@@ -128,6 +128,7 @@ def test_a_killed_job_goes_on_and_does_no_row_twice(
     assert other.returncode == 1 and "holds another job" in other.stderr
 
 
+@pytest.mark.long
 def test_two_engines_answer_all_rows_though_a_node_dies(
     rows: Path, prompts: list[Prompt], tmp_path: Path, ties: Ties
 ) -> None:

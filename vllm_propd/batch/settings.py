@@ -81,7 +81,8 @@ class BatchJob(BaseModel):
         Engines of a host that has no GPU share its cores: vLLM would bind all of them to
         the same.
         """
-        found = {REQUEST_METRICS: "1"}
+        level = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+        found = {REQUEST_METRICS: "1", "VLLM_LOGGING_LEVEL": level}
         if on_cpu and self.engines > 1:
             cores = max(1, (os.cpu_count() or 1) // self.engines)
             found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores)}
