@@ -43,10 +43,8 @@ def number_prompts(files: list[Path], out: Path) -> int:
     with parquet.ParquetWriter(began, SCHEMA) as writer:
         lines_of_all = _lines(files)
         while group := list(islice(lines_of_all, GROUP_ROWS)):
-            places, lines = zip(*group, strict=True)
-            rows = range(count, count + len(group))
-            columns = (list(rows), list(places), list(lines))
-            writer.write_table(pyarrow.table(list(columns), schema=SCHEMA))
+            columns = [range(count, count + len(group)), *zip(*group, strict=True)]
+            writer.write_table(pyarrow.table(columns, schema=SCHEMA))
             count += len(group)
     if not count:
         raise ValueError(f"no prompts in {', '.join(map(str, files))}")

@@ -7,6 +7,7 @@ that a job that was killed goes on with the others.
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from pyarrow import dataset
 from vllm_propd.batch.prompts import number_prompts
 from vllm_propd.batch.rows import ANSWERS, answers, prepare
 from vllm_propd.batch.settings import BatchJob
+from vllm_propd.resume import changes
 
 JOB, PROMPTS, ANSWERED, ROWS = "job.json", "prompts.parquet", "answered", "rows"
 """Files and folders of a job: what it is, its rows, their checkpoint, and the answers."""
@@ -70,8 +72,7 @@ def _begin(job: BatchJob) -> int:
     path, prompts = job.out / JOB, job.out / PROMPTS
     if path.exists():
         then, now = json.loads(path.read_text()), job.decides()
-        if changed := [name for name in now if now[name] != then.get(name)]:
-            what = ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in changed)
+        if what := changes(then, now):
             raise ValueError(
                 f"--out {job.out} holds another job ({what}): give it a folder of its own"
             )
@@ -132,8 +133,6 @@ def _connect(job: BatchJob) -> None:
     if job.address is not None:
         ray.init(address=job.address)
         return
-    import os
-
     # An engine holds one of Ray's CPUs: reading and writing need some beside.
     cpus = (os.cpu_count() or 1) + job.engines * job.tensor_parallel_size
     ray.init(num_cpus=cpus, include_dashboard=False)

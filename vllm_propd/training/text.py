@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from vllm_propd.resume import changes
 from vllm_propd.training.data.batches import check_enough, prepare, save_written
 from vllm_propd.training.data.documents import DataError
 from vllm_propd.training.data.writing import (
@@ -173,8 +174,7 @@ def _check_same(work: Path, inputs: Inputs, settings: TrainSettings) -> None:
     if not (file := work / INPUTS).exists():
         return
     then, now = json.loads(file.read_text()), json.loads(inputs.dump(settings))
-    if changed := [key for key in now if then.get(key) != now[key]]:
-        what = ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in changed)
+    if what := changes(then, now):
         raise ValueError(f"{work}: the training began with other inputs ({what})")
 
 
