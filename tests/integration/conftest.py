@@ -195,6 +195,15 @@ def ties() -> Ties:
 
 
 @pytest.fixture
+def engines_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Engines that code under test makes, and not ``engine``, need no process either."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    envs.disable_envs_cache()
+    yield
+    envs.disable_envs_cache()
+
+
+@pytest.fixture
 def heads_in_targets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of engines in this process compute as their target does, on every machine.
 

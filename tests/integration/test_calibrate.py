@@ -8,25 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import MODEL
-from own_outputs import write_own_outputs
+from made_heads import write_own_outputs
+from typer.testing import CliRunner
 
+from vllm_propd.cli import app
 from vllm_propd.corpus import held_out_snippets
 from vllm_propd.heads.calibration import Calibration, load_calibration
 
 pytestmark = pytest.mark.alone
 
 
-def calibrated(folder: Path, held_out: Path) -> Calibration:
-    command = [sys.executable, "-m", "vllm_propd.cli", "calibrate", str(MODEL)]
-    options = [str(folder), "--held-out", str(held_out), "--length", "64"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+def arguments(folder: Path, held_out: Path) -> list[str]:
+    options = ["--held-out", str(held_out), "--length", "64"]
+    return ["calibrate", str(MODEL), str(folder), *options]
+
+
+def calibration_of(folder: Path) -> Calibration:
     found = load_calibration(folder, num_heads=4)
     assert found is not None
     return found
 
 
+@pytest.mark.usefixtures("engines_in_this_process")
 def test_the_same_heads_in_two_formats_are_worth_the_same(tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     texts = held_out_snippets(12, seed=4, min_chars=2000)
@@ -38,7 +41,13 @@ def test_the_same_heads_in_two_formats_are_worth_the_same(tmp_path: Path) -> Non
         if path.name != "calibration.json":
             (ours / path.name).write_bytes(path.read_bytes())
     write_own_outputs(published)
-    first, second = calibrated(ours, held_out), calibrated(published, held_out)
+    command = [sys.executable, "-m", "vllm_propd.cli", *arguments(ours, held_out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    again = CliRunner().invoke(app, arguments(published, held_out))
+    assert again.exit_code == 0, again.output
+    first, second = calibration_of(ours), calibration_of(published)
     assert first.positions == second.positions > 300
     assert first.expected_tokens(16) > 1.5  # they were trained for this target
     np.testing.assert_allclose(

@@ -7,26 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+from conftest import Ties, engine, greedy, mixed_prompts, run
+from made_heads import RANK, TOKENS, heads_in
 
-from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads, save_heads
+from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads
 from vllm_propd.heads.transition import Transition
-
-TOKENS, RANK = torch.arange(0, 2048, 3), 8
-
-
-def heads_in(folder: Path, *terms: str) -> Path:
-    """The demo's heads with a third of the vocabulary, and perhaps random terms."""
-    tensors = dict(load_heads(MODEL / "propd").tensors) | {"token_map": TOKENS}
-    torch.manual_seed(0)
-    if "root" in terms:
-        hidden = tensors["blocks.0.layers.0.weight"].shape[-1]
-        weights = torch.randn(4, hidden, hidden) / hidden**0.5
-        tensors |= {f"roots.{k}.weight": weight for k, weight in enumerate(weights)}
-    if "transition" in terms:
-        tensors |= {name: torch.randn(len(TOKENS), RANK) for name in (BEFORE, AFTER)}
-    save_heads(folder, tensors, {}, 2048, torch.float32)
-    return folder
 
 
 @pytest.fixture(
@@ -77,14 +62,3 @@ def test_candidates_are_those_of_the_targets_own_rows(heads: Path) -> None:
     # Equal up to the order of sums.
     assert (found.tokens == tokens).mean() > 0.99
     np.testing.assert_allclose(found.log_probs, said, atol=1e-3)
-
-
-@pytest.mark.alone
-def test_ranks_agree(tmp_path: Path, ties: Ties, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = heads_in(tmp_path, "root", "transition")
-    prompts = mixed_prompts(6, seed=62)
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    with engine(tensor_parallel_size=2) as llm:
-        expected = run(llm, prompts, greedy(32, logprobs=2))
-    with engine(16, propd={"model": str(heads)}, tensor_parallel_size=2) as llm:
-        ties.check(expected, run(llm, prompts, greedy(32, logprobs=2)))

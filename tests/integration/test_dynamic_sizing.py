@@ -36,7 +36,7 @@ def sizing_of(llm: LLM) -> Any:
 
 @pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])
 def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
-    options, prompts = {**BUSY, "max_num_batched_tokens": 400}, mixed_prompts(60, seed=31)
+    options, prompts = {**BUSY, "max_num_batched_tokens": 400}, mixed_prompts(36, seed=31)
     pruning: dict[str, Any] = {"pruning": rule}
     if rule == "path_probability":
         pruning["keep_nodes"] = 6

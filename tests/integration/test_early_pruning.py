@@ -32,7 +32,7 @@ RULES: dict[str, dict[str, Any]] = {
     "path_probability": {"pruning": "path_probability", "keep_nodes": 5},
 }
 PROMPTS = [
-    {"prompt_token_ids": [(7 * i + j) % 90 for j in range(3 + i)]} for i in range(24)
+    {"prompt_token_ids": [(7 * i + j) % 90 for j in range(3 + i)]} for i in range(16)
 ]
 LOGGED = greedy(48, logprobs=2, ignore_eos=True, detokenize=False)
 
@@ -86,19 +86,24 @@ def test_eager(tiny: Path, ties: Ties) -> None:
 
 # A minute each: the first stands for all in `make test`.
 COMPILED = [
-    pytest.param(family, marks=[pytest.mark.long] if family != "llama" else [])
+    pytest.param(
+        family,
+        rule,
+        marks=[pytest.mark.long] if (family, rule) != ("llama", "top_k") else [],
+    )
     for family in FAMILIES
+    for rule in RULES
 ]
 
 
-@pytest.mark.parametrize("tiny", COMPILED, indirect=True, scope="module")
-def test_compiled(tiny: Path, ties: Ties) -> None:
+@pytest.mark.parametrize(("tiny", "rule"), COMPILED, indirect=["tiny"], scope="module")
+def test_compiled(tiny: Path, rule: str, ties: Ties) -> None:
     compiled = options_of(tiny, enforce_eager=False)
     with engine(**compiled) as llm:
         expected = run(llm, PROMPTS, LOGGED)
-    for layer, rule in zip(EARLY, RULES.values(), strict=True):
-        with engine(14, propd={**rule, "early_layer": layer}, **compiled) as llm:
-            ties.check(expected, run(llm, PROMPTS, LOGGED))
+    propd = {**RULES[rule], "early_layer": EARLY[list(RULES).index(rule)]}
+    with engine(14, propd=propd, **compiled) as llm:
+        ties.check(expected, run(llm, PROMPTS, LOGGED))
 
 
 @pytest.mark.parametrize("k", [1, 2048])

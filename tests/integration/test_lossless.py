@@ -37,10 +37,10 @@ def stop_cases() -> tuple[list[Prompt], list[SamplingParams]]:
 def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
     """Engine options, prompts and sampling parameters of a named workload."""
     if name == "busy":
-        return BUSY, mixed_prompts(200), LOGGED
+        return BUSY, mixed_prompts(80), LOGGED
     if name == "full_trees":
         # Half of this budget holds 16 whole trees; chunks of prompts run beside them.
-        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(64, 7), LOGGED
+        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(40, 7), LOGGED
     if name == "max_model_len":
         # Drafts are cut where root + drafts would pass the model's length.
         lengths = list(range(130, 160, 2)) + [100] * 5
@@ -112,13 +112,18 @@ def test_aborted_request_leaves_the_others_alone(rule: str, ties: Ties) -> None:
 
 
 @pytest.mark.alone
-def test_compiled_engine(ties: Ties) -> None:
+@pytest.mark.parametrize(
+    "rules",
+    [["top_k"], pytest.param(["unpruned", "path_probability"], marks=pytest.mark.long)],
+    ids=" and ".join,
+)
+def test_compiled_engine(rules: list[str], ties: Ties) -> None:
     """VLLM's default on the CPU compiles the model; tree attention stays outside."""
-    prompts = mixed_prompts(16, seed=6)
+    prompts = mixed_prompts(8, seed=6)
     options = {"enforce_eager": False, "own_processes": True}
     with engine(**options) as llm:
         expected = run(llm, prompts, LOGGED)
-    for rule in ("unpruned", "top_k"):
+    for rule in rules:
         with engine(48, propd=PRUNING[rule], **options) as llm:
             ours = run(llm, prompts, LOGGED)
         ties.check(expected, ours)

@@ -43,6 +43,7 @@ def test_fewer_write_where_memory_is_short(
     assert _options(str(MODEL), 2 * BLOCK)["max_num_seqs"] == together
 
 
+@pytest.mark.usefixtures("engines_in_this_process")
 def test_texts_are_written_in_order_until_there_are_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -59,6 +60,7 @@ def test_texts_are_written_in_order_until_there_are_enough(
     assert len({tuple(one.ids) for one in asked}) > 1
 
 
+@pytest.mark.usefixtures("engines_in_this_process")
 def test_answers_of_a_killed_run_are_not_written_again(tmp_path: Path) -> None:
     prompts = [one["prompt_token_ids"] for one in prompts_of([4, 9, 12] * 3, seed=4)]
     file = tmp_path / "answers.jsonl"

@@ -16,9 +16,10 @@ from conftest import (
     run,
     use,
 )
-from own_outputs import write_own_outputs
+from made_heads import heads_in, write_own_outputs
 from prices import Line
 from vllm import LLM
+from vllm.outputs import CompletionOutput
 
 from vllm_propd.engine.step import propose
 
@@ -39,14 +40,29 @@ def ranks() -> Iterator[LLM]:
         yield llm
 
 
-def test_text_is_plain_vllms(ranks: LLM, ties: Ties) -> None:
-    prompts = mixed_prompts(50, seed=21)
+PROMPTS = mixed_prompts(24, seed=21)
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[CompletionOutput]:
+    """Plain vLLM's answers, by two ranks too: sums have another order than by one."""
     with engine(tensor_parallel_size=2) as llm:
-        expected = run(llm, prompts, greedy(logprobs=2))
+        return run(llm, PROMPTS, greedy(logprobs=2))
+
+
+def test_text_is_plain_vllms(ranks: LLM, plain: list[CompletionOutput], ties: Ties) -> None:
     for propd in PRUNING.values():
         use(ranks, 48, propd)
-        ours = run(ranks, prompts, greedy(logprobs=2))
-        ties.check(expected, ours)
+        ties.check(plain, run(ranks, PROMPTS, greedy(logprobs=2)))
+
+
+def test_heads_that_know_the_token_before(
+    plain: list[CompletionOutput], tmp_path: Path, ties: Ties
+) -> None:
+    """Their embeddings and transition term lie on every rank whole."""
+    heads = heads_in(tmp_path, "root", "transition")
+    with engine(16, propd={"model": str(heads)}, tensor_parallel_size=2) as llm:
+        ties.check(plain, run(llm, PROMPTS, greedy(logprobs=2)))
 
 
 def drafted(llm: LLM, prompts: list[Prompt]) -> list[list[list[int]]]:

@@ -16,7 +16,11 @@ def counted(llm: LLM) -> np.ndarray:
 BACKEND: dict[str, Any] = {"model_impl": "transformers"}
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compiled",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["eager", "compiled"],
+)
 def test_it_prunes_and_gives_plain_vllms_text(compiled: bool, ties: Ties) -> None:
     options = {**BACKEND, "enforce_eager": not compiled}
     prompts = prompts_of([30, 1, 200, 77], seed=12)

@@ -186,7 +186,8 @@ class TreeFlashAttentionImpl(FlashAttentionImpl):
 
         Shapes are those of vLLM's own forward.
         """
-        if not isinstance(attn_metadata, TreeFlashAttentionMetadata):
+        # Every layer asks: `isinstance` of an abstract class would take microseconds.
+        if type(attn_metadata) is not TreeFlashAttentionMetadata:
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output,
                 output_scale, output_block_scale,
