@@ -43,22 +43,17 @@ def test_an_inflated_model_computes_the_small_ones_logits(inflated: Path) -> Non
 
 def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
     pruned = "static:pruning=top_k,top_k=5"
-    options = [
-        "--arms",
-        f"plain medusa propd-no-dynamic {pruned}",
-        "--batch-sizes",
-        "4",
-    ]
+    options = ["--arms", f"plain medusa {pruned}", "--batch-sizes", "4"]
     options += ["--dtype", "float32", "--max-tokens", "24", "--out", str(tmp_path)]
     options += ["--chunks", "2", "--most-chunks", "2"]
     done = CliRunner().invoke(app, ["bench", str(inflated), *options])
     assert done.exit_code == 0, done.output
     results = Results.model_validate_json((tmp_path / "results.json").read_text())
     assert results.inflated
-    assert len(results.rows) == 4
+    assert len(results.rows) == 3
     for row in results.rows:
         assert row.identical_to_plain == row.prompts == 8
-        prunes = row.arm in ("propd-no-dynamic", pruned)
+        prunes = row.arm == pruned
         halves = {"split", "lower half", "prune", "upper half"}
         forward = halves if prunes else {"forward"}
         assert {"prepare", "verify", "rest", "step"} | forward <= row.step_ms.keys()
@@ -77,7 +72,7 @@ def test_arms_are_measured_and_lossless(inflated: Path, tmp_path: Path) -> None:
         accepted = sum(row.acceptance_by_depth)
         assert row.tokens_per_step == pytest.approx(1 + accepted, rel=0.1)
     by_arm = {row.arm: row.tokens_per_step for row in results.rows}
-    assert by_arm["propd-no-dynamic"] > by_arm["medusa"] > 1
+    assert by_arm[pruned] > by_arm["medusa"] > 1
     assert (tmp_path / "report.html").exists()
 
 

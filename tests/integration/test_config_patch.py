@@ -18,8 +18,14 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm_propd import plugin
 from vllm_propd.config import ProPDConfig
 from vllm_propd.engine.integration import config_patch, patches
+from vllm_propd.engine.integration import find_heads as module_of_heads
 from vllm_propd.engine.integration.config_patch import PROPOSER, REWRITTEN
-from vllm_propd.engine.step.propose import engine_config
+from vllm_propd.engine.integration.find_heads import (
+    GIVEN,
+    NoHeadsError,
+    engine_config,
+    find_heads,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -188,20 +194,38 @@ def test_heads_of_another_model_are_refused(tmp_path: Path) -> None:
         args.create_engine_config()
 
 
-def test_heads_may_lie_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, the hub is its local cache."""
+@pytest.fixture
+def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Heads that the hub, offline its local cache, has as ``someone/heads``."""
     repository = tmp_path / "models--someone--heads"
     snapshot = repository / "snapshots" / ("0" * 40)
     shutil.copytree(HEADS, snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(
-        config_patch, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path)
-    )
-    config = ProPDConfig(model="someone/heads")
-    assert config_patch.find_heads(config, str(MODEL)).resolve() == snapshot
+    of_cache = partial(snapshot_download, cache_dir=tmp_path)
+    monkeypatch.setattr(module_of_heads, "snapshot_download", of_cache)
+    return snapshot
+
+
+def test_heads_may_lie_on_the_hub(on_the_hub: Path) -> None:
+    assert find_heads("someone/heads", str(MODEL)).resolve() == on_the_hub
     with pytest.raises(ValueError, match="the model hub \\(someone/nothing\\)"):
-        config_patch.find_heads(ProPDConfig(model="someone/nothing"), str(MODEL))
+        find_heads("someone/nothing", str(MODEL))
+
+
+def test_another_host_finds_its_own_heads(on_the_hub: Path, tmp_path: Path) -> None:
+    """What the front end's host calls by a path may have another one here, or none."""
+    there = tmp_path / "there"
+    there.symlink_to(HEADS, target_is_directory=True)
+    vllm_config = from_python(
+        speculative_config={"method": "propd", "model": str(there)}
+    ).create_engine_config()
+    told = ProPDConfig(model=str(tmp_path / "cache" / "snapshot")).model_dump_json()
+    vllm_config.additional_config = {"propd": told, GIVEN: "someone/heads"}
+    assert engine_config(vllm_config).model == str(on_the_hub)
+    vllm_config.additional_config = {"propd": told, GIVEN: told}
+    with pytest.raises(NoHeadsError, match=r"host .* has no folder .*snapshot, where"):
+        engine_config(vllm_config)
 
 
 class TestVersions:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ties, engine, greedy, mixed_prompts, run
+from conftest import Ties, engine, greedy, mixed_prompts, run, use
 from made_heads import RANK, TOKENS, heads_in
 
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads
@@ -25,8 +25,9 @@ def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
     prompts = mixed_prompts(8, seed=61)
     with engine() as llm:
         expected = run(llm, prompts, greedy(40, logprobs=2))
-    for sizing in ("fixed", "dynamic"):
-        with engine(16, propd={"model": str(heads), "sizing": sizing}) as llm:
+    with engine(16, propd={"model": str(heads)}) as llm:
+        for sizing in ("fixed", "dynamic"):
+            use(llm, 16, {"model": str(heads), "sizing": sizing})
             ties.check(expected, run(llm, prompts, greedy(40, logprobs=2)))
 
 

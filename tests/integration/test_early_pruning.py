@@ -74,14 +74,13 @@ def kept_and_drafted(llm: Any) -> tuple[list[int], list[int]]:
 def test_eager(tiny: Path, ties: Ties) -> None:
     with engine(**options_of(tiny)) as llm:
         expected = run(llm, PROMPTS, LOGGED)
-    for layer in EARLY:
-        for rule in RULES.values():
-            propd = {**rule, "early_layer": layer}
-            with engine(14, propd=propd, **options_of(tiny)) as llm:
-                llm.collective_rpc("start_recording", args=(1000,))
-                ties.check(expected, run(llm, PROMPTS, LOGGED))
-                kept, drafted = kept_and_drafted(llm)
-            assert sum(kept) < sum(drafted)
+    for layer, rule in zip(EARLY, RULES.values(), strict=True):
+        propd = {**rule, "early_layer": layer}
+        with engine(14, propd=propd, **options_of(tiny)) as llm:
+            llm.collective_rpc("start_recording", args=(1000,))
+            ties.check(expected, run(llm, PROMPTS, LOGGED))
+            kept, drafted = kept_and_drafted(llm)
+        assert sum(kept) < sum(drafted)
 
 
 # A minute each: the first stands for all in `make test`.

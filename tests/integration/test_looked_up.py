@@ -31,7 +31,7 @@ def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:
 
 @pytest.mark.parametrize("draft_s", [1e-5, 1.0], ids=["cheap heads", "dear heads"])
 def test_text_is_plain_vllms(draft_s: float, ties: Ties) -> None:
-    prompts = mixed_prompts(36, seed=51)
+    prompts = mixed_prompts(28, seed=51)
     with engine(**BUSY) as llm:
         expected = run(llm, prompts, greedy(logprobs=2))
     with engine(48, propd=DEFAULT, **{**BUSY, "max_num_batched_tokens": 400}) as llm:

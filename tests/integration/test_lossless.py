@@ -37,10 +37,10 @@ def stop_cases() -> tuple[list[Prompt], list[SamplingParams]]:
 def workload(name: str) -> tuple[dict[str, Any], list[Prompt], Any]:
     """Engine options, prompts and sampling parameters of a named workload."""
     if name == "busy":
-        return BUSY, mixed_prompts(80), LOGGED
+        return BUSY, mixed_prompts(56), LOGGED
     if name == "full_trees":
         # Half of this budget holds 16 whole trees; chunks of prompts run beside them.
-        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(40, 7), LOGGED
+        return {**BUSY, "max_num_batched_tokens": 1600}, mixed_prompts(28, 7), LOGGED
     if name == "max_model_len":
         # Drafts are cut where root + drafts would pass the model's length.
         lengths = list(range(130, 160, 2)) + [100] * 5

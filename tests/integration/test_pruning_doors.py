@@ -12,7 +12,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.engine.integration import support_matrix
-from vllm_propd.engine.step.propose import engine_config
+from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.heads.checkpoint import EARLY_FILE
 
 

@@ -15,9 +15,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ("tokens", "sequences", "compiled"),
     [
         (1, 1, False),
-        (3, 2, False),
+        pytest.param(3, 2, False, marks=pytest.mark.long),
         (5, 4, False),
-        (9, 4, False),
+        pytest.param(9, 4, False, marks=pytest.mark.long),
         # Two minutes where a machine is slow: four tokens stand for both in `make test`.
         pytest.param(1, 1, True, marks=pytest.mark.long),
         (4, 4, True),
@@ -35,7 +35,7 @@ def test_it_starts_and_decodes(
     prompts = prompts_of([9, 1, 14], seed=8)
     with engine(**options) as llm:
         expected = run(llm, prompts, greedy(24, logprobs=2))
-    for propd in SETTINGS.values():
+    for propd in [SETTINGS["default"]] if compiled else SETTINGS.values():
         with engine(48, propd=propd, **options) as llm:
             ties.check(expected, run(llm, prompts, greedy(24)))
             drafted = metric(llm, "spec_decode_num_draft_tokens")

@@ -9,8 +9,9 @@ import numpy as np
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.sizing.protocol import Sizing, StepRecord
+from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.pruning.pruned_forward import PrunedForward
-from vllm_propd.engine.step.propose import MedusaTreeProposer, engine_config
+from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.record import EXTRA_NODES, Recorder
 from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.engine.step.verify import Verified

@@ -28,6 +28,7 @@ from vllm_propd.core.sizing.protocol import Sizing
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.attention.tree_split import TreeBuilder
 from vllm_propd.engine.integration.draft_delivery import attach_drafts
+from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.integration.logits_processors import all_logits_processors
 from vllm_propd.engine.integration.patches import replaced
 from vllm_propd.engine.measuring import Measuring
@@ -39,7 +40,7 @@ from vllm_propd.engine.step.commit import commit
 from vllm_propd.engine.step.draft_batch import DraftBatch, step_load
 from vllm_propd.engine.step.grammar import keeps_all_rows
 from vllm_propd.engine.step.next_trees import NONE, next_trees
-from vllm_propd.engine.step.propose import MedusaTreeProposer, engine_config
+from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep, build_step
 from vllm_propd.engine.step.verify import verify, without_drafts

@@ -14,13 +14,10 @@ Four small patches, each applied once and inert unless the method is ``propd``:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from huggingface_hub import snapshot_download
 from vllm.config import AttentionConfig, SpeculativeConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
@@ -30,6 +27,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.metrics.loggers import LoggingStatLogger
 
 from vllm_propd.config import METHOD, ProPDConfig, parse_config
+from vllm_propd.engine.integration.find_heads import GIVEN, NoHeadsError, find_heads
 from vllm_propd.engine.integration.patches import Patch
 from vllm_propd.engine.integration.support_matrix import check_engine, choose_early_layer
 from vllm_propd.engine.metrics import cut_depths, log_line, read_totals, show_metrics
@@ -39,17 +37,11 @@ logger = init_logger("vllm.propd.doors")
 PROPOSER = "vllm_propd.engine.step.propose.MedusaTreeProposer"
 CPU_WORKER = "vllm_propd.engine.cpu_worker.ProPDCPUWorker"
 CUDA_WORKER = "vllm_propd.engine.cuda_worker.ProPDCUDAWorker"
-HEADS_FOLDER = "propd"
-"""The folder of the heads inside a target model's folder."""
-
 REWRITTEN = (
     "worker_cls", "speculative_config", "spec_method", "spec_model", "spec_tokens",
     "attention_backend",
 )  # fmt: skip
 """Fields of EngineArgs that vLLM is to see otherwise than the user gave them."""
-
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""Matches what can be a name on the model hub."""
 
 
 def is_propd(config: SpeculativeConfig | None) -> bool:
@@ -91,7 +83,10 @@ def _teach_engine_args(original: Any) -> Any:
                 setattr(self, name, value)
         config = check_engine(vllm_config, config)
         _pad_no_request(vllm_config)
-        additional = {METHOD: config.model_dump_json(exclude_unset=True)}
+        additional = {
+            METHOD: config.model_dump_json(exclude_unset=True),
+            GIVEN: parse_config(keys).model,
+        }
         vllm_config.additional_config = {**vllm_config.additional_config, **additional}
         logger.info("ProPD: %s", config.model_dump_json())
         show_metrics(vllm_config)
@@ -127,46 +122,6 @@ def _requested(args: EngineArgs) -> dict[str, Any] | None:
     return keys
 
 
-class NoHeadsError(ValueError):
-    """There are no heads where they are looked for; the message says where."""
-
-
-def find_heads(config: ProPDConfig, target: str) -> Path:
-    """Finds the folder of the heads: the config's ``model``, or the target's ``propd/``.
-
-    Each may be a folder or a name on the model hub (then downloaded, or read from the
-    local cache when offline).
-
-    Raises:
-        NoHeadsError: there are none; it lists where it looked and what would make them.
-    """
-    name = config.model if config.model is not None else target
-    inside = "" if config.model is not None else HEADS_FOLDER
-    folder = Path(name) / inside
-    if folder.is_dir():
-        return folder
-    looked = [str(folder)]
-    if not Path(name).exists() and HUB_NAME.fullmatch(name):
-        looked.append(f"the model hub ({name}{f', {inside}/' if inside else ''})")
-        found = _from_hub(name, f"{inside}/*" if inside else None)
-        if found is not None and (found / inside).is_dir():
-            return found / inside
-    raise NoHeadsError(
-        f"no heads for {target}: looked in {', '.join(looked)}. Point speculative_config "
-        f"'model' (--spec-model) at a folder of Medusa heads, or train some: "
-        f"`vllm-propd train {target} --self-distill --out {Path(target) / HEADS_FOLDER}`"
-    )
-
-
-def _from_hub(name: str, pattern: str | None) -> Path | None:
-    """Returns a repository's local copy; None where it or the hub is out of reach."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=pattern))
-    except (OSError, ValueError) as error:
-        logger.debug("No %s on the model hub: %s", name, error)
-        return None
-
-
 def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
     """Returns the settings behind a user's keys, with heads and early layer found.
 
@@ -179,7 +134,7 @@ def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
     if not config.heads:
         return config
     try:
-        heads = find_heads(config, target)
+        heads = find_heads(config.model, target)
     except NoHeadsError as error:
         if config.model is not None or not config.looks_up or config.has_rule:
             raise

@@ -14,7 +14,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
-from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.growth import grow_from
 from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, paths
@@ -22,6 +22,7 @@ from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 from vllm_propd.core.drafting.prices import Prices
 from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
 from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
 from vllm_propd.engine.step.served_heads import ServedHeads, draft_dtype
@@ -34,13 +35,6 @@ logger = init_logger("vllm.propd.proposer")
 
 ROWS_AT_ONCE = 256
 """About how many rows of head logits (sequences times heads) are alive at once."""
-
-
-def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
-    """Returns the ProPD settings that travel inside an engine's config."""
-    additional = vllm_config.additional_config
-    assert isinstance(additional, dict)
-    return ProPDConfig.model_validate_json(additional[METHOD])
 
 
 class MedusaTreeProposer:

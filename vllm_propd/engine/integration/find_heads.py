@@ -1,0 +1,89 @@
+"""Where the heads are, on the host that asks: the front end, and each worker.
+
+The front end finds them first, and its path is what the workers are told. Ranks of one
+engine may be on several hosts: one that has nothing at that path looks for itself.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from vllm_propd.config import METHOD, ProPDConfig
+
+logger = init_logger("vllm.propd.heads")
+
+GIVEN = f"{METHOD}_model"
+"""Beside the settings in an engine's config: the ``model`` that the user gave, if any."""
+
+HEADS_FOLDER = "propd"
+"""The folder of the heads inside a target model's folder."""
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""Matches what can be a name on the model hub."""
+
+
+class NoHeadsError(ValueError):
+    """There are no heads where they are looked for; the message says where."""
+
+
+def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
+    """Returns the settings that travel inside an engine's config, with heads of this host.
+
+    Raises:
+        NoHeadsError: the settings want heads, and this host has none.
+    """
+    additional: Any = vllm_config.additional_config
+    config = ProPDConfig.model_validate_json(additional[METHOD])
+    if config.model is None or Path(config.model).is_dir():
+        return config
+    try:
+        heads = find_heads(additional[GIVEN], vllm_config.model_config.model)
+    except NoHeadsError as error:
+        raise NoHeadsError(
+            f"host {socket.gethostname()} has no folder {config.model}, where another host "
+            f"of this engine has the heads; {error}"
+        ) from error
+    return config.model_copy(update={"model": str(heads.resolve())})
+
+
+def find_heads(given: str | None, target: str) -> Path:
+    """Finds the folder of the heads: the one that is given, or the target's ``propd/``.
+
+    Each may be a folder or a name on the model hub (then downloaded, or read from the
+    local cache when offline).
+
+    Raises:
+        NoHeadsError: there are none; it lists where it looked and what would make them.
+    """
+    name = given if given is not None else target
+    inside = "" if given is not None else HEADS_FOLDER
+    folder = Path(name) / inside
+    if folder.is_dir():
+        return folder
+    looked = [str(folder)]
+    if not Path(name).exists() and HUB_NAME.fullmatch(name):
+        looked.append(f"the model hub ({name}{f', {inside}/' if inside else ''})")
+        found = _from_hub(name, f"{inside}/*" if inside else None)
+        if found is not None and (found / inside).is_dir():
+            return found / inside
+    raise NoHeadsError(
+        f"no heads for {target}: looked in {', '.join(looked)}. Point speculative_config "
+        f"'model' (--spec-model) at a folder of Medusa heads, or train some: "
+        f"`vllm-propd train {target} --self-distill --out {Path(target) / HEADS_FOLDER}`"
+    )
+
+
+def _from_hub(name: str, pattern: str | None) -> Path | None:
+    """Returns a repository's local copy; None where it or the hub is out of reach."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=pattern))
+    except (OSError, ValueError) as error:
+        logger.debug("No %s on the model hub: %s", name, error)
+        return None
