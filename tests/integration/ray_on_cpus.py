@@ -8,6 +8,8 @@ from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM
 
 # isort: split
 
+from typing import Any
+
 from vllm.platforms import current_platform
 
 DEVICE = "GPU"
@@ -16,3 +18,8 @@ DEVICE = "GPU"
 def pretend() -> None:
     """What each of Ray's processes runs first."""
     type(current_platform).ray_device_key = DEVICE
+
+
+def refuse(worker: Any) -> None:
+    """What vLLM asks after each step, in a message of its own, fails from now on."""
+    worker.take_draft_token_ids = None

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import ray
 from conftest import Ties, engine, greedy, metric, mixed_prompts, run
-from ray_on_cpus import DEVICE
+from ray_on_cpus import DEVICE, refuse
 from vllm.platforms import current_platform
 from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 RANKS: dict[str, Any] = {
     "tensor_parallel_size": 2,
@@ -34,15 +34,11 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def refuse(worker: Any) -> None:
-    """What vLLM asks after each step, in a message of its own, fails from now on."""
-    worker.take_draft_token_ids = None
-
-
 def test_text_is_plain_vllms_and_drafts_come_with_the_output(ties: Ties) -> None:
     prompts = mixed_prompts(8, seed=25)
-    with engine(**RANKS) as llm:
+    with engine(tensor_parallel_size=2) as llm:
         expected = run(llm, prompts, greedy(32, logprobs=2))
+    # One engine of Ray's: what it has reserved is its driver's until that ends.
     with engine(16, **RANKS) as llm:
         executor = llm.llm_engine.engine_core.engine_core.model_executor
         assert isinstance(executor, RayExecutorV2)
