@@ -220,10 +220,11 @@ def test_another_host_finds_its_own_heads(on_the_hub: Path, tmp_path: Path) -> N
     vllm_config = from_python(
         speculative_config={"method": "propd", "model": str(there)}
     ).create_engine_config()
-    told = ProPDConfig(model=str(tmp_path / "cache" / "snapshot")).model_dump_json()
+    path = str(tmp_path / "cache" / "snapshot")
+    told = ProPDConfig(model=path).model_dump_json(exclude_unset=True)
     vllm_config.additional_config = {"propd": told, GIVEN: "someone/heads"}
     assert engine_config(vllm_config).model == str(on_the_hub)
-    vllm_config.additional_config = {"propd": told, GIVEN: told}
+    vllm_config.additional_config = {"propd": told, GIVEN: "someone/nothing"}
     with pytest.raises(NoHeadsError, match=r"host .* has no folder .*snapshot, where"):
         engine_config(vllm_config)
 
