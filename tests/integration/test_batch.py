@@ -138,7 +138,7 @@ def test_a_killed_job_goes_on_and_does_no_row_twice(
     done = subprocess.run(command(rows, tmp_path / "out"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert told["rows"] == ROWS + len(NO_PROMPTS)
+    assert told["rows"] == ROWS + len(NO_PROMPTS) and told["errors"] == len(NO_PROMPTS)
     assert told["new_rows"] <= told["rows"] - 4 * (before - 1)
     check(tmp_path / "out", prompts, ties)
 

@@ -34,7 +34,7 @@ def served(llm: LLM, prompts: list[Prompt], apart: int = 0) -> list[CompletionOu
     pytest.fail(f"{len(done)} of {len(prompts)} requests served in {STEPS} steps")
 
 
-@pytest.mark.parametrize("budget", [8, 48])
+@pytest.mark.parametrize("budget", [8, pytest.param(32, marks=pytest.mark.long), 48])
 def test_a_prompt_in_the_prefix_cache_but_for_one_token(budget: int, ties: Ties) -> None:
     # Blocks of the cache are whole: one token is left of one more than a block's.
     options: dict[str, Any] = {
@@ -52,7 +52,7 @@ def test_a_prompt_in_the_prefix_cache_but_for_one_token(budget: int, ties: Ties)
                 ties.check(expected, served(llm, prompts, apart=3))
 
 
-@pytest.mark.parametrize("threshold", [1, 48])
+@pytest.mark.parametrize("threshold", [1, pytest.param(7, marks=pytest.mark.long), 48])
 def test_a_threshold_for_long_prefills_below_a_trees_size(
     threshold: int, ties: Ties
 ) -> None:

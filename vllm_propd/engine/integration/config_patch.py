@@ -37,6 +37,7 @@ logger = init_logger("vllm.propd.doors")
 PROPOSER = "vllm_propd.engine.step.propose.MedusaTreeProposer"
 CPU_WORKER = "vllm_propd.engine.cpu_worker.ProPDCPUWorker"
 CUDA_WORKER = "vllm_propd.engine.cuda_worker.ProPDCUDAWorker"
+
 REWRITTEN = (
     "worker_cls", "speculative_config", "spec_method", "spec_model", "spec_tokens",
     "attention_backend",
