@@ -191,15 +191,16 @@ bench-chats: $(MODEL)/config.json $(PROMPTS)
 		--arms "plain ngram medusa propd-no-heads propd-no-lookup propd" --dtype float32 \
 		--batch-sizes 1,4 --max-tokens 96 --out build/chats
 
-# By whole wall clock, chunk by chunk, on engines that are started anew; beside a second
-# plain vLLM, which shows how far engines that are alike are apart. Into the documentation:
-# python scripts/docs_bench.py never build/never
+# By whole wall clock, a step of each arm in turn; beside a second plain vLLM, which shows
+# how far engines that are alike are apart. Huge pages are for this process to ask for.
+# Into the documentation: python scripts/docs_bench.py never build/never
+bench-never: export THP_MEM_ALLOC_ENABLE := 1
+bench-never: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
-	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
+	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads --in-turn \
 		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
-		--max-tokens 48 --prompt-tokens 64 --rounds 0 --chunks 3 --most-chunks 3 --starts 6 \
-		--out build/never
+		--max-tokens 48 --prompt-tokens 64 --chunks 12 --most-chunks 24 --out build/never
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -46,7 +46,7 @@ PHASES = {
 
 SIZING = {
     "lookup": (("look_up", +1), ("looked_up_trees", +1)),
-    "plan": (("asks_heads", +1), ("plan", +1), ("recall", -1)),
+    "plan": (("looks_up", +1), ("asks_heads", +1), ("plan", +1), ("recall", -1)),
     "grading": (("_learn", +1), ("recall", +1)),
     "node values": (("values", +1),),
     "step costs": (("begin", +1), ("verified", +1), ("end", +1)),
@@ -59,7 +59,8 @@ def install_stopwatches(worker: Any) -> None:
 
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from vllm_propd.core.sizing.controller import DynamicDrafting, DynamicTimer
+    from vllm_propd.core.sizing.controller import DynamicTimer
+    from vllm_propd.core.sizing.dynamic_drafting import DynamicDrafting
 
     runner = worker.model_runner
     worker.laps = []
@@ -84,16 +85,17 @@ def install_stopwatches(worker: Any) -> None:
         setattr(runner, name, timed(name, getattr(runner, name)))
     runner._prepare_inputs = timed("_prepare_inputs", runner._prepare_inputs, True)
     drafter, sizing = runner.drafter, runner.sizing
-    drafter._logits = timed("heads", drafter._logits)
+    drafter.candidates = timed("heads", drafter.candidates)
     for name in ("_learn", "look_up", "looked_up_trees"):
         setattr(drafter, name, timed(name, getattr(drafter, name)))
-    if drafter.estimator is not None:
-        drafter.estimator.values = timed("values", drafter.estimator.values)
+    if drafter.prices is not None:
+        drafter.prices.values = timed("values", drafter.prices.values)
     if (grader := getattr(sizing, "grader", None)) is not None:  # sizes may be fixed
         grader.grade = timed("recall", grader.grade)
     sizing.begin = timed("begin", sizing.begin)
     for cls, name in (
         (DynamicTimer, "verified"),
+        (DynamicDrafting, "looks_up"),
         (DynamicDrafting, "asks_heads"),
         (DynamicDrafting, "plan"),
         (DynamicDrafting, "end"),

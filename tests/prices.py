@@ -46,7 +46,8 @@ class AnySizes:
     def take_over(self, sizing: Any) -> None:
         """Plans for an engine, which asks its heads whether it pays or not."""
         sizing.planner.plan = self.plan
-        sizing.backoff.wait = lambda steps: None
+        for backoff in (sizing.backoff, sizing.lookup_backoff):
+            backoff.asks = lambda *load, **first: True
 
     def plan(self, batch: Batch) -> Plan:
         self.plans += 1
@@ -67,6 +68,9 @@ class _Watched:
 
     def verified(self, pruned: Any) -> _Watched:
         return _Watched(self.inner.verified(pruned), self.see)
+
+    def looks_up(self) -> bool:
+        return bool(self.inner.looks_up())
 
     def asks_heads(self, looked_up: Any) -> bool:
         return bool(self.inner.asks_heads(looked_up))

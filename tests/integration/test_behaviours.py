@@ -84,6 +84,29 @@ def test_drafts_reach_the_model_without_slots_and_at_their_depths(
     assert nodes > 100
 
 
+def test_layers_are_vllms_alone_in_steps_without_trees(llm: LLM, runner: Any) -> None:
+    (layer, *_) = runner._attention_layers
+    ours, theirs = layer.impl.forward_trees, type(layer.impl).forward
+    calls = []
+
+    def spy(self: Any, *args: Any, **more: Any) -> Any:
+        calls.append(runner._prepared.branching is not None)
+        return theirs(self, *args, **more)
+
+    def spy_on_trees(*args: Any, **more: Any) -> Any:
+        assert runner._prepared.branching is not None
+        calls.append(None)
+        return ours(*args, **more)
+
+    with (
+        patch.object(type(layer.impl), "forward", spy),
+        patch.object(layer.impl, "forward_trees", spy_on_trees),
+    ):
+        run(llm, mixed_prompts(6, seed=74), greedy(24))
+    assert None in calls and False in calls
+    assert "forward" not in vars(layer.impl)
+
+
 def test_drafts_are_asked_for_when_the_batch_has_the_text(llm: LLM, runner: Any) -> None:
     propose, asked = runner.propose_draft_token_ids, 0
 

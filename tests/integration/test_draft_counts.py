@@ -4,6 +4,7 @@ Thinking budgets, padded joins and small steps have files of their own.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -79,6 +80,41 @@ def test_nothing_is_drafted_for_whom_it_could_not_help(max_tokens: int) -> None:
         assert not asked
         run(llm, prompts, greedy(max_tokens + 2, ignore_eos=True))
         assert asked and metric(llm, "spec_decode_num_drafts") > 0
+
+
+def test_who_goes_on_is_known_as_the_batch_changes() -> None:
+    """By the rule itself, request by request; what is read of a batch is remembered."""
+    prompts = prompts_of([20, 33, 25, 40, 22, 31, 27, 29], seed=24)
+    with engine(24, max_num_seqs=4, max_num_batched_tokens=64) as llm:
+        plain = run(llm, prompts, greedy(40, ignore_eos=True))
+        common = Counter(t for one in plain for t in one.token_ids)
+        stops = [token for token, _ in common.most_common(9)][3:]
+        params = [
+            greedy(n, ignore_eos=n % 2 == 0, stop_token_ids=stops[: n % 5])
+            for n in range(33, 41)
+        ]
+        runner = runner_of(llm)
+        going_on, stopped = runner.ends.going_on, 0
+
+        def checked(batch: Any, requests: Any) -> Any:
+            nonlocal stopped
+            found, expected = going_on(batch, requests), []
+            for row, one in enumerate(batch.req_ids):
+                request = requests[one]
+                asked, outputs = request.sampling_params, request.output_token_ids
+                ends = {asked.eos_token_id, *(asked.stop_token_ids or ())}
+                more = len(outputs) + 1 < asked.max_tokens
+                known = int(batch.num_tokens_no_spec[row])
+                over = int(batch.token_ids_cpu[row, known - 1]) in ends
+                stopped += over
+                if more and not over:
+                    expected.append(row)
+            assert found.tolist() == expected
+            return found
+
+        runner.ends.going_on = checked
+        llm.generate(prompts, params, use_tqdm=False)
+    assert stopped
 
 
 def test_forbidden_tokens_are_forbidden_with_typical_acceptance_too() -> None:

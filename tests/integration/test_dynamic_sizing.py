@@ -64,7 +64,7 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
     with engine(24, propd=DYNAMIC) as llm:
         sizing = sizing_of(llm)
         drafts: list[int] = []
-        watch_plans(sizing, lambda drafted, choice: drafts.append(len(drafted.trees)))
+        watch_plans(sizing, lambda drafted, choice: drafts.append(len(drafted.trees.sizes)))
         found = {}
         for slope in (0.0, 1.0):
             sizing.planner.step = Line(0.01, slope, below=1.0)

@@ -23,7 +23,7 @@ def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:
         planner.step = Line(0.01, 2e-4, below=0.02)
 
     def note(drafts: Drafts, choice: Choice) -> None:
-        found.append((bool(drafts.trees), choice.heads, int(choice.sizes.sum())))
+        found.append((drafts.trees is not None, choice.heads, int(choice.sizes.sum())))
 
     watch_plans(sizing, note)
     return found

@@ -18,7 +18,7 @@ from vllm_propd.core.drafting.lookup import (
     TRUST,
     LookupMatches,
     Lookups,
-    paths,
+    Paths,
 )
 
 relaxed = settings(deadline=None)
@@ -165,11 +165,16 @@ def test_nothing_found_is_worth_nothing_and_has_no_nodes() -> None:
     worth = lookups.worth()
     assert found.match.tolist() == [0, 1]
     assert np.isneginf(worth[0]).all() and (worth[1] < 0).all()
-    nothing, path = paths(found, worth, np.array([8, 3]))
+    both = Paths(found, worth, 3)
+    nothing, path = both
     assert len(nothing) == 0
     assert path.token.tolist() == [5, 4, 5]
     assert path.parent.tolist() == [0, 1, 2] and path.depth.tolist() == [1, 2, 3]
     np.testing.assert_allclose(path.score, np.cumsum(worth[1, :3]), rtol=1e-6)
+    for most in (2, 8):
+        score, sizes = both.scores(most)
+        assert sizes.tolist() == [0, min(most, 3)]
+        np.testing.assert_array_equal(score, path.score[:most])
 
 
 def test_requests_that_end_or_change_rows_are_no_others_truth() -> None:

@@ -45,8 +45,9 @@ def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> fl
         for tree, size in enumerate(sizes)
     ]
     tokens = batch.sequences * batch.sequences / sum(1.0 / x for x in each)
-    seconds = price.estimate(np.array(batch.sequences + batch.others + nodes))
-    return tokens / (float(seconds) + draft * (nodes > 0))
+    taken = batch.sequences + batch.others
+    alone, bare, whole = price.estimate(np.array([batch.sequences, taken, taken + nodes]))
+    return float(tokens / (alone + whole - bare + draft * (nodes > 0)))
 
 
 @relaxed
@@ -86,6 +87,16 @@ def test_sure_sequences_get_the_nodes() -> None:
         batch_of([0.9, 0.8, 0.7], [0.1, 0.05])
     )
     assert plan.sizes.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("others", [0, 1000])
+def test_a_prompt_in_the_step_makes_no_node_cheap(others: int) -> None:
+    """A token saves a later step's time, and by then the prompt is over."""
+    planner = Planner(Line(2.0, 1.0), NOTHING, totals=ANY)
+    batch = batch_of(*[[0.4]] * 4, others=others)
+    assert not planner.plan(batch).sizes.any()
+    cheap = Planner(Line(100.0, 1.0), NOTHING, totals=ANY)
+    assert cheap.plan(batch).sizes.sum() == 4
 
 
 def test_a_few_do_not_gain_at_the_cost_of_all() -> None:
@@ -160,10 +171,12 @@ def test_no_pair_of_drafted_and_kept_is_worth_more(
     most = min(len(batch.probability), batch.budget - taken)
     rates = []
     for drafted in range(most + 1):
-        rates.append((sequences + gained[drafted]) / (base + slope / 4 * (taken + drafted)))
+        rates.append(
+            (sequences + gained[drafted]) / (base + slope / 4 * (sequences + drafted))
+        )
         for kept in range(1, drafted):
             accepted = gained[kept] + share * (gained[drafted] - gained[kept])
-            seconds = base + slope / 4 * (taken + 0.1 * drafted + 0.9 * kept)
+            seconds = base + slope / 4 * (sequences + 0.1 * drafted + 0.9 * kept)
             rates.append((sequences + accepted) / seconds)
     assert plan.rate == pytest.approx(max(rates))
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.sizing.backoff import IN_VAIN, LOAN
 from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.fixed import FixedSizing
-from vllm_propd.core.sizing.head_backoff import IN_VAIN
+from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafting, Drafts, StepLoad, StepRecord
 from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.tree import TokenTree
@@ -93,11 +94,11 @@ class Machine:
             for tree, size in zip(self.trees, self.sizes, strict=True)
         )
         self.trees, self.sizes = [], []
-        if (most := sizing.most(sequences)) and drafting.asks_heads([]):
+        if (most := sizing.most(sequences)) and drafting.asks_heads(None):
             before = self.now
             trees = self.draft(sequences, most)
             self.spend(DRAFT_S)
-            plan = drafting.plan(Drafts(trees, before))
+            plan = drafting.plan(Drafts(NodeValues.of(trees), before))
             self.sizes, self.trees = plan.sizes.tolist(), trees
         self.records.append(drafting.end(nodes, emitted))
         self.spend(self.extra * bool(self.trees))
@@ -218,17 +219,26 @@ def test_trees_leave_half_of_the_budget() -> None:
     assert sizing.most(20) == 0
 
 
-@pytest.mark.parametrize(("waiting", "few"), [(0, True), (1000, False)])
-def test_a_prompt_that_is_done_is_not_in_the_next_step(waiting: int, few: bool) -> None:
-    """Beside many tokens of prompts a tree of any size seems cheap."""
+@pytest.mark.parametrize("waiting", [0, 1000])
+def test_prompts_make_no_trees_large(waiting: int) -> None:
+    """Neither one that is done, nor one that goes on in the next step."""
     machine = Machine()
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 16, 50)
     steady = mean_nodes(machine.records[-20:])
     drafting = verified(sizing, machine, StepLoad(16, 1016, 1000, 1600, waiting))
-    drafts = Drafts(machine.draft(16, 48), machine.now - DRAFT_S)
+    drafts = Drafts(NodeValues.of(machine.draft(16, 48)), machine.now - DRAFT_S)
     nodes = drafting.plan(drafts).sizes.mean()
-    assert (nodes <= steady + 1.0) == few
+    assert nodes <= steady + 1.0
+
+
+def test_what_is_lent_is_a_few_steps_without_their_prompts() -> None:
+    """A long prompt's step would lend a minute's asks, and promise that all heads pay."""
+    machine = Machine()
+    sizing = machine.sizing(promised=1.2)
+    alone = float(staircase(np.array([16]))[0])
+    verified(sizing, machine, StepLoad(16, 2016, 2000, 1600)).asks_heads(None)
+    assert sizing.backoff.now.balance < LOAN * (HOST_S + alone)
 
 
 def path_of(probability: float, nodes: int) -> TokenTree:
@@ -244,12 +254,12 @@ def test_looked_up_nodes_pay_without_the_heads(looked_up: float, by_heads: bool)
     sizing = machine.sizing()
     machine.tokens_per_s(sizing, 4, 50)
     drafting = verified(sizing, machine, StepLoad(4, 4, 0, 400))
-    without = [path_of(looked_up, 16)] * 4
-    surer = [path_of(max(looked_up, 0.8), 16)] * 4
+    without = NodeValues.of([path_of(looked_up, 16)] * 4)
+    surer = NodeValues.of([path_of(max(looked_up, 0.8), 16)] * 4)
     plan = drafting.plan(Drafts(surer, machine.now - DRAFT_S, without))
     assert plan.heads is by_heads
     assert plan.sizes.min() >= 4
-    assert not drafting.plan(Drafts([], machine.now, without)).heads
+    assert not drafting.plan(Drafts(None, machine.now, without)).heads
 
 
 def test_what_drafting_costs_without_the_heads_is_learned_apart() -> None:
@@ -260,10 +270,45 @@ def test_what_drafting_costs_without_the_heads_is_learned_apart() -> None:
         drafting = verified(sizing, machine, StepLoad(4, 4, 0, 400))
         began = machine.now
         machine.spend(5e-4)
-        drafting.plan(Drafts([], began, [path_of(0.9, 8)] * 4))
+        drafting.plan(Drafts(None, began, NodeValues.of([path_of(0.9, 8)] * 4)))
         drafting.end(0, 4)
     assert sizing.looking_up.seconds_of(4) == pytest.approx(5e-4, rel=0.1)
     assert sizing.draft.seconds_of(4) == before
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_texts_are_searched_while_that_pays_and_else_seldom(pays: bool) -> None:
+    machine, took, looked = Machine(), 0.003, 0
+    sizing = machine.sizing()
+    nodes = NodeValues.of([path_of(0.9 if pays else 0.01, 8)] * 4)
+    sizes, steps = np.zeros(4, np.int64), 1000
+    for _ in range(steps):
+        drafted = int(sizes.sum())
+        timer = sizing.begin(machine.now, StepLoad(4, 4 + drafted, 0, 400, 0, True))
+        machine.spend(float(staircase(np.array([4 + drafted]))[0]))
+        drafting = timer.verified(None)
+        emitted = 4 + (drafted // 2 if pays else 0)
+        sizes = np.zeros(4, np.int64)
+        if drafting.looks_up():
+            looked, began = looked + 1, machine.now
+            machine.spend(took)
+            sizes = drafting.plan(Drafts(None, began, nodes)).sizes
+        drafting.end(drafted, emitted)
+    if pays:
+        assert looked == steps
+    else:  # what is lent at first, and the share of the time
+        spent = looked * took / float(staircase(np.array([4]))[0])
+        assert 0.5 * IN_VAIN * steps < spent < 1.1 * IN_VAIN * steps + LOAN + 1
+
+
+def test_time_of_others_is_no_time_of_the_engine() -> None:
+    machine = Machine()
+    sizing = machine.sizing()
+    for _ in range(50):
+        machine.step(sizing, 4)
+        machine.now += 7.0  # another engine's step
+        sizing.leave_out(7.0)
+    assert sizing.overhead.plain < 2 * HOST_S
 
 
 def test_fixed_sizes_are_fixed() -> None:
@@ -271,6 +316,6 @@ def test_fixed_sizes_are_fixed() -> None:
     assert [sizing.most(n) for n in (1, 3, 4, 8, 32, 100)] == [8, 8, 7, 3, 0, 0]
     trees = Machine().draft(3, 5)
     drafting = sizing.begin(0.0, StepLoad(3, 20, 2, 100)).verified(None)
-    plan = drafting.plan(Drafts(trees, 0.1))
+    plan = drafting.plan(Drafts(NodeValues.of(trees), 0.1))
     assert (plan.sizes.tolist(), plan.keep, plan.heads) == ([5, 5, 5], None, True)
     assert drafting.end(7, 6) == StepRecord(3, 20, 15, 7, 6)

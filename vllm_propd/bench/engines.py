@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from typing import Any, ClassVar
 
 import psutil
@@ -13,7 +14,7 @@ from vllm_propd.bench.arms import Arm, most_nodes
 from vllm_propd.bench.timing import step_profiler
 from vllm_propd.bench.timing.step_profiler import Work
 from vllm_propd.bench.timing.turn import DraftCounter, Recording, Turn
-from vllm_propd.config import ProPDConfig
+from vllm_propd.config import METHOD, ProPDConfig
 from vllm_propd.engine.integration.config_patch import find_config
 from vllm_propd.engine.integration.support_matrix import check_engine
 
@@ -61,6 +62,8 @@ class Engine:
         self, config: dict[str, Any] | None, options: dict[str, Any], timed: bool = False
     ):
         self.timed = timed
+        self._is_ours = (config or {}).get("method") == METHOD
+        self._left = 0.0
         Engine._suspend_running()
         others = _children()
         self.llm = LLM(**options, speculative_config=config)
@@ -89,16 +92,22 @@ class Engine:
         if cls._running is not None:
             for process in cls._running._processes:
                 process.suspend()
+            cls._running._left = time.perf_counter()
             cls._running = None
 
     def take_over(self) -> None:
         """Suspends the engine that ran before, and resumes this one."""
-        if Engine._running is not self:
-            Engine._suspend_running()
-            for process in self._processes:
-                process.resume()
-            Engine._running = self
+        if Engine._running is self:
+            return
+        Engine._suspend_running()
+        for process in self._processes:
+            process.resume()
+        Engine._running = self
+        if self._processes:
             time.sleep(SETTLES_S)
+        if self._is_ours:
+            away = time.perf_counter() - self._left
+            self.llm.collective_rpc("leave_out", args=(away,))
 
     def use(self, settings: ProPDConfig) -> None:
         """Switches the engine to these settings of method propd, if they are new to it."""
@@ -155,7 +164,22 @@ class ArmEngine:
     def run(
         self, prompts: list[list[int]], params: SamplingParams, full: bool = False
     ) -> Turn:
-        """Generates all prompts together; counting begins when all have a first token.
+        """Generates all prompts together; see ``steps``."""
+        steps = self.steps(prompts, params, full)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as over:
+                turn: Turn = over.value
+                return turn
+
+    def steps(
+        self, prompts: list[list[int]], params: SamplingParams, full: bool = False
+    ) -> Generator[None, None, Turn]:
+        """Generates all prompts together, a step at a time; returns what happened.
+
+        Counting begins when all have a first token. What passes while the caller does
+        something else is not counted; before it goes on it calls ``take_over``.
 
         Args:
             prompts: token ids.
@@ -170,7 +194,7 @@ class ArmEngine:
         drafts.reset()
         if self.engine.timed:  # what ran ahead of the turn before has been timed, too
             llm.collective_rpc(step_profiler.take)
-        recording = self.engine.timed and self.arm.is_ours
+        recording = self.arm.is_ours
         if recording:
             llm.collective_rpc("start_sizing_records")
         names = [str(self.engine.requests + i) for i in range(len(prompts))]
@@ -181,7 +205,7 @@ class ArmEngine:
             params = params.clone()
             params.max_tokens = FASTEST * params.max_tokens
         texts: dict[str, list[int]] = {name: [] for name in names}
-        first_asked = time.perf_counter()
+        resumed = time.perf_counter()
         for name, prompt in zip(names, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
         put_out = 0
@@ -201,8 +225,11 @@ class ArmEngine:
                     turn.steps += prefilled
                     turn.tokens += prefilled * (len(ids) - len(before))
                     texts[output.request_id] = list(ids)
-        ended = time.perf_counter()
-        turn.seconds, turn.whole_s = ended - turn.began, ended - first_asked
+            spent = time.perf_counter() - resumed
+            turn.whole_s += spent
+            turn.seconds += spent * prefilled
+            yield
+            resumed = time.perf_counter()
         engine.abort_request(names)
         while engine.has_unfinished_requests():
             engine.step()
@@ -250,7 +277,11 @@ class ArmEngine:
 
 
 def start_engines(
-    arms: list[Arm], options: dict[str, Any], bar: Progress, timed: bool = False
+    arms: list[Arm],
+    options: dict[str, Any],
+    bar: Progress,
+    timed: bool = False,
+    shared: bool = True,
 ) -> list[ArmEngine]:
     """Starts the arms' engines, one after the other; all of ProPD's arms share one.
 
@@ -259,10 +290,11 @@ def start_engines(
         options: arguments of ``vllm.LLM`` that all share.
         bar: shows how far it is.
         timed: see ``Engine``.
+        shared: else each of ProPD's arms has an engine of its own, too.
     """
     task = bar.add_task("starting engines", total=len(arms))
     engines: list[ArmEngine] = []
-    shared: Engine | None = None
+    ours_together: Engine | None = None
     ours = [arm for arm in arms if arm.is_ours]
     # Settings without heads can follow those with heads; heads are loaded at the start.
     configs = [arm.speculative_config or {} for arm in ours]
@@ -270,12 +302,12 @@ def start_engines(
     for arm in arms:
         bar.update(task, description=f"starting {arm.name}")
         config = arm.speculative_config
-        if arm.is_ours:
+        if arm.is_ours and shared:
             largest = {**configs[0], "num_speculative_tokens": most_nodes(ours)}
-            shared = shared or Engine(largest, options, timed)
-        engine = shared if arm.is_ours else Engine(config, options, timed)
-        assert engine is not None
-        engines.append(ArmEngine(arm, engine))
+            ours_together = ours_together or Engine(largest, options, timed)
+            engines.append(ArmEngine(arm, ours_together))
+        else:
+            engines.append(ArmEngine(arm, Engine(config, options, timed)))
         bar.advance(task)
     return engines
 

@@ -196,6 +196,7 @@ class Results(BaseModel):
     max_tokens: int = Field(description="New ones of each sequence.")
     rounds: int = Field(description="Turns of each arm at each point; at least.")
     starts: int = Field(1, description="Of all engines, for the chunks.")
+    in_turn: bool = Field(False, description="Chunks were a step of each arm in turn.")
     temperature: float
     machine: Machine
     versions: dict[str, str]
@@ -248,7 +249,9 @@ class Results(BaseModel):
         if any(row.wall_ratio_median is not None for row in self.rows):
             measure = (
                 "whole wall clock, prompts included: the median of chunks, in which all "
-                "arms have the same prompts within seconds (and its own quartiles)"
+                "arms have the same prompts"
+                + (", a step of each in turn" if self.in_turn else " within seconds")
+                + " (and its own quartiles)"
             )
             return measure + (f"; {self.starts} starts of all engines" * (self.starts > 1))
         return f"{self.rounds} or more rounds, of whose fast steps ratios are"

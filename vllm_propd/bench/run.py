@@ -67,9 +67,14 @@ def run_bench(
     # vLLM's n-gram proposer imports numba too late, too (`numba_beside_vllm.py`): the model
     # would run on one thread, in that arm only.
     os.environ.setdefault("NUMBA_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    console = wide_console()
+    if settings.in_turn:
+        settings = replace(settings, rounds=0)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if hint := _small_pages():
+            console.print(f"[yellow]{hint}[/yellow]")
     for name, value in HUGE_PAGES.items():
         os.environ.setdefault(name, value)
-    console = wide_console()
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = load_heads(heads)
         for_vllm = Path(scratch) / "medusa"
@@ -97,7 +102,8 @@ def run_bench(
             console.print(f"[yellow]{slow}[/yellow]")
         options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
-            engines = start_engines(arms, options, bar, timed=True)
+            apart = settings.in_turn
+            engines = start_engines(arms, options, bar, not apart, not apart)
             measured = [Measured(point, engines, bar) for point in points]
 
             def note() -> None:  # hours of measuring may end early
@@ -116,7 +122,7 @@ def run_bench(
                     break
                 if start:
                     close_engines(engines)
-                    engines = start_engines(arms, options, bar, timed=True)
+                    engines = start_engines(arms, options, bar, not apart, not apart)
                 results.starts = start + 1
                 for one in measured:
                     one.pair(engines, params, settings, start)
@@ -147,6 +153,14 @@ def _are_known(measured: list[Measured], arms: list[Arm], settings: BenchSetting
         and one.chunks.are_enough(names, settings.precision)
         for one in measured
     )
+
+
+def _small_pages() -> str | None:
+    """Returns what this process's environment lacks for huge pages; None: nothing."""
+    missing = [f"{k}={v}" for k, v in HUGE_PAGES.items() if os.environ.get(k) != v]
+    if not missing:
+        return None
+    return f"Alike engines may be some percent apart: set {' '.join(missing)}"
 
 
 def _of_chats(
@@ -243,6 +257,7 @@ def _results(model: Path, settings: BenchSettings) -> Results:
         max_tokens=settings.max_tokens,
         rounds=settings.rounds,
         starts=settings.starts,
+        in_turn=settings.in_turn,
         temperature=settings.temperature,
         machine=this_machine(),
         versions=installed_versions(),

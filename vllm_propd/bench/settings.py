@@ -29,6 +29,8 @@ class BenchSettings:
         most_chunks: the most chunks, where medians are not known to ``precision`` before.
         starts: how often all engines are started, at most; each start runs chunks of its
             own.
+        in_turn: whether chunks are a step of each arm in turn, in one process, and each
+            of other prompts; there are no rounds then.
         precision: how far apart the quartiles of each median may be, relatively.
         temperature: 0: greedy.
         dtype: of weights and activations, as vLLM names it.
@@ -52,6 +54,7 @@ class BenchSettings:
     chunks: int = FEWEST
     most_chunks: int = 2 * FEWEST
     starts: int = 1
+    in_turn: bool = False
     precision: float = 0.02
     temperature: float = 0.0
     dtype: str = "bfloat16"

@@ -105,6 +105,14 @@ def bench(
             "differ; four starts or more end when medians are known.",
         ),
     ] = 1,
+    in_turn: Annotated[
+        bool,
+        typer.Option(
+            "--in-turn",
+            help="Chunks are a step of each arm in turn, in one process, each of other "
+            "prompts: the finest comparison. Leaves out --rounds.",
+        ),
+    ] = False,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.0,
     dtype: Dtype = "auto",
     enforce_eager: Annotated[bool, typer.Option(help="Without torch.compile.")] = True,
@@ -129,6 +137,7 @@ def bench(
             chunks=chunks,
             most_chunks=max(chunks, most_chunks),
             starts=starts,
+            in_turn=in_turn,
             temperature=temperature,
             dtype=dtype_of(dtype),
             enforce_eager=enforce_eager,

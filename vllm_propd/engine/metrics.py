@@ -53,7 +53,7 @@ class StepMetrics:
     def __init__(self, vllm_config: Any):
         self.vllm_config = vllm_config
         self._files: dict[str, MmapedDict] | None = None
-        self._totals = dict.fromkeys(COUNTERS, 0.0)
+        self._totals = [0.0] * len(COUNTERS)
         self._size: float | None = None
 
     def count(self, record: StepRecord) -> None:
@@ -62,28 +62,27 @@ class StepMetrics:
             self._files = self._open()
         if not self._files:
             return
-        new = {
-            "steps": 1,
-            "sequences": record.sequences,
-            "tree_nodes": record.nodes,
-            "kept_nodes": record.kept,
-            "emitted_tokens": record.emitted,
-            "expected_tokens": record.expected_tokens or record.emitted,
-            "measured_step_seconds": record.measured_s,
-            "estimated_step_seconds": record.estimated_s,
-            "heads_seconds": record.heads_s,
-            "heads_in_vain_seconds": record.in_vain_s,
-        }
-        now = time.time()
-        for name, value in new.items():
-            if not value:
-                continue  # every step pays for what is written
-            self._totals[name] += value
-            self._files["counter"].write_value(self._keys[name], self._totals[name], now)
+        new = (  # in the order of COUNTERS; every step pays for it
+            1,
+            record.sequences,
+            record.nodes,
+            record.kept,
+            record.emitted,
+            record.expected_tokens or record.emitted,
+            record.measured_s,
+            record.estimated_s,
+            record.heads_s,
+            record.in_vain_s,
+        )
+        now, write, totals = time.time(), self._files["counter"].write_value, self._totals
+        for i, value in enumerate(new):
+            if value:
+                totals[i] += value
+                write(self._keys[i], totals[i], now)
         size = record.nodes / max(record.sequences, 1)
         if size != self._size:
             self._size = size
-            self._files["gauge"].write_value(self._keys["tree_size"], size, now)
+            self._files["gauge"].write_value(self._keys[-1], size, now)
 
     def _open(self) -> dict[str, MmapedDict]:
         folder = _folder(self.vllm_config)
@@ -94,13 +93,13 @@ class StepMetrics:
             str(self.vllm_config.model_config.served_model_name),
             str(parallel.data_parallel_index),
         ]
-        self._keys = {
-            name: mmap_key(
+        self._keys = [
+            mmap_key(
                 METRIC_PREFIX + name, METRIC_PREFIX + name + suffix, LABELS, labels, text
             )
             for texts, suffix in ((COUNTERS, "_total"), (GAUGES, ""))
             for name, text in texts.items()
-        }
+        ]
         pid = os.getpid()
         return {
             "counter": MmapedDict(str(folder / f"counter_{pid}.db")),

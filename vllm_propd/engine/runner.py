@@ -26,7 +26,7 @@ from vllm_propd.core.drafting.growth import nodes_per_sequence
 from vllm_propd.core.sizing.fixed import FixedSizing
 from vllm_propd.core.sizing.protocol import Sizing
 from vllm_propd.core.tree import Ints, TokenTree
-from vllm_propd.engine.attention.tree_split import TreeBuilder
+from vllm_propd.engine.attention.tree_split import TreeBuilder, attending_to_trees
 from vllm_propd.engine.integration.draft_delivery import attach_drafts
 from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.integration.logits_processors import all_logits_processors
@@ -37,7 +37,7 @@ from vllm_propd.engine.pruning.pruned_forward import PrunedForward
 from vllm_propd.engine.pruning.split_model import UnsplittableError
 from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
-from vllm_propd.engine.step.draft_batch import DraftBatch, step_load
+from vllm_propd.engine.step.draft_batch import DraftBatch, RequestEnds, step_load
 from vllm_propd.engine.step.grammar import keeps_all_rows
 from vllm_propd.engine.step.next_trees import NONE, next_trees
 from vllm_propd.engine.step.propose import MedusaTreeProposer
@@ -59,6 +59,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
         with all_logits_processors():
             super().__init__(vllm_config, device)
         self.propd = engine_config(vllm_config)
+        self.ends = RequestEnds(self.max_model_len)
         self._trees: dict[str, TokenTree] = {}
         self._prepared: PreparedStep | None = None
         self._verified: VerifiedStep | None = None
@@ -199,17 +200,25 @@ class ProPDRunner(Measuring, GPUModelRunner):
     ) -> Any:
         """Runs a step with trees in two halves, the upper one without pruned rows."""
         prepared, pruned_forward = self._prepared, self._pruned_forward
-        step = prepared.trees if prepared is not None else None
-        if step is None or pruned_forward is None or not step.split:
-            return super()._model_forward(
-                input_ids, positions, intermediate_tensors, inputs_embeds, **model_kwargs
+        vllms = super()._model_forward
+        inputs = input_ids, positions, intermediate_tensors, inputs_embeds
+        step = prepared.branching if prepared is not None else None
+        if step is None:
+            return vllms(*inputs, **model_kwargs)
+        with attending_to_trees(self._attention_layers):
+            if pruned_forward is None or not step.split:
+                return vllms(*inputs, **model_kwargs)
+            assert positions is not None and prepared is not None
+            hidden_states, left = pruned_forward.run(
+                step, input_ids, positions, inputs_embeds, self._keep, **model_kwargs
             )
-        assert positions is not None and prepared is not None
-        hidden_states, left = pruned_forward.run(
-            step, input_ids, positions, inputs_embeds, self._keep, **model_kwargs
-        )
         self._prepared = self._without_pruned(prepared, step, left)
         return hidden_states
+
+    @cached_property
+    def _attention_layers(self) -> list[Any]:
+        layers = self.compilation_config.static_forward_context
+        return [layers[name] for name in self._group_of_layer]
 
     def _prunes(self) -> bool:
         """Whether the trees of this step are to be pruned."""

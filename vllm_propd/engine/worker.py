@@ -88,6 +88,10 @@ class ProPDWorker(WorkerBase):
         """
         self.model_runner.use_settings(ProPDConfig.model_validate_json(config))
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves seconds in which others ran out of step times (``LLM.collective_rpc``)."""
+        self.model_runner.sizing.leave_out(seconds)
+
     def start_sizing_records(self) -> None:
         """Starts to record steps' plans, estimates and times (``LLM.collective_rpc``)."""
         self.model_runner.step_records = []

@@ -9,6 +9,7 @@ from vllm import SamplingParams
 
 from vllm_propd.bench.engines import ArmEngine, at_most
 from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.timing.chunk import one_by_one, step_by_step
 from vllm_propd.bench.timing.paired import Chunks, Timed
 from vllm_propd.bench.timing.turn import Turn
 from vllm_propd.bench.timing.turns import Turns, in_turns
@@ -101,9 +102,12 @@ class Measured:
             chunk: dict[str, Timed] = {}
             number = len(self.chunks.done)  # over all starts
             group = number % len(groups)
-            for engine in engines[:: -1 if number % 2 else 1]:
+            ordered = engines[:: -1 if number % 2 else 1]
+            run = step_by_step if settings.in_turn else one_by_one
+            for engine, turn in zip(
+                ordered, run(ordered, groups[group], params), strict=True
+            ):
                 self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
-                turn = engine.run(groups[group], params)
                 turn.group = group
                 chunk[engine.arm.name] = timed(turn)
                 if not settings.rounds:  # then they are all there is

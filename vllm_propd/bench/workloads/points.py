@@ -87,6 +87,8 @@ def batch_points(
         ValueError: there is too little text.
     """
     sizes = [_whole_batches(size) for size in settings.batch_sizes]
+    if settings.in_turn:
+        sizes = [size * settings.most_chunks for size in settings.batch_sizes]
     length = settings.prompt_tokens
     prompts = cut_prompts(tokenize, files, max(sizes), length, settings.seed)
     return [

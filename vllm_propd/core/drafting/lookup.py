@@ -10,7 +10,9 @@ head's first choice, that are not, and of which no head speaks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -260,23 +262,43 @@ LOOKED_UP = np.ones(REACH, np.bool_)
 """The fields of a tree that is a path; all such trees share them."""
 
 
-def paths(found: LookupMatches, worth: Float32s, sizes: Ints) -> list[TokenTree]:
-    """Returns trees of looked-up nodes alone: paths, empty where nothing was found.
+class Paths(Sequence[TokenTree]):
+    """Trees of looked-up nodes alone: paths, empty where nothing was found.
+
+    A tree is made when it is asked for: most are never verified.
 
     Args:
         found: continuations of the sequences.
         worth: see ``Lookups.worth``.
-        sizes: ``[sequences]`` int64 the most nodes of each.
+        most: the most nodes of each.
     """
-    score = worth.cumsum(1, np.float32)
-    trees = []
-    for i, (match, size) in enumerate(
-        zip(found.match.tolist(), sizes.tolist(), strict=True)
-    ):
-        n = min(size, REACH) if match else 0
-        trees.append(
-            TokenTree(
-                found.token[i, :n], PARENTS[:n], DEPTHS[:n], score[i, :n], LOOKED_UP[:n]
-            )
+
+    def __init__(self, found: LookupMatches, worth: Float32s, most: int):
+        self._token = found.token
+        self._score = worth.cumsum(1, np.float32)
+        self._sizes = np.where(found.match > 0, min(most, REACH), 0)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @overload
+    def __getitem__(self, i: int) -> TokenTree: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[TokenTree]: ...
+    def __getitem__(self, i: int | slice) -> TokenTree | list[TokenTree]:
+        """Returns the tree of sequence ``i``, or those of a slice."""
+        if isinstance(i, slice):
+            return [self[one] for one in range(*i.indices(len(self)))]
+        n = int(self._sizes[i])
+        return TokenTree(
+            self._token[i, :n], PARENTS[:n], DEPTHS[:n], self._score[i, :n], LOOKED_UP[:n]
         )
-    return trees
+
+    def scores(self, most: int) -> tuple[Float32s, Ints]:
+        """Returns the best nodes' scores, path after path, and how many each path has.
+
+        Args:
+            most: the most nodes of a path that count.
+        """
+        sizes = np.minimum(self._sizes, most)
+        return self._score[sizes[:, None] > PARENTS], sizes

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from vllm_propd.core.drafting.growth import nodes_per_sequence
+from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Choice, Drafts, StepLoad, StepRecord
 from vllm_propd.core.sizing.pruning_recall import PrunedStep
-from vllm_propd.core.tree import TokenTree
 
 
 class FixedSizing:
@@ -32,6 +29,9 @@ class FixedSizing:
         """Begins a step, which nobody times."""
         return FixedStep(load)
 
+    def leave_out(self, seconds: float) -> None:
+        """Does nothing: nobody times the engine."""
+
 
 @dataclass(frozen=True)
 class FixedStep:
@@ -43,14 +43,18 @@ class FixedStep:
         """Learns nothing from the step."""
         return self
 
-    def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
+    def looks_up(self) -> bool:
+        """Returns True: it is always looked up what the texts suggest."""
+        return True
+
+    def asks_heads(self, looked_up: NodeValues | None) -> bool:
         """Returns True: the heads are always asked."""
         return True
 
     def plan(self, drafts: Drafts) -> Choice:
         """Chooses all nodes, to be pruned as the config says."""
-        sizes = np.array([len(tree) for tree in drafts.trees], np.int64)
-        return Choice(sizes, None, True)
+        assert drafts.trees is not None
+        return Choice(drafts.trees.sizes, None, True)
 
     def end(self, kept: int, emitted: int) -> StepRecord:
         """Returns what the step was, without times."""

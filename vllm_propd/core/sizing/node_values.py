@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numba import njit
 
-from vllm_propd.core.tree import Float64s, Ints, TokenTree
+from vllm_propd.core.tree import Float32s, Float64s, Ints, TokenTree
 
 
 @njit(cache=True, nogil=True)
@@ -31,18 +31,30 @@ class NodeValues:
     """The nodes of some trees, with what they are worth.
 
     Attributes:
+        sizes: ``[trees]`` int64 how many nodes each has.
         probability: ``[nodes]`` float64 probability that each node is accepted.
         tree: ``[nodes]`` int64 index of each node's tree.
         share: the mean over trees of how many nodes are expected to be accepted, each
             tree counted up to 1: 0..1.
     """
 
+    sizes: Ints
     probability: Float64s
     tree: Ints
     share: float
 
     @classmethod
-    def of(cls, trees: Sequence[TokenTree]) -> Self:
-        """Collects the nodes of one tree or more."""
-        score = np.concatenate([tree.score for tree in trees])
-        return cls(*_spread(score, np.array([len(tree) for tree in trees])))
+    def of_scores(cls, score: Float32s, sizes: Ints) -> Self:
+        """Collects nodes that stand side by side, tree after tree.
+
+        Args:
+            score: ``[nodes]`` float32 log probability of each (``TokenTree.score``).
+            sizes: ``[trees]`` int64 how many of them each tree has.
+        """
+        return cls(sizes, *_spread(score, sizes))
+
+    @classmethod
+    def of(cls, trees: Sequence[TokenTree], most: int | None = None) -> Self:
+        """Collects the best ``most`` nodes of each of one tree or more; None: all."""
+        scores = [tree.score[:most] for tree in trees]
+        return cls.of_scores(np.concatenate(scores), np.array(list(map(len, scores))))

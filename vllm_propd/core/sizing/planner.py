@@ -178,7 +178,8 @@ class Plan:
         tokens: tokens expected of the step, over all sequences.
         seconds: time that the step is expected to take, drafting included.
         rate: what plans are compared by: the harmonic mean of the sequences' tokens,
-            times the sequences, per second.
+            times the sequences, per second of a step without its prompts.
+        extra_s: how much longer that is than the same step without nodes.
     """
 
     sizes: Ints
@@ -186,6 +187,7 @@ class Plan:
     tokens: float
     seconds: float
     rate: float
+    extra_s: float = 0.0
 
 
 @dataclass
@@ -227,9 +229,12 @@ class Planner:
             batch.probability, batch.tree, batch.sequences, self.totals, taken, most
         )
         whole, split = self._priced(nodes, taken, batch.context)
+        prompts_s = self._prompts_s(batch, float(whole[0]))
         drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
         share = self.recall.share if self.recall else 0.0
-        rate = _rates(fair, whole, split, drafting, share, batch.sequences)
+        rate = _rates(
+            fair, whole - prompts_s, split - prompts_s, drafting, share, batch.sequences
+        )
         cut, kept = self._chosen(rate, nodes, batch.sequences)
         keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
@@ -244,6 +249,7 @@ class Planner:
             tokens=batch.sequences + float(left),
             seconds=seconds,
             rate=float(rate[cut, kept]),
+            extra_s=seconds - float(whole[0]),
         )
 
     def _chosen(self, rate: Float64s, nodes: Ints, sequences: int) -> tuple[int, int]:
@@ -256,6 +262,21 @@ class Planner:
                 return before
         self._behind = 0.0
         return nothing if rate[nothing] >= rate[best] / (1.0 + self.doubt) else best
+
+    def _prompts_s(self, batch: Batch, bare_s: float) -> float:
+        """Returns what a step without nodes takes longer for the prompts in it, seconds.
+
+        That time is due anyway. Were it part of the rate, each node would look cheap beside
+        a long prompt, and steps to come, which its token saves, as long.
+
+        Args:
+            batch: the step to plan.
+            bare_s: seconds of that step without nodes.
+        """
+        if not (batch.others and batch.sequences):
+            return 0.0
+        alone = self.step.estimate(np.array([batch.sequences]), batch.context)
+        return max(bare_s - float(alone[0]), 0.0)
 
     def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Float64s, Float64s]:
         """Prices all plans without drafting, in seconds.

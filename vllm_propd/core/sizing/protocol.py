@@ -2,6 +2,7 @@
 
     timer = sizing.begin(began, load)           # the step has begun
     drafting = timer.verified(pruned)           # its text is known
+    if drafting.looks_up(): ...                 # what do the texts suggest?
     if drafting.asks_heads(looked_up): ...
     choice = drafting.plan(drafts)              # what the next step verifies
     record = drafting.end(kept, emitted)        # it is over, its drafting included
@@ -11,13 +12,14 @@ Nothing can be asked too early: who answers is there only when the answer is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.pruning_recall import PrunedStep
 from vllm_propd.core.sizing.step_cost import BARE, CHAINS, TREES
-from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.core.tree import Ints
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,18 @@ class Drafts:
     """What may be verified in the next step.
 
     Attributes:
-        trees: ``[sequences]`` trees of the heads' candidates and what is looked up, of at
-            most ``Sizing.most`` nodes each; empty where the heads were not asked.
+        trees: trees of the heads' candidates and what is looked up, of at most
+            ``Sizing.most`` nodes each; None where the heads were not asked.
         began: when drafting began, by the clock.
-        looked_up: ``[sequences]`` trees without the heads' candidates; empty where nothing
-            was looked up.
-        texts: by request, the tokens that each has put out; earlier steps are graded by
-            them.
+        looked_up: trees without the heads' candidates; None where nothing was looked up.
+        texts: returns by request the tokens that each has put out; earlier steps are
+            graded by them.
     """
 
-    trees: Sequence[TokenTree]
+    trees: NodeValues | None
     began: float
-    looked_up: Sequence[TokenTree] = ()
-    texts: Mapping[str, list[int]] = field(default_factory=dict)
+    looked_up: NodeValues | None = None
+    texts: Callable[[], Mapping[str, list[int]]] = dict
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ class Choice:
 class Drafting(Protocol):
     """A step whose text is known: what comes next is planned, and what it took is told."""
 
-    def asks_heads(self, looked_up: Sequence[TokenTree]) -> bool:
+    def looks_up(self) -> bool:
+        """Whether what the texts suggest is to be looked up now."""
+
+    def asks_heads(self, looked_up: NodeValues | None) -> bool:
         """Whether the heads are to draft now, beside what is looked up."""
 
     def plan(self, drafts: Drafts) -> Choice:
@@ -143,3 +147,6 @@ class Sizing(Protocol):
 
     def begin(self, began: float, load: StepLoad) -> StepTimer:
         """Begins a step that holds ``load``; ``began`` is when, by the clock."""
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves so many seconds since the last step out of what the engine takes."""

@@ -117,28 +117,22 @@ class TreeAttentionImpl(CPUAttentionBackendImpl):
         super().__init__(*args, **kwargs)
         refuse_unsupported(self)
 
-    def forward(
+    def forward_trees(
         self,
         layer: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         kv_cache: torch.Tensor,
-        attn_metadata: CPUAttentionMetadata | None,
+        attn_metadata: TreeAttentionMetadata,
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Computes a layer's attention, with trees by ``forward_split``.
+        """Computes a layer's attention in a step with trees by ``forward_split``.
 
-        Shapes are those of vLLM's own forward.
+        Shapes are those of vLLM's own forward, in whose place it stands in such a step.
         """
-        # Every layer asks: `isinstance` of an abstract class would take microseconds.
-        if type(attn_metadata) is not TreeAttentionMetadata:
-            return super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output,
-                output_scale, output_block_scale,
-            )  # fmt: skip
         meta, step = attn_metadata, attn_metadata.step
         assert step is not None and meta.tree_rows is not None
         assert meta.tree_blocks is not None and meta.tiles is not None

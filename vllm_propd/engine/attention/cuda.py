@@ -170,28 +170,22 @@ class TreeFlashAttentionImpl(FlashAttentionImpl):
         # A window ends where a row stands, and rows of one tree stand at many depths.
         refuse_unsupported(self, sliding_windows=self.sliding_window != (-1, -1))
 
-    def forward(
+    def forward_trees(
         self,
         layer: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         kv_cache: torch.Tensor,
-        attn_metadata: FlashAttentionMetadata,
+        attn_metadata: TreeFlashAttentionMetadata,
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Computes a layer's attention, with trees by ``forward_split``.
+        """Computes a layer's attention in a step with trees by ``forward_split``.
 
-        Shapes are those of vLLM's own forward.
+        Shapes are those of vLLM's own forward, in whose place it stands in such a step.
         """
-        # Every layer asks: `isinstance` of an abstract class would take microseconds.
-        if type(attn_metadata) is not TreeFlashAttentionMetadata:
-            return super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output,
-                output_scale, output_block_scale,
-            )  # fmt: skip
         meta, here = attn_metadata, attn_metadata.here
         assert here is not None
 

@@ -7,7 +7,8 @@ stands in ``cpu.py`` and ``cuda.py``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, ClassVar
 
@@ -114,6 +115,24 @@ def without_trees(
         max_query_len=plain.longest,
         block_table_tensor=common.block_table_tensor[index],
     )
+
+
+@contextmanager
+def attending_to_trees(layers: Sequence[Any]) -> Iterator[None]:
+    """Lets layers attend to a step's trees inside: ``forward_trees`` is their forward.
+
+    Most steps have no trees and are vLLM's alone, without a question in each layer.
+
+    Args:
+        layers: vLLM's attention layers, with our implementations.
+    """
+    for layer in layers:
+        layer.impl.forward = layer.impl.forward_trees
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.impl.forward
 
 
 def forward_split(

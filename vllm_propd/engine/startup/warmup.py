@@ -13,6 +13,7 @@ from vllm_propd.core.drafting.growth import grow
 from vllm_propd.core.drafting.lookup import Lookups
 from vllm_propd.core.drafting.reliability import Reliability
 from vllm_propd.core.sizing.controller import DynamicSizing
+from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafts, StepLoad
 from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.tree import ancestor_masks
@@ -39,8 +40,10 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     cost.observe(1, 0.0, 1.0, 1)
     sizing = DynamicSizing(cost, cost, nodes=1, token_budget=8, pruning=True)
     drafting = sizing.begin(0.0, StepLoad(1, 1, 0, 1)).verified(None)
-    drafting.asks_heads(trees)
-    drafting.plan(Drafts(trees, 0.0, trees))
+    nodes = NodeValues.of(trees)
+    drafting.looks_up()
+    drafting.asks_heads(nodes)
+    drafting.plan(Drafts(nodes, 0.0, nodes))
     reliability, said = Reliability(1), np.zeros((1, 1, 1), np.float32)
     reliability.observe(np.ones((1, 1, 1), np.bool_), said)
     reliability.values(said)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numba import njit
 from vllm import SamplingParams
 
 from vllm_propd.core.drafting.lookup import TokenMatrix
@@ -33,19 +34,28 @@ class DraftBatch:
     @cached_property
     def rows(self) -> Ints:
         """``[sequences]`` int64 each place in the batch, and row in ``tokens``."""
-        drafting = (i for i, one in enumerate(self._sampled) if one)
-        return np.array([i for i in drafting if goes_on(self._runner, i)], np.int64)
+        runner = self._runner
+        rows: Ints = runner.ends.going_on(runner.input_batch, runner.requests)
+        if not all(self._sampled):
+            rows = rows[[bool(self._sampled[row]) for row in rows.tolist()]]
+        return rows
 
     @cached_property
     def ids(self) -> list[str]:
         """``[sequences]`` request ids."""
         known = self._runner.input_batch.req_ids
+        if len(self.rows) == len(known):
+            return list(known)
         return [known[i] for i in self.rows.tolist()]
 
     @cached_property
     def outputs(self) -> list[list[int]]:
         """``[sequences]`` the tokens that each has put out."""
         return [self._runner.requests[i].output_token_ids for i in self.ids]
+
+    def texts(self) -> dict[str, list[int]]:
+        """Returns ``outputs`` by request id."""
+        return dict(zip(self.ids, self.outputs, strict=True))
 
     @property
     def tokens(self) -> TokenMatrix:
@@ -99,24 +109,74 @@ def is_steered(params: SamplingParams) -> bool:
     )
 
 
-def goes_on(runner: Any, index: int) -> bool:
-    """Whether a request may put out more than one token beside those that it has.
+@njit(cache=True, nogil=True)
+def _going_on(texts, known, prompts, read, lengths, stops):  # type: ignore[no-untyped-def]
+    """Finds rows that go on; -1 stands first where prompts are not those that were read."""
+    rows, count = np.empty(len(read), np.int64), 0
+    for row in range(len(read)):
+        if prompts[row] != read[row]:
+            return np.full(1, -1, np.int64)
+        if known[row] + 1 >= lengths[row]:
+            continue
+        last, stopped = texts[row, known[row] - 1], False
+        for token in stops[row]:
+            stopped |= token == last
+        if not stopped:
+            rows[count] = row
+            count += 1
+    return rows[:count]
 
-    Stop strings, which only the front end knows, are not looked at.
+
+class RequestEnds:
+    """Knows where the batch's requests end.
+
+    Every sequence asks in every step, and what a step of the model has pushed out of the
+    caches is slow to read. So it reads arrays, and requests when others are in the batch.
 
     Args:
-        runner: the worker's model runner.
-        index: place in the batch of a request that has put out a token.
+        longest: ``max_model_len``.
     """
-    request = runner.requests[runner.input_batch.req_ids[index]]
-    params, outputs = request.sampling_params, request.output_token_ids
-    length = min(
-        params.max_tokens or runner.max_model_len,
-        runner.max_model_len - request.num_prompt_tokens,
-    )
-    last = outputs[-1]
-    stopped = last == params.eos_token_id or last in (params.stop_token_ids or ())
-    return not stopped and length - len(outputs) > 1
+
+    def __init__(self, longest: int):
+        self._longest = longest
+        self._ids: list[str] = []
+        self._prompts = self._lengths = np.empty(0, np.int64)
+        self._stops = np.empty((0, 0), np.int64)
+
+    def going_on(self, batch: Any, requests: Any) -> Ints:
+        """Returns the rows of requests that may put out two tokens or more from now on.
+
+        Stop strings, which only the front end knows, are not looked at.
+
+        Args:
+            batch: the worker's batch, with the step's tokens.
+            requests: the worker's states of all requests, by id.
+        """
+        if batch.req_ids != self._ids:
+            self._read(batch, requests)
+        rows: Ints = self._find(batch)
+        if len(rows) and rows[0] < 0:  # a session's next turn: the id of the one before
+            self._read(batch, requests)
+            rows = self._find(batch)
+        return rows
+
+    def _find(self, batch: Any) -> Ints:
+        rows: Ints = _going_on(
+            batch.token_ids_cpu, batch.num_tokens_no_spec, batch.num_prompt_tokens,
+            self._prompts, self._lengths, self._stops,
+        )  # fmt: skip
+        return rows
+
+    def _read(self, batch: Any, requests: Any) -> None:
+        self._ids = list(batch.req_ids)
+        params = [requests[one].sampling_params for one in self._ids]
+        most = np.array([one.max_tokens or self._longest for one in params], np.int64)
+        self._prompts = batch.num_prompt_tokens[: len(params)].astype(np.int64)
+        self._lengths = np.minimum(self._prompts + most, self._longest)
+        stops = [{one.eos_token_id, *(one.stop_token_ids or ())} - {None} for one in params]
+        self._stops = np.full((len(params), max(map(len, stops), default=0)), -1, np.int64)
+        for row, tokens in zip(self._stops, stops, strict=True):
+            row[: len(tokens)] = list(tokens)
 
 
 def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> StepLoad:
@@ -128,7 +188,8 @@ def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> 
         step: the step's trees; None where there are none.
     """
     batch, count = runner.input_batch, len(num_scheduled)
-    discarded = runner.discard_request_mask.np[:count].nonzero()[0].tolist()
+    discard = runner.discard_request_mask.np[:count]
+    discarded = discard.nonzero()[0].tolist() if discard.any() else ()
     sequences = count - len(discarded)
     tokens = int(num_scheduled.sum())
     nodes = len(step.rows) - len(step.sizes) if step is not None else 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafting, Drafts
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.step.draft_batch import DraftBatch
@@ -19,8 +20,9 @@ class NextTrees:
     """What a step leaves to the next one.
 
     Attributes:
-        trees: by request, the whole tree; the scheduler is given a prefix of each.
-        sizes: by request, how many nodes are to be verified.
+        trees: by request that has nodes to be verified, the whole tree; the scheduler is
+            given a prefix of each.
+        sizes: by such a request, how many nodes that are.
         keep: how many of all these nodes early pruning keeps; None: as configured.
     """
 
@@ -64,25 +66,27 @@ def next_trees(
         most: the most nodes of each tree.
         extra: further nodes, which are drafted for a recording.
     """
-    trees: list[TokenTree] = []
-    looked_up: list[TokenTree] = []
-    if (found := drafter.look_up(batch)) is not None:
-        sizes = np.full(len(batch.ids), most + extra, np.int64)
-        looked_up = drafter.looked_up_trees(found, sizes)
-    first = [tree.prefix(most) for tree in looked_up]
-    asks = drafting.asks_heads(first)
+    trees: Sequence[TokenTree] = ()
+    looked_up: Sequence[TokenTree] = ()
+    values = without = None
+    found = None
+    if drafter.looks_up and drafting.looks_up():
+        found = drafter.look_up(batch)
+    if found is not None:
+        looked_up = drafter.looked_up_trees(found, most + extra)
+        without = NodeValues.of_scores(*looked_up.scores(most))
+    asks = drafting.asks_heads(without)
     if not (asks or looked_up) or not batch.ids:
         return NONE
     if asks:
         sizes = np.full(len(batch.ids), most + extra, np.int64)
         trees = drafter.draft(batch, hidden_states(), sizes, found)
-    texts = dict(zip(batch.ids, batch.outputs, strict=True))
-    choice = drafting.plan(
-        Drafts([tree.prefix(most) for tree in trees], began, first, texts)
-    )
+        values = NodeValues.of(trees, most)
+    choice = drafting.plan(Drafts(values, began, without, batch.texts))
     chosen = trees if choice.heads else looked_up
+    drafted = np.flatnonzero(choice.sizes).tolist()
     return NextTrees(
-        dict(zip(batch.ids, chosen, strict=True)),
-        dict(zip(batch.ids, choice.sizes.tolist(), strict=True)),
+        {batch.ids[i]: chosen[i] for i in drafted},
+        {batch.ids[i]: int(choice.sizes[i]) for i in drafted},
         choice.keep,
     )

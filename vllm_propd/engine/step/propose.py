@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.growth import grow_from
-from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, paths
+from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, Paths
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 from vllm_propd.core.drafting.prices import Prices
 from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
@@ -155,6 +155,11 @@ class MedusaTreeProposer:
         found = [tensor() for tensor in waiting]
         return Candidates(*found) if len(found) > 2 else Candidates.independent(*found)
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether what the texts suggest is drafted, too."""
+        return self._lookups is not None
+
     def look_up(self, texts: DraftBatch) -> LookupMatches | None:
         """Looks up what the texts themselves suggest; None where that is nothing."""
         if self._lookups is None or not texts.ids:
@@ -162,15 +167,15 @@ class MedusaTreeProposer:
         found = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
         return found if found.match.any() else None
 
-    def looked_up_trees(self, found: LookupMatches, sizes: Ints) -> list[TokenTree]:
+    def looked_up_trees(self, found: LookupMatches, most: int) -> Paths:
         """Returns a looked-up path for each sequence as a tree, without asking the heads.
 
         Args:
             found: what ``look_up`` has just returned.
-            sizes: ``[sequences]`` int64 the most nodes of each.
+            most: the most nodes of each.
         """
         assert self._lookups is not None
-        return paths(found, self._lookups.worth(), sizes)
+        return Paths(found, self._lookups.worth(), most)
 
     def draft(
         self,

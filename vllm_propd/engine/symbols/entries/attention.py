@@ -134,6 +134,14 @@ SYMBOLS = (
 
 BEHAVIOURS = (
     Behaviour(
+        "vllm.config.compilation:CompilationConfig",
+        "has all attention layers by name in `static_forward_context`, and a layer calls "
+        "its implementation's `forward`",
+        "that is ours in a step with trees; other steps are vLLM's alone",
+        "see get_impl_cls",
+        f"{OWN}test_layers_are_vllms_alone_in_steps_without_trees",
+    ),
+    Behaviour(
         f"{_BACKENDS}.get_class",
         "respects an override when a layer is built, and only then",
         "one engine of a process has our backend, the next one vLLM's",

@@ -87,7 +87,8 @@ SYMBOLS = (
         "trees are kept by request, rows by position in the batch; candidates are looked "
         "up in the text; greedy and sampled requests teach different things of the heads",
         "tree drafts in vLLM",
-        "block_table num_computed_tokens_cpu_tensor num_tokens_no_spec random_reqs "
+        "block_table num_computed_tokens_cpu_tensor num_prompt_tokens "
+        "num_tokens_no_spec random_reqs "
         "req_id_to_index sampling_metadata token_ids_cpu",
     ),
     Symbol(

@@ -51,7 +51,7 @@ BEHAVIOURS = (
         "vllm.v1.core.sched.utils:check_stop",
         "ends a request by stop tokens, max_tokens and the model's length, as the worker "
         "can see",
-        "nothing is drafted for one that ends, or has one token left (`goes_on`)",
+        "nothing is drafted for one that ends, or has one token left (`RequestEnds`)",
         "nothing",
         "tests/integration/test_draft_counts.py::"
         "test_nothing_is_drafted_for_whom_it_could_not_help",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_propd.core.sizing.head_backoff import (
+from vllm_propd.core.sizing.backoff import (
     CREDIT,
     IN_VAIN,
     LONGEST,
     Account,
-    HeadBackoff,
+    Backoff,
 )
 
 
 def asked(
-    backoff: HeadBackoff,
+    backoff: Backoff,
     steps: int,
     price: float,
     sequences: int = 8,
@@ -51,7 +51,7 @@ def asked(
 @pytest.mark.parametrize("price", [1e-4, 0.005, 0.2, 3.0, 20.0])
 def test_asking_in_vain_takes_a_bounded_share_of_the_time(price: float) -> None:
     steps = 8000
-    found = asked(HeadBackoff(), steps, price)
+    found = asked(Backoff(), steps, price)
     assert found[0] == 0
     assert (len(found) - 1) * price <= IN_VAIN * steps
     # Nor is it given up: what does not pay may do so later.
@@ -60,7 +60,7 @@ def test_asking_in_vain_takes_a_bounded_share_of_the_time(price: float) -> None:
 
 @pytest.mark.parametrize("price", [1e-4, 0.005, 0.2, 3.0])
 def test_who_is_not_trusted_has_earned_every_ask(price: float) -> None:
-    backoff = HeadBackoff()
+    backoff = Backoff()
     for sequences in (1, 4, 16):  # each is a load of its own
         found = asked(backoff, 2000, price, sequences, trusted=False)
         assert found or price > IN_VAIN * 2000
@@ -69,16 +69,16 @@ def test_who_is_not_trusted_has_earned_every_ask(price: float) -> None:
 
 
 def test_nobody_waits_for_ever() -> None:
-    assert len(asked(HeadBackoff(), LONGEST + 2, price=1e6)) == 2
+    assert len(asked(Backoff(), LONGEST + 2, price=1e6)) == 2
 
 
 def test_there_is_no_wait_while_it_pays() -> None:
-    assert len(asked(HeadBackoff(), 50, price=0.3, saved=0.4)) == 50
+    assert len(asked(Backoff(), 50, price=0.3, saved=0.4)) == 50
 
 
 @pytest.mark.parametrize("good", [1, 400])
 def test_what_has_paid_may_fail_a_few_times(good: int) -> None:
-    backoff = HeadBackoff()
+    backoff = Backoff()
     asked(backoff, good, price=0.3, saved=0.4)
     failed = asked(backoff, 20, price=2.0)
     in_a_row = next(at for at, step in enumerate([*failed, 99]) if step != at)
@@ -88,7 +88,7 @@ def test_what_has_paid_may_fail_a_few_times(good: int) -> None:
 
 def test_each_load_has_its_own_wait() -> None:
     for load in (1, 32):
-        backoff = HeadBackoff()
+        backoff = Backoff()
         asked(backoff, 70, price=1.0)
         assert not backoff.asks(8)
         assert not backoff.asks(9)  # nearly the same load
@@ -96,7 +96,7 @@ def test_each_load_has_its_own_wait() -> None:
 
 
 def test_heads_may_pay_where_texts_suggest_nothing() -> None:
-    backoff = HeadBackoff()
+    backoff = Backoff()
     asked(backoff, 70, price=1.0, share=1.0)
     assert not backoff.asks(8, 0.9)
     assert backoff.asks(8, 0.5)
@@ -104,7 +104,7 @@ def test_heads_may_pay_where_texts_suggest_nothing() -> None:
 
 
 def test_a_load_that_comes_again_goes_on_with_its_wait() -> None:
-    backoff = HeadBackoff()
+    backoff = Backoff()
     asked(backoff, 40, price=1.0)
     asked(backoff, 20, price=1.0, sequences=2)
     assert asked(backoff, 200, price=1.0) == [160]

@@ -1,13 +1,14 @@
-"""When the heads are asked: while that pays, and else so seldom that it costs nothing.
+"""When a source of drafts is asked: while that pays, else so seldom that it costs nothing.
 
-Each load has an account, in seconds. A share of the time of its steps is paid in; what
-asking the heads takes is taken out; what verifying their nodes has saved, against as many
-tokens from plain steps, is paid back. Where the account is empty, the heads wait until it
-is not. So asking in vain takes at most that share of the time, whatever heads cost.
+There are two sources, the heads and the texts themselves. Each has an account for each
+load, in seconds. A share of the time of its steps is paid in; what asking the source takes
+is taken out; what verifying its nodes has saved, against as many tokens from plain steps,
+is paid back. Where the account is empty, the source waits until it is not. So asking in
+vain takes at most that share of the time, whatever a source costs.
 
 Single steps say little: trees that save a third of a step on the mean lose one in every
-second step. So heads whose measurement in training promises that they pay at a load begin
-with a loan there, a few steps' time, once. Others earn all of it.
+second step. So texts, and heads whose measurement in training promises that they pay at a
+load, begin with a loan there, a few steps' time, once. Other heads earn all of it.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -20,30 +21,27 @@ from dataclasses import dataclass
 from math import ceil, log2
 
 IN_VAIN = 0.005
-"""The share of the time that asking the heads may take where it does not pay.
-
-All of speculation may cost one percent where it gives nothing: this is half of it, the
-other half is the host's."""
+"""The share of the time that asking a source may take where it does not pay."""
 
 LOAN, CREDIT = 4.0, 8.0
-"""What an account begins with where the heads are promised to pay, and the most that it
+"""What an account begins with where a source is promised to pay, and the most that it
 holds, in steps without nodes: what has paid for long may lose so much."""
 
 LONGEST = 4096
-"""The most steps of a wait: prices of heads and steps change with the machine."""
+"""The most steps of a wait: prices of sources and steps change with the machine."""
 
 LOADS_PER_OCTAVE, SHARES = 2, 3
 """How many loads there are: so many batch sizes in each doubling (their logarithms are
-rounded), times so many shares of sequences that need no heads."""
+rounded), times so many shares of sequences that do not need the source."""
 
 
 @dataclass
 class Account:
-    """The account of one load, in seconds.
+    """A source's account of one load, in seconds.
 
     Attributes:
         balance: seconds; below 0, what is still to be earned.
-        wait: steps until the heads are asked again.
+        wait: steps until the source is asked again.
     """
 
     balance: float = 0.0
@@ -54,7 +52,7 @@ class Account:
         self.balance += IN_VAIN * seconds
 
     def ask(self, price: float, step: float) -> None:
-        """Takes out what asking the heads takes.
+        """Takes out what asking the source takes.
 
         Args:
             price: seconds of that.
@@ -73,8 +71,8 @@ def _on_trust(account: Account) -> int:
     return 0
 
 
-class HeadBackoff:
-    """Decides when the heads are asked, by the accounts of all loads.
+class Backoff:
+    """Decides when a source is asked, by its accounts of all loads.
 
     Each load has its own: one sequence may pay where sixteen do not; and so has each share
     of sequences whose texts suggest something without the heads.
@@ -90,11 +88,11 @@ class HeadBackoff:
         share: float = 0.0,
         first: Callable[[Account], int] = _on_trust,
     ) -> bool:
-        """Whether the heads are to draft now; to be called once in each step.
+        """Whether the source is to draft now; to be called once in each step.
 
         Args:
             sequences: how many sequences the step has.
-            share: the share of them that needs no heads, 0..1.
+            share: the share of them that does not need it, 0..1.
             first: opens the account of a load that is new, and returns how many steps its
                 first ask has to wait.
         """
@@ -111,5 +109,5 @@ class HeadBackoff:
         return True
 
     def wait(self, steps: int) -> None:
-        """Lets the heads wait for so many steps of this load, after they were asked."""
+        """Lets the source wait for so many steps of this load, after it was asked."""
         self.now.wait = steps

@@ -1,0 +1,259 @@
+"""A step whose text is known: what comes next is planned, and what it took is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vllm_propd.core.sizing.backoff import LOAN, Account
+from vllm_propd.core.sizing.node_values import NodeValues
+from vllm_propd.core.sizing.planner import Batch, Plan, Planner, Price
+from vllm_propd.core.sizing.protocol import Choice, Drafts, StepLoad, StepRecord
+from vllm_propd.core.sizing.step_cost import TREES
+
+if TYPE_CHECKING:  # it makes what stands here
+    from vllm_propd.core.sizing.controller import DynamicSizing
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What a step leaves to the next one.
+
+    Attributes:
+        ended: when the step ended, by the clock.
+        sequences: how many sequences it has drafted for.
+        heads_s: seconds that asking the heads took.
+        plan: the plan by which the next step's trees have their sizes.
+        stakes: the accounts that have paid for its nodes, which it is to earn back.
+    """
+
+    ended: float
+    sequences: int = 0
+    heads_s: float = 0.0
+    plan: Plan | None = None
+    stakes: tuple[Account, ...] = ()
+
+
+class DynamicDrafting:
+    """A step whose text is known (``protocol.Drafting``).
+
+    Args:
+        sizing: plans the next step.
+        load: what the step held.
+        before: what the step before had left to it.
+        left: tokens that went through all layers; None: the step was not split.
+        measured_s, estimated_s: seconds of the step without drafting.
+    """
+
+    def __init__(
+        self,
+        sizing: DynamicSizing,
+        load: StepLoad,
+        before: Drafted,
+        left: int | None,
+        measured_s: float,
+        estimated_s: float,
+    ):
+        self._sizing, self._load, self._before = sizing, load, before
+        self._left, self._measured_s, self._estimated_s = left, measured_s, estimated_s
+        self._drafts: Drafts | None = None
+        self._plan: Plan | None = None
+        self._stakes: tuple[Account, ...] = ()
+
+    def looks_up(self) -> bool:
+        """Whether texts are to be searched now: seldom, where that does not pay.
+
+        All tensor-parallel ranks ask, and find the same.
+        """
+        backoff = self._sizing.lookup_backoff
+        looks = backoff.asks(self._load.sequences, first=self._on_loan)
+        backoff.now.earn(self._plain_s())
+        return looks
+
+    def _on_loan(self, account: Account) -> int:
+        account.balance = LOAN * self._decode_s()
+        return 0
+
+    def asks_heads(self, looked_up: NodeValues | None) -> bool:
+        """Whether the heads are to draft now: seldom, where they do not pay.
+
+        All tensor-parallel ranks ask, and find the same.
+
+        Args:
+            looked_up: trees without the heads' candidates; None: nothing was looked up.
+        """
+        if not self._sizing.has_heads:
+            return False
+        share = 0.0 if looked_up is None else looked_up.share
+        sequences, open_account = self._load.sequences, self._open_account
+        asks = self._sizing.backoff.asks(sequences, share, open_account)
+        self._sizing.backoff.now.earn(self._plain_s())
+        return asks
+
+    def _open_account(self, account: Account) -> int:
+        """Opens a new load's account; returns how many steps its first ask has to wait."""
+        sizing, decode_s = self._sizing, self._decode_s()
+        price = sizing.planner.draft.estimate(np.array([self._load.sequences])).item()
+        if self._promised_s(price) < decode_s:
+            self._on_loan(account)
+        else:
+            account.ask(price, decode_s)
+        return sizing.agree((None, False, account.steps_to_wait(decode_s), 0))[2]
+
+    def _promised_s(self, price: float) -> float:
+        """Returns the seconds of a token at this load, as training promises it.
+
+        Args:
+            price: seconds of asking the heads.
+        """
+        sizing, load = self._sizing, self._load
+        most = sizing.most(load.sequences)
+        promised = {nodes: n for nodes, n in sizing.promised.items() if nodes <= most}
+        if not promised:
+            return inf
+        rows = load.sequences * (1 + np.array([*promised]))
+        kinds = np.full(len(rows), TREES)
+        seconds = sizing.planner.step.estimate(rows, load.context, kinds=kinds) + price
+        return float((seconds / np.array([*promised.values()])).min())
+
+    def plan(self, drafts: Drafts) -> Choice:
+        """Chooses what to verify in the next step; grades earlier steps by the texts."""
+        sizing, self._drafts = self._sizing, drafts
+        if sizing.grader is not None:
+            sizing.grader.grade(drafts.texts())
+        without = self._planned(sizing.planner_without, drafts.looked_up)
+        plan = self._planned(sizing.planner, drafts.trees)
+        better = plan is not None and (
+            without is None or plan.rate > without.rate * (1.0 + sizing.planner.doubt)
+        )
+        self._plan = chosen = plan if better else without
+        assert chosen is not None
+        drafted = chosen if chosen.sizes.any() else None
+        sequences, rest, later = len(chosen.sizes), 0, 0
+        asked, looked = drafts.trees, drafts.looked_up
+        if asked is not None:
+            account = sizing.backoff.now
+            rest = self._pay(
+                account, sizing.planner.draft, drafted if better else None, sequences
+            )
+        if looked is not None:
+            account = sizing.lookup_backoff.now
+            later = self._pay(account, sizing.looking_up, drafted, sequences)
+        keep, heads, rest, later = sizing.agree((chosen.keep, better, rest, later))
+        if asked is not None:
+            sizing.backoff.wait(rest)
+        if looked is not None:
+            sizing.lookup_backoff.wait(later)
+        return Choice(chosen.sizes, keep, heads)
+
+    def end(self, kept: int, emitted: int) -> StepRecord:
+        """Ends the step, its drafting included, and returns what it was.
+
+        Args:
+            kept: nodes that went through all layers.
+            emitted: tokens put out.
+        """
+        load, before = self._load, self._before
+        if before.stakes and load.nodes:
+            saved_s = self._saved_s(emitted)
+            for account in before.stakes:
+                account.balance += saved_s
+        self._sizing.leave(self._drafted())
+        expected = 0.0
+        if before.plan is not None:  # who has joined since gives one token
+            joined = max(0, load.sequences - len(before.plan.sizes))
+            expected = before.plan.tokens + joined
+        in_vain_s = before.heads_s if emitted <= load.sequences else 0.0
+        return StepRecord(
+            load.sequences, load.tokens, load.nodes, kept, emitted, expected,
+            self._estimated_s, self._measured_s, before.heads_s, in_vain_s,
+        )  # fmt: skip
+
+    def _drafted(self) -> Drafted:
+        """Takes note of what drafting took; returns what is left to the next step."""
+        sizing, drafts = self._sizing, self._drafts
+        ended = sizing.clock()
+        if drafts is None:
+            return Drafted(ended)
+        # With all that comes of it: the plan, and the engine's part.
+        seconds = ended - drafts.began + sizing.overhead.extra
+        asked = drafts.trees is not None
+        nodes = drafts.trees or drafts.looked_up
+        assert nodes is not None
+        sequences = len(nodes.sizes)
+        price = sizing.draft if asked else sizing.looking_up
+        price.observe(sequences, 0.0, seconds)
+        heads_s = seconds if asked else 0.0
+        return Drafted(ended, sequences, heads_s, self._plan, self._stakes)
+
+    def _plain_s(self) -> float:
+        """Returns the seconds that this step would take without its nodes."""
+        load = self._load
+        if not load.nodes:
+            return self._estimated_s
+        tokens = np.array([load.tokens - load.nodes])
+        return self._sizing.planner.step.estimate(tokens, load.context).item()
+
+    def _decode_s(self) -> float:
+        """Returns the seconds that it would take without nodes and prompts.
+
+        So long are the steps that further tokens save: the prompts will be over.
+        """
+        load = self._load
+        if not load.nodes and not load.others:
+            return self._estimated_s
+        tokens = np.array([load.sequences])
+        return self._sizing.planner.step.estimate(tokens, load.context).item()
+
+    def _saved_s(self, emitted: int) -> float:
+        """Returns how much longer plain steps would take for this step's tokens, seconds.
+
+        All times are estimates: the noise of single steps would outweigh the difference.
+        """
+        load, price = self._load, self._sizing.planner.step
+        lefts = None if self._left is None else np.array([self._left])
+        tokens, kinds = np.array([load.tokens]), np.array([load.kind])
+        taken = price.estimate(tokens, load.context, lefts, kinds).item()
+        further = emitted / max(load.sequences, 1) - 1.0
+        return further * self._decode_s() + self._plain_s() - taken
+
+    def _pay(
+        self, account: Account, draft: Price, plan: Plan | None, sequences: int
+    ) -> int:
+        """Takes the price of asking a source from its account of this load.
+
+        Args:
+            account: the account.
+            draft: price of asking the source, by sequences.
+            plan: a plan with nodes of the source; None: it was asked in vain.
+            sequences: how many sequences it was asked for.
+
+        Returns:
+            How many steps to wait, if what the plan expects comes true.
+        """
+        decode_s, price = self._decode_s(), draft.estimate(np.array([sequences])).item()
+        account.ask(price, decode_s)
+        expected = 0.0
+        if plan is not None:
+            self._stakes += (account,)
+            expected = (plan.tokens / sequences - 1.0) * decode_s - (plan.extra_s - price)
+        return replace(account, balance=account.balance + expected).steps_to_wait(decode_s)
+
+    def _planned(self, planner: Planner, nodes: NodeValues | None) -> Plan | None:
+        if nodes is None:
+            return None
+        load, half = self._load, self._sizing.token_budget // 2
+        others = min(load.waiting, half)
+        return planner.plan(
+            Batch(
+                nodes.probability,
+                nodes.tree,
+                len(nodes.sizes),
+                others=others,
+                context=load.context,
+                budget=half + others,
+            )
+        )
