@@ -18,6 +18,7 @@ from conftest import (
 )
 from made_heads import heads_in, write_own_outputs
 from prices import Line
+from ray_on_cpus import refuse
 from vllm import LLM
 from vllm.outputs import CompletionOutput
 
@@ -99,11 +100,6 @@ def test_own_output_layers_are_sharded(ranks: LLM, tmp_path: Path) -> None:
         own = drafted(llm, prompts)
     assert len(shared) > 20
     assert shared == own
-
-
-def refuse(worker: Any) -> None:
-    """What vLLM asks after each step, in a message of its own, fails from now on."""
-    worker.take_draft_token_ids = None
 
 
 def answer_again(worker: Any) -> None:

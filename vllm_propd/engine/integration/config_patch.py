@@ -86,7 +86,7 @@ def _teach_engine_args(original: Any) -> Any:
         _pad_no_request(vllm_config)
         additional = {
             METHOD: config.model_dump_json(exclude_unset=True),
-            GIVEN: parse_config(keys).model,
+            GIVEN: keys.get("model"),
         }
         vllm_config.additional_config = {**vllm_config.additional_config, **additional}
         logger.info("ProPD: %s", config.model_dump_json())
@@ -141,7 +141,7 @@ def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
             raise
         logger.warning("ProPD drafts from the text alone (prompt lookup): %s", error)
         return config.without_heads()
-    config = config.model_copy(update={"model": str(heads.resolve())})
+    config = config.model_copy(update={"model": str(heads)})
     return choose_early_layer(config, heads)
 
 

@@ -50,14 +50,14 @@ def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
             f"host {socket.gethostname()} has no folder {config.model}, where another host "
             f"of this engine has the heads; {error}"
         ) from error
-    return config.model_copy(update={"model": str(heads.resolve())})
+    return config.model_copy(update={"model": str(heads)})
 
 
 def find_heads(given: str | None, target: str) -> Path:
     """Finds the folder of the heads: the one that is given, or the target's ``propd/``.
 
     Each may be a folder or a name on the model hub (then downloaded, or read from the
-    local cache when offline).
+    local cache when offline). The path that is returned is absolute.
 
     Raises:
         NoHeadsError: there are none; it lists where it looked and what would make them.
@@ -66,13 +66,13 @@ def find_heads(given: str | None, target: str) -> Path:
     inside = "" if given is not None else HEADS_FOLDER
     folder = Path(name) / inside
     if folder.is_dir():
-        return folder
+        return folder.resolve()
     looked = [str(folder)]
     if not Path(name).exists() and HUB_NAME.fullmatch(name):
         looked.append(f"the model hub ({name}{f', {inside}/' if inside else ''})")
         found = _from_hub(name, f"{inside}/*" if inside else None)
         if found is not None and (found / inside).is_dir():
-            return found / inside
+            return (found / inside).resolve()
     raise NoHeadsError(
         f"no heads for {target}: looked in {', '.join(looked)}. Point speculative_config "
         f"'model' (--spec-model) at a folder of Medusa heads, or train some: "
