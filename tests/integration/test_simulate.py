@@ -64,6 +64,7 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
         sizing = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
         planner = sizing.planner
         planner.step, planner.draft = step, draft
+        sizing.backoff.asks = lambda *load, **first: True  # as a replay does
         run(llm, PROMPTS, greedy(72, ignore_eos=True))  # learn
         llm.collective_rpc("start_sizing_records")
         run(llm, PROMPTS, greedy(72, ignore_eos=True))

@@ -38,13 +38,13 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> float:
-    """Tokens per second of trees of these sizes: of their harmonic mean, times them."""
+    """Tokens per second of trees of these sizes: of their mean of order -2, times them."""
     nodes = sum(sizes)
     each = [
         1.0 + batch.probability[batch.tree == tree][:size].sum()
         for tree, size in enumerate(sizes)
     ]
-    tokens = batch.sequences * batch.sequences / sum(1.0 / x for x in each)
+    tokens = batch.sequences * (batch.sequences / sum(x**-2 for x in each)) ** 0.5
     taken = batch.sequences + batch.others
     alone, bare, whole = price.estimate(np.array([batch.sequences, taken, taken + nodes]))
     return float(tokens / (alone + whole - bare + draft * (nodes > 0)))
@@ -84,7 +84,7 @@ def test_where_they_cost_nothing_everything_is() -> None:
 
 def test_sure_sequences_get_the_nodes() -> None:
     plan = Planner(Line(4.0, 1.0, flat=4), NOTHING).plan(
-        batch_of([0.9, 0.8, 0.7], [0.1, 0.05])
+        batch_of([0.9, 0.8, 0.7], [0.05, 0.02])
     )
     assert plan.sizes.tolist() == [2, 0]
 
@@ -141,17 +141,17 @@ def test_pruning_that_leaves_nothing_is_not_used() -> None:
 
 
 def fair_gains(batch: Batch) -> list[float]:
-    """What the best 1, 2, ... nodes add to the harmonic mean of tokens, times them."""
+    """What the best 1, 2, ... nodes add to the mean of order -2 of tokens, times them."""
     reached, gains = [1.0] * batch.sequences, []
     waiting = [list(batch.probability[batch.tree == t]) for t in range(batch.sequences)]
     while any(waiting):
         _, best = max(
-            (1.0 / reached[t] - 1.0 / (reached[t] + tree[0]), -t)
+            (reached[t] ** -2 - (reached[t] + tree[0]) ** -2, -t)
             for t, tree in enumerate(waiting)
             if tree
         )
         reached[-best] += waiting[-best].pop(0)
-        mean = batch.sequences / sum(1.0 / x for x in reached)
+        mean = (batch.sequences / sum(x**-2 for x in reached)) ** 0.5
         gains.append(batch.sequences * (mean - 1.0))
     return gains
 

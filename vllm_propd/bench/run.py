@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import tempfile
@@ -102,8 +103,7 @@ def run_bench(
             console.print(f"[yellow]{slow}[/yellow]")
         options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
-            apart = settings.in_turn
-            engines = start_engines(arms, options, bar, not apart, not apart)
+            engines = _started(arms, options, bar, settings.in_turn)
             measured = [Measured(point, engines, bar) for point in points]
 
             def note() -> None:  # hours of measuring may end early
@@ -122,7 +122,7 @@ def run_bench(
                     break
                 if start:
                     close_engines(engines)
-                    engines = start_engines(arms, options, bar, not apart, not apart)
+                    engines = _started(arms, options, bar, settings.in_turn)
                 results.starts = start + 1
                 for one in measured:
                     one.pair(engines, params, settings, start)
@@ -153,6 +153,17 @@ def _are_known(measured: list[Measured], arms: list[Arm], settings: BenchSetting
         and one.chunks.are_enough(names, settings.precision)
         for one in measured
     )
+
+
+def _started(
+    arms: list[Arm], options: dict[str, Any], bar: Progress, in_turn: bool
+) -> list[ArmEngine]:
+    """Starts the arms' engines: in processes, with stopwatches; or in this one."""
+    engines = start_engines(arms, options, bar, timed=not in_turn, shared=not in_turn)
+    if in_turn:  # what vLLM's engine process does once it has started
+        gc.collect()
+        gc.freeze()
+    return engines
 
 
 def _small_pages() -> str | None:
