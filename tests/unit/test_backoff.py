@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import ceil
+
+import numpy as np
 import pytest
 
 from vllm_propd.core.sizing.backoff import (
     CREDIT,
     IN_VAIN,
+    LOAN,
     LONGEST,
     Account,
     Backoff,
@@ -107,6 +111,25 @@ def test_a_load_that_comes_again_goes_on_with_its_wait() -> None:
     backoff = Backoff()
     asked(backoff, 40, price=1.0)
     asked(backoff, 20, price=1.0, sequences=2)
-    assert asked(backoff, 200, price=1.0) == [160]
+    waited = ceil(1.0 / IN_VAIN) - 40
+    assert asked(backoff, 400, price=1.0) == [waited]
     asked(backoff, 5, price=1.0, sequences=1, saved=2.0)
     assert not backoff.asks(8)  # what pays at another load does not end it
+
+
+@pytest.mark.parametrize("right", [0.0, 0.5])
+def test_promises_that_are_broken_are_soon_not_believed(right: float) -> None:
+    """Each plan promises two steps' time; it loses half of one, or saves two and a half."""
+    rng, account, made = np.random.default_rng(0), Account(LOAN if right else 0.0), 0
+    pending: list[float] = []
+    for _ in range(100):
+        account.earn(1.0)
+        asks, account.wait = not account.wait, max(0, account.wait - 1)
+        if asks:
+            account.ask(0.1, 1.0)
+            account.wait, made = account.steps_to_wait(1.0, promised=2.0), made + 1
+        if pending:  # only now is it known what the plan before was worth
+            account.repay(pending.pop(), 2.0)
+        if asks:
+            pending.append(2.5 if rng.random() < right else -0.5)
+    assert made == 100 if right else made <= 5

@@ -8,7 +8,7 @@ vain takes at most that share of the time, whatever a source costs.
 
 Single steps say little: trees that save a third of a step on the mean lose one in every
 second step. So texts, and heads whose measurement in training promises that they pay at a
-load, begin with a loan there, a few steps' time, once. Other heads earn all of it.
+load, begin with a loan there, once. Other heads earn all of it.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -20,12 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 
-IN_VAIN = 0.005
+IN_VAIN = 0.003
 """The share of the time that asking a source may take where it does not pay."""
 
 LOAN, CREDIT = 4.0, 8.0
 """What an account begins with where a source is promised to pay, and the most that it
 holds, in steps without nodes: what has paid for long may lose so much."""
+
+FADES = 0.9
+"""By how much what plans have promised and kept fades with each further one."""
 
 LONGEST = 4096
 """The most steps of a wait: prices of sources and steps change with the machine."""
@@ -42,10 +45,13 @@ class Account:
     Attributes:
         balance: seconds; below 0, what is still to be earned.
         wait: steps until the source is asked again.
+        promised, kept: seconds that its late plans were to save, and did, faded.
     """
 
     balance: float = 0.0
     wait: int = 0
+    promised: float = 0.0
+    kept: float = 0.0
 
     def earn(self, seconds: float) -> None:
         """Pays in the share of a step of so many seconds."""
@@ -60,11 +66,24 @@ class Account:
         """
         self.balance = min(self.balance, CREDIT * step) - price
 
-    def steps_to_wait(self, seconds: float) -> int:
-        """Returns after how many steps of so many seconds the account is filled again."""
-        if self.balance >= 0.0:
-            return 0
-        return min(ceil(-self.balance / (IN_VAIN * seconds)), LONGEST)
+    def repay(self, saved: float, promised: float) -> None:
+        """Pays back what a plan has saved, which was to be ``promised`` seconds."""
+        self.balance += saved
+        self.promised = FADES * self.promised + promised
+        self.kept = FADES * self.kept + saved
+
+    def steps_to_wait(self, seconds: float, promised: float = 0.0) -> int:
+        """Returns after how many steps of so many seconds the account is filled again.
+
+        Args:
+            seconds: of a step without nodes.
+            promised: seconds that the plan just made is to save. They count as far as such
+                promises have been kept: what each plan loses is known a step later, and
+                the next ones would be made on its promise.
+        """
+        trust = max(0.0, min(1.0, (seconds + self.kept) / (seconds + self.promised)))
+        balance = self.balance + trust * promised
+        return 0 if balance >= 0.0 else min(ceil(-balance / (IN_VAIN * seconds)), LONGEST)
 
 
 def _on_trust(account: Account) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,15 @@ class Drafted:
         sequences: how many sequences it has drafted for.
         heads_s: seconds that asking the heads took.
         plan: the plan by which the next step's trees have their sizes.
-        stakes: the accounts that have paid for its nodes, which it is to earn back.
+        stakes: the accounts that have paid for its nodes, which it is to earn back, and
+            what each was promised, in seconds.
     """
 
     ended: float
     sequences: int = 0
     heads_s: float = 0.0
     plan: Plan | None = None
-    stakes: tuple[Account, ...] = ()
+    stakes: tuple[tuple[Account, float], ...] = ()
 
 
 class DynamicDrafting:
@@ -61,7 +62,7 @@ class DynamicDrafting:
         self._left, self._measured_s, self._estimated_s = left, measured_s, estimated_s
         self._drafts: Drafts | None = None
         self._plan: Plan | None = None
-        self._stakes: tuple[Account, ...] = ()
+        self._stakes: tuple[tuple[Account, float], ...] = ()
 
     def looks_up(self) -> bool:
         """Whether texts are to be searched now: seldom, where that does not pay.
@@ -69,11 +70,11 @@ class DynamicDrafting:
         All tensor-parallel ranks ask, and find the same.
         """
         backoff = self._sizing.lookup_backoff
-        looks = backoff.asks(self._load.sequences, first=self._on_loan)
+        looks = backoff.asks(self._load.sequences, first=self._open_lookups)
         backoff.now.earn(self._plain_s())
         return looks
 
-    def _on_loan(self, account: Account) -> int:
+    def _open_lookups(self, account: Account) -> int:
         account.balance = LOAN * self._decode_s()
         return 0
 
@@ -98,7 +99,7 @@ class DynamicDrafting:
         sizing, decode_s = self._sizing, self._decode_s()
         price = sizing.planner.draft.estimate(np.array([self._load.sequences])).item()
         if self._promised_s(price) < decode_s:
-            self._on_loan(account)
+            account.balance = LOAN * decode_s
         else:
             account.ask(price, decode_s)
         return sizing.agree((None, False, account.steps_to_wait(decode_s), 0))[2]
@@ -159,8 +160,8 @@ class DynamicDrafting:
         load, before = self._load, self._before
         if before.stakes and load.nodes:
             saved_s = self._saved_s(emitted)
-            for account in before.stakes:
-                account.balance += saved_s
+            for account, promised in before.stakes:
+                account.repay(saved_s, promised)
         self._sizing.leave(self._drafted())
         expected = 0.0
         if before.plan is not None:  # who has joined since gives one token
@@ -232,15 +233,15 @@ class DynamicDrafting:
             sequences: how many sequences it was asked for.
 
         Returns:
-            How many steps to wait, if what the plan expects comes true.
+            How many steps to wait, if what the plan expects comes true as it used to.
         """
         decode_s, price = self._decode_s(), draft.estimate(np.array([sequences])).item()
         account.ask(price, decode_s)
-        expected = 0.0
+        promised = 0.0
         if plan is not None:
-            self._stakes += (account,)
-            expected = (plan.tokens / sequences - 1.0) * decode_s - (plan.extra_s - price)
-        return replace(account, balance=account.balance + expected).steps_to_wait(decode_s)
+            promised = (plan.tokens / sequences - 1.0) * decode_s - (plan.extra_s - price)
+            self._stakes += ((account, promised),)
+        return account.steps_to_wait(decode_s, promised)
 
     def _planned(self, planner: Planner, nodes: NodeValues | None) -> Plan | None:
         if nodes is None:
