@@ -186,9 +186,11 @@ heads: $(MODEL)/config.json
 PROMPTS := build/prompts/human_eval.jsonl
 build/prompts/%: $(READY)
 	$(BIN)/python scripts/get_prompts.py build/prompts
+bench-chats: export THP_MEM_ALLOC_ENABLE := 1
+bench-chats: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-chats: $(MODEL)/config.json $(PROMPTS)
-	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) --prompts $(PROMPTS) --prompts-each 2 \
-		--arms "plain ngram medusa propd-no-heads propd-no-lookup propd" --dtype float32 \
+	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) --prompts $(PROMPTS) --prompts-each 4 \
+		--arms "plain ngram propd-no-heads propd-no-lookup propd" --dtype float32 --in-turn \
 		--batch-sizes 1,4 --max-tokens 96 --out build/chats
 
 # By whole wall clock, a step of each arm in turn; beside a second plain vLLM, which shows
