@@ -9,15 +9,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+from conftest import MODEL
 from typer.testing import CliRunner
 
 from vllm_propd.cli import app
@@ -31,7 +28,7 @@ LOG: dict[str, Path] = {}
 
 
 @contextmanager
-def serving(speculative_config: str, log: Path, *more: str) -> Iterator[str]:
+def serving(speculative_config: str, log: Path) -> Iterator[str]:
     """A running server's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -40,7 +37,7 @@ def serving(speculative_config: str, log: Path, *more: str) -> Iterator[str]:
         str(Path(sys.executable).parent / "vllm"), "serve", str(MODEL), "--port", str(port),
         "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
         "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(1 << 28),
-        "--served-model-name", "pycode", "--speculative-config", speculative_config, *more,
+        "--served-model-name", "pycode", "--speculative-config", speculative_config,
     ]  # fmt: skip
     with log.open("w") as output:
         stats = {"VLLM_LOG_STATS_INTERVAL": "2", "VLLM_LOGGING_LEVEL": "INFO"}
@@ -168,33 +165,3 @@ def test_the_periodic_log_has_a_line_of_propds(server: str) -> None:
             return
         time.sleep(1)
     pytest.fail(LOG[server].read_text()[-3000:])
-
-
-@pytest.mark.long
-def test_two_data_parallel_engines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: Ties
-) -> None:
-    """Each drafts for its own requests, and counts for itself."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    keys = json.dumps({"method": "propd", "sizing": "fixed"})
-    prompts = [prompt["prompt_token_ids"] for prompt in mixed_prompts(16, seed=82)]
-    body = {"model": "pycode", "max_tokens": 32, "temperature": 0}
-    body |= {"return_token_ids": True, "ignore_eos": True}
-    with (
-        serving(keys, tmp_path / "log", "--data-parallel-size", "2") as address,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        ask = partial(post, f"{address}/v1/completions")
-        answers = list(pool.map(ask, [{**body, "prompt": ids} for ids in prompts]))
-        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-    with engine() as llm:
-        prompts_again = [{"prompt_token_ids": ids} for ids in prompts]
-        plain = run(llm, prompts_again, greedy(32, logprobs=2, ignore_eos=True))
-    found = [
-        SimpleNamespace(token_ids=answer["choices"][0]["token_ids"]) for answer in answers
-    ]
-    ties.check(plain, found)  # type: ignore[arg-type]
-    for name in ("vllm:spec_decode_num_drafts_total", "vllm:propd_steps_total"):
-        counts = re.findall(rf'^{name}{{.*engine="(\d)".*}} (\S+)$', text, re.M)
-        assert {number for number, count in counts if float(count) > 0} == {"0", "1"}

@@ -257,10 +257,9 @@ class ProPDRunner(Measuring, GPUModelRunner):
             places = [len(self.requests[i].output_token_ids) for i in ids]
             pruned = step.as_pruned(ids, places)
         kept = 0 if step is None else len(step.rows) - len(step.sizes)
-        output, final_row = self._verify(logits, step, prepared.root_row)
-        self._verified = VerifiedStep(
-            final_row, prepared.root_row, kept, pruned, prepared.timer
-        )
+        root_row, timer = prepared.root_row, prepared.timer
+        output, final_row = self._verify(logits, step, root_row)
+        self._verified = VerifiedStep(final_row, root_row, kept, pruned, timer)
         return output
 
     def _verify(
@@ -328,6 +327,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
                 began,
                 most,
                 self._extra_nodes,
+                self.parallel_config.tensor_parallel_size,
             )
         self._trees.update(found.trees)
         self._keep = found.keep

@@ -20,9 +20,9 @@ class NextTrees:
     """What a step leaves to the next one.
 
     Attributes:
-        trees: by request that has nodes to be verified, the whole tree; the scheduler is
-            given a prefix of each.
-        sizes: by such a request, how many nodes that are.
+        trees: by request, the whole tree; the scheduler is given a prefix of each. One
+            rank alone leaves out requests without nodes to be verified.
+        sizes: by such a request, how many nodes are to be verified.
         keep: how many of all these nodes early pruning keeps; None: as configured.
     """
 
@@ -53,6 +53,7 @@ def next_trees(
     began: float,
     most: int,
     extra: int = 0,
+    ranks: int = 1,
 ) -> NextTrees:
     """Drafts trees for some sequences, and chooses how much of them is verified.
 
@@ -65,6 +66,7 @@ def next_trees(
         began: when drafting did, the sequences' texts included, by ``time.perf_counter``.
         most: the most nodes of each tree.
         extra: further nodes, which are drafted for a recording.
+        ranks: how many tensor-parallel ranks the engine has.
     """
     trees: Sequence[TokenTree] = ()
     looked_up: Sequence[TokenTree] = ()
@@ -84,7 +86,8 @@ def next_trees(
         values = NodeValues.of(trees, most)
     choice = drafting.plan(Drafts(values, began, without, batch.texts))
     chosen = trees if choice.heads else looked_up
-    drafted = np.flatnonzero(choice.sizes).tolist()
+    # Another rank's sizes count where there are several: each holds all trees.
+    drafted = range(len(batch.ids)) if ranks > 1 else np.flatnonzero(choice.sizes).tolist()
     return NextTrees(
         {batch.ids[i]: chosen[i] for i in drafted},
         {batch.ids[i]: int(choice.sizes[i]) for i in drafted},
