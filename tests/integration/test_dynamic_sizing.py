@@ -104,6 +104,7 @@ def test_expected_tokens_are_what_steps_put_out() -> None:
     prompts = prompts_of([100 + i for i in range(24)], seed=34)
     with engine(32, propd=DYNAMIC, max_num_seqs=4) as llm:
         run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
+        sizing_of(llm).backoff.asks = lambda *load, **first: True
         planner = sizing_of(llm).planner
         planner.step, planner.draft = Line(0.01, 0.0005, below=1.0), Line(1e-4)
         llm.collective_rpc("start_sizing_records")
