@@ -3,8 +3,8 @@
 In turn, all engines live in this process. Each step of an arm has steps of the others
 within a tenth of a second before and after it, and the order turns round each time: a
 machine that others share is as fast for one as for the other. Engines that are alike come
-out half a percent apart, where processes of their own are several percent apart all their
-lives.
+out within a percent of each other, where processes of their own are several percent apart
+all their lives.
 """
 
 from __future__ import annotations

@@ -192,22 +192,22 @@ class DynamicDrafting:
 
     def _plain_s(self) -> float:
         """Returns the seconds that this step would take without its nodes."""
-        load = self._load
-        if not load.nodes:
-            return self._estimated_s
-        tokens = np.array([load.tokens - load.nodes])
-        return self._sizing.planner.step.estimate(tokens, load.context).item()
+        return self._bare_s(self._load.tokens - self._load.nodes)
 
     def _decode_s(self) -> float:
         """Returns the seconds that it would take without nodes and prompts.
 
         So long are the steps that further tokens save: the prompts will be over.
         """
+        return self._bare_s(self._load.sequences)
+
+    def _bare_s(self, tokens: int) -> float:
+        """Returns the seconds of a step without nodes; known already, if it is this one."""
         load = self._load
-        if not load.nodes and not load.others:
+        if tokens == load.tokens:
             return self._estimated_s
-        tokens = np.array([load.sequences])
-        return self._sizing.planner.step.estimate(tokens, load.context).item()
+        step = self._sizing.planner.step
+        return step.estimate(np.array([tokens]), load.context).item()
 
     def _saved_s(self, emitted: int) -> float:
         """Returns how much longer plain steps would take for this step's tokens, seconds.
