@@ -27,6 +27,7 @@ from vllm_propd.engine.attention.cuda import (
     TreeFlashAttentionMetadata,
     send_alone,
 )
+from vllm_propd.engine.attention.tree_split import attending_to_trees
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -133,7 +134,8 @@ def test_rows_attend_to_prefix_and_ancestors_before_and_after_pruning(
     ):
         q, k, v = query[rows], key[rows], value[rows]
         out = torch.zeros_like(q)
-        impl.forward(layer, q, k, v, cache, one, out)
+        with attending_to_trees([layer]):
+            layer.impl.forward(layer, q, k, v, cache, one, out)
         expected = torch.stack(
             [wanted(now, row, q, k, v, cached, scale) for row in range(len(rows))]
         )
