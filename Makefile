@@ -201,7 +201,8 @@ bench-never: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads --in-turn \
-		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --dtype float32 \
+		--no-enforce-eager --dtype float32 \
+		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 \
 		--max-tokens 48 --prompt-tokens 64 --chunks 12 --most-chunks 24 --out build/never
 
 clean:
