@@ -63,6 +63,7 @@ def register() -> None:
         return
     from vllm_propd.config import REQUEST_METRICS
     from vllm_propd.engine.integration import (
+        busy_loops,
         config_patch,
         draft_delivery,
         patches,
@@ -73,6 +74,7 @@ def register() -> None:
         *config_patch.PATCHES,
         *draft_delivery.PATCHES,
         *sessions.PATCHES,
+        *busy_loops.PATCHES,
     ]
     if os.environ.get(REQUEST_METRICS) == "1":
         from vllm_propd.engine.integration import request_metrics

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from vllm.logger import configure_logging
 from vllm.outputs import CompletionOutput
 
 from vllm_propd.corpus import held_out_snippets
+from vllm_propd.engine.frame_room import SLOTS
 from vllm_propd.engine.integration.config_patch import find_config
 from vllm_propd.engine.step import propose
 
@@ -112,6 +114,15 @@ def use(llm: LLM, nodes: int, propd: dict[str, Any]) -> None:
     keys = {"num_speculative_tokens": nodes, "sizing": "fixed", **propd}
     sent = find_config(keys, str(MODEL)).model_dump_json(exclude_unset=True)
     llm.collective_rpc("use_settings", args=(sent,))
+
+
+def rooms(worker: Any) -> int:
+    """Beneath how many rooms for frames a worker runs (``LLM.collective_rpc``)."""
+    frame, found = sys._getframe(), 0
+    while frame is not None:
+        found += frame.f_code.co_stacksize == SLOTS
+        frame = frame.f_back
+    return found
 
 
 def run(llm: LLM, prompts: list[Prompt], params: Any) -> list[CompletionOutput]:

@@ -14,6 +14,7 @@ from conftest import (
     metric,
     mixed_prompts,
     prompts_of,
+    rooms,
     run,
     unlogged,
 )
@@ -123,9 +124,11 @@ def test_compiled_engine(rules: list[str], ties: Ties) -> None:
     options = {"enforce_eager": False, "own_processes": True}
     with engine(**options) as llm:
         expected = run(llm, prompts, LOGGED)
+        assert llm.collective_rpc(rooms) == [0]
     for rule in rules:
         with engine(48, propd=PRUNING[rule], **options) as llm:
             ours = run(llm, prompts, LOGGED)
+            assert llm.collective_rpc(rooms) == [1]
         ties.check(expected, ours)
 
 

@@ -13,6 +13,7 @@ from conftest import (
     engine,
     greedy,
     mixed_prompts,
+    rooms,
     run,
     use,
 )
@@ -64,6 +65,10 @@ def test_heads_that_know_the_token_before(
     heads = heads_in(tmp_path, "root", "transition")
     with engine(16, propd={"model": str(heads)}, tensor_parallel_size=2) as llm:
         ties.check(plain, run(llm, PROMPTS, greedy(logprobs=2)))
+
+
+def test_workers_have_room_for_frames(ranks: LLM) -> None:
+    assert ranks.collective_rpc(rooms) == [1, 1]
 
 
 def drafted(llm: LLM, prompts: list[Prompt]) -> list[list[list[int]]]:

@@ -4,7 +4,8 @@ CPython keeps frames in chunks of 16 KiB. A call whose frame does not fit maps a
 and its return unmaps it (CPython 3.11, ``Python/pystate.c``, ``push_chunk``). Where a
 chunk's end happens to lie under a model's layers, every call of every layer does so, and
 with threads on other cores each costs about 20 microseconds. Which calls these are depends
-on the depth of the stack, so it hits some engines and not their neighbours.
+on the depth of the stack, so it hits some engines and not their neighbours. A function with
+room is for loops that last: opening its chunk for each step would cost 0.1 ms of it.
 """
 
 from __future__ import annotations

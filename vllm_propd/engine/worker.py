@@ -25,7 +25,6 @@ from vllm.v1.worker.worker_base import WorkerBase
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.reliability import Reliability
 from vllm_propd.engine.attention.tree_split import refuse_other_builders
-from vllm_propd.engine.frame_room import with_frame_room
 from vllm_propd.engine.startup.cost_table import measure
 from vllm_propd.engine.startup.warmup import warm_up_kernels
 from vllm_propd.engine.step.record import Recorder
@@ -80,11 +79,6 @@ class ProPDWorker(WorkerBase):
     def warm_up_attention(self) -> None:
         """Compiles this device's tree attention."""
         raise NotImplementedError
-
-    @with_frame_room
-    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs a step, with room for all its frames."""
-        return super().execute_model(*args, **kwargs)
 
     def use_settings(self, config: str) -> None:
         """Switches to other settings (``LLM.collective_rpc``).

@@ -7,6 +7,30 @@ from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
     Symbol(
+        "vllm.v1.engine.core:EngineCoreProc.run_busy_loop",
+        "patched",
+        "self",
+        "runs in a room for frames, in engines that draft",
+        "else calls deep in a step may map memory, each of them",
+        "a CPython that keeps a chunk of frames",
+    ),
+    Symbol(
+        "vllm.v1.engine.core:DPEngineCoreProc.run_busy_loop",
+        "patched",
+        "self",
+        "see EngineCoreProc.run_busy_loop",
+        "see EngineCoreProc.run_busy_loop",
+        "see EngineCoreProc.run_busy_loop",
+    ),
+    Symbol(
+        "vllm.v1.executor.multiproc_executor:WorkerProc.worker_busy_loop",
+        "patched",
+        "self",
+        "see EngineCoreProc.run_busy_loop",
+        "see EngineCoreProc.run_busy_loop",
+        "see EngineCoreProc.run_busy_loop",
+    ),
+    Symbol(
         "vllm.distributed:get_tensor_model_parallel_rank",
         "called",
         "",
@@ -73,6 +97,20 @@ SYMBOLS = (
 )
 
 BEHAVIOURS = (
+    Behaviour(
+        "vllm.v1.engine.core:EngineCoreProc.run_busy_loop",
+        "steps run beneath it, where the engine has a process of its own",
+        "its frame's room is theirs",
+        "see the symbol of that name",
+        "tests/integration/test_lossless.py::test_compiled_engine",
+    ),
+    Behaviour(
+        "vllm.v1.executor.multiproc_executor:WorkerProc.worker_busy_loop",
+        "steps run beneath it, where workers have processes of their own",
+        "its frame's room is theirs",
+        "see the symbol of that name",
+        "tests/integration/test_tensor_parallel.py::test_workers_have_room_for_frames",
+    ),
     Behaviour(
         "vllm.config.vllm:VllmConfig.instance_id",
         "is the same in the front end and in its workers",
