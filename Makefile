@@ -12,6 +12,7 @@
 # make bench-pruning   what early pruning saves, by layer, rule and amount
 # make bench-never     what ProPD costs with heads that are never right, on a published model
 # make bench-chats     a published model with heads of its own, on chats
+# make bench-batch     2,000 prompts through two engines on a Ray cluster; one dies
 PYTHON ?= python3.11
 # The CPU build: where a package index serves the CUDA one under this name, set
 # TORCH="torch==2.13.0+cpu" with PyTorch's own CPU index.
@@ -34,7 +35,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
 .PHONY: setup demo quick test test-long lint docs dist model heads bench bench-sizes bench-host bench-threads \
-	bench-pruning bench-never bench-chats format clean
+	bench-pruning bench-never bench-chats bench-batch format clean
 
 MODEL := build/smollm2
 
@@ -193,17 +194,19 @@ bench-chats: $(MODEL)/config.json $(PROMPTS)
 		--arms "plain ngram propd-no-heads propd-no-lookup propd" --dtype float32 --in-turn \
 		--batch-sizes 1,4 --max-tokens 96 --out build/chats
 
-# By whole wall clock, a step of each arm in turn; beside a second plain vLLM, which shows
-# how far engines that are alike are apart. Huge pages are for this process to ask for.
+# By whole wall clock, as vLLM runs by default: compiled, engines in processes of their own.
+# Alike ones are some percent apart all their lives, so all start several times, and a
+# second plain vLLM shows how far that goes. `--in-turn` instead is finer, without processes.
 # Into the documentation: python scripts/docs_bench.py never build/never
-bench-never: export THP_MEM_ALLOC_ENABLE := 1
-bench-never: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
-	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads --in-turn \
+	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--no-enforce-eager --dtype float32 \
-		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 \
-		--max-tokens 48 --prompt-tokens 64 --chunks 12 --most-chunks 24 --out build/never
+		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --rounds 0 \
+		--max-tokens 48 --prompt-tokens 64 --chunks 3 --most-chunks 3 --starts 6 --out build/never
+
+bench-batch: $(READY)
+	$(BIN)/python scripts/bench_batch.py build/batch
 
 clean:
 	rm -rf $(VENV) build *.egg-info
