@@ -135,7 +135,8 @@ def _connect(job: BatchJob) -> None:
         return
     # An engine holds one of Ray's CPUs: reading and writing need some beside.
     cpus = (os.cpu_count() or 1) + job.engines * job.tensor_parallel_size
-    ray.init(num_cpus=cpus, include_dashboard=False)
+    # "local": a cluster of somebody else on this machine is joined by its address only.
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False)
 
 
 def _answered(job: BatchJob) -> int:
