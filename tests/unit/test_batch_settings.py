@@ -52,3 +52,15 @@ def test_engines_of_one_host_share_its_cores() -> None:
 def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         job(**fields)
+
+
+def test_a_job_is_the_same_however_its_paths_are_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    other = BatchJob(
+        model=str(tmp_path / "m"), prompts=[tmp_path / "p.jsonl"], out=Path("out")
+    )
+    assert job().decides() == other.decides()
+    assert BatchJob(model="org/m", prompts=[Path("p")], out=Path("out")).target == "org/m"

@@ -94,13 +94,12 @@ def _answer(job: BatchJob) -> None:
         ) from error
     _connect(job)
     on_cpu = not ray.cluster_resources().get("GPU")
-    model = str(Path(job.model).resolve()) if Path(job.model).exists() else job.model
     out = job.out.resolve()
     DataContext.get_current().checkpoint_config = CheckpointConfig(
         "row", str(out / ANSWERED), delete_checkpoint_on_success=False
     )
     config = vLLMEngineProcessorConfig(
-        model_source=model,
+        model_source=job.target,
         engine_kwargs=job.engine(),
         concurrency=(job.engines, job.engines),
         batch_size=job.rows_at_once,
@@ -113,7 +112,7 @@ def _answer(job: BatchJob) -> None:
         detokenize_stage=False,
     )
     answering = build_processor(
-        config, preprocess=partial(prepare, model=model, sampling=job.sampling)
+        config, preprocess=partial(prepare, model=job.target, sampling=job.sampling)
     )
     # What a block holds is answered, written and checkpointed as one.
     prompts = ray.data.read_parquet(str(out / PROMPTS)).repartition(

@@ -52,11 +52,17 @@ class BatchJob(BaseModel):
             )
         return self
 
+    @property
+    def target(self) -> str:
+        """The target's absolute path or, where there is no such folder, its hub name."""
+        path = Path(self.model)
+        return str(path.resolve()) if path.exists() else self.model
+
     def decides(self) -> dict[str, Any]:
         """Returns what a job that goes on must have in common with the one before."""
         return {
-            "model": self.model,
-            "prompts": [str(path) for path in self.prompts],
+            "model": self.target,
+            "prompts": [str(path.resolve()) for path in self.prompts],
             "sampling": self.sampling,
             "format": self.format,
         }
