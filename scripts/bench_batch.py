@@ -23,12 +23,12 @@ from typing import Annotated
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import typer
-from pyarrow import dataset
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vllm_propd.batch.run import ROWS, answered
 from vllm_propd.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -46,6 +46,9 @@ NEAR_TIE = 1e-4
 
 CPUS = 3
 """Ray's CPUs of each node: an engine holds one; reading and writing need some beside."""
+
+COUNTS = ("rows", "twice", "failed", "equal", "near-tie", "other")
+"""What is counted of a job's rows; see ``compare``."""
 
 
 @dataclass(frozen=True)
@@ -115,21 +118,11 @@ def job(rows: Path, out: Path, tokens: int, lose_a_node: bool, count: int) -> fl
     return last - first
 
 
-def answered(out: Path) -> int:
-    """Counts the rows in a running job's checkpoint."""
-    files = [
-        str(path)
-        for path in (out / "answered").glob("*.parquet")
-        if not path.stem.endswith(".pending")
-    ]
-    return int(dataset.dataset(files).count_rows()) if files else 0
-
-
 def compare(out: Path, expected: list[PlainText]) -> Counter[str]:
     """Counts rows: there, twice, failed, equal to plain vLLM's, other at a near-tie."""
     found: Counter[str] = Counter()
     seen: set[int] = set()
-    for path in (out / "rows").glob("*.json"):
+    for path in (out / ROWS).glob("*.json"):
         for line in path.read_text().splitlines():
             row = json.loads(line)
             found["rows"] += 1
@@ -162,9 +155,7 @@ def main(
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     expected, seconds = plain(texts, max_tokens)
     tokens = sum(len(one.tokens) for one in expected)
-    table = Table(
-        "job", "rows", "twice", "failed", "equal", "near-tie", "other", "tokens/s"
-    )
+    table = Table("job", *COUNTS, "tokens/s")
     table.add_row("plain vLLM", str(len(texts)), *["-"] * 5, f"{tokens / seconds:.0f}")
     wrong = 0
     for name, lost in (("two engines", False), ("one of two dies", True)):
@@ -172,11 +163,8 @@ def main(
         seconds = job(rows, folder, max_tokens, lost, len(texts))
         found = compare(folder, expected)
         wrong += abs(len(texts) - found["rows"]) + found["twice"] + found["other"]
-        shown = [
-            str(found[key]) for key in ("rows", "twice", "failed", "equal", "near-tie")
-        ]
-        speed = f"{found['tokens'] / seconds:.0f}"
-        table.add_row(name, *shown, str(found["other"]), speed)
+        shown = [str(found[count]) for count in COUNTS]
+        table.add_row(name, *shown, f"{found['tokens'] / seconds:.0f}")
     Console(width=100).print(table)
     raise typer.Exit(code=bool(wrong))
 

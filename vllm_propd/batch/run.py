@@ -60,7 +60,7 @@ def run_batch(job: BatchJob) -> Summary:
     """
     began = time.monotonic()
     wanted = _begin(job)
-    before = _answered(job)
+    before = answered(job.out)
     if before < wanted:
         _answer(job)
     found = _answers(job)
@@ -138,9 +138,9 @@ def _connect(job: BatchJob) -> None:
     ray.init(address="local", num_cpus=cpus, include_dashboard=False)
 
 
-def _answered(job: BatchJob) -> int:
-    """Counts the rows of the checkpoint; what is pending there is answered again."""
-    files = (job.out / ANSWERED).glob("*.parquet")
+def answered(out: Path) -> int:
+    """Counts the rows of a job's checkpoint; what is pending there is answered again."""
+    files = (out / ANSWERED).glob("*.parquet")
     done = [str(path) for path in files if not path.stem.endswith(".pending")]
     return int(dataset.dataset(done).count_rows()) if done else 0
 
