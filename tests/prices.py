@@ -36,6 +36,18 @@ class Line:
         return self.base + self.slope * np.maximum(tokens - self.flat, 0)
 
 
+def pay_always(sizing: Any) -> None:
+    """Makes nodes free in an engine, and lets it ask its sources in every step.
+
+    For tests of what follows from drafts: by the prices of a slow machine, a source that
+    did not pay for one batch may wait for all of the next.
+    """
+    for planner in (sizing.planner, sizing.planner_without):
+        planner.step, planner.draft = Line(0.01), Line(1e-5)
+    for backoff in (sizing.backoff, sizing.lookup_backoff):
+        backoff.asks = lambda *load, **first: True
+
+
 @dataclass
 class AnySizes:
     """Plans that no estimate explains: any sizes, and now and then a while of none."""

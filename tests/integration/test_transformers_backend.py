@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SETTINGS, Ties, engine, greedy, metric, prompts_of, run, use
+from prices import pay_always
 from vllm import LLM
 
 
@@ -30,6 +31,8 @@ def test_it_prunes_and_gives_plain_vllms_text(compiled: bool, ties: Ties) -> Non
     with engine(48, propd=SETTINGS[rules[0]], **options) as llm:
         for rule in rules:
             use(llm, 48, SETTINGS[rule])
+            if rule == "default":
+                pay_always(llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0])
             before = counted(llm)
             ties.check(expected, run(llm, prompts, greedy(48)))
             nodes, kept = counted(llm) - before

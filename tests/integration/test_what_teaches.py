@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from conftest import engine, greedy, prompts_of, run
+from conftest import engine, greedy, metric, prompts_of, run
+from prices import pay_always
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
+
+
+def pays(llm: LLM) -> None:
+    """Whatever this machine's prices are."""
+    pay_always(llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0])
 
 
 def curves(llm: LLM) -> list[np.ndarray]:
@@ -20,6 +26,7 @@ def test_greedy_and_sampled_requests_teach_their_own() -> None:
     prompts = prompts_of([20, 33, 27, 40], seed=31)
     sampled = SamplingParams(temperature=1.0, seed=1, max_tokens=48, ignore_eos=True)
     with engine(16, propd={"sizing": "dynamic"}) as llm:
+        pays(llm)
         before = curves(llm)
         run(llm, prompts, greedy(48, ignore_eos=True))
         first = curves(llm)
@@ -41,6 +48,8 @@ def test_steered_requests_teach_nothing() -> None:
         {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{40,60}")},
     ]
     with engine(16, propd={"sizing": "dynamic"}) as llm:
+        pays(llm)
         before = curves(llm)
         run(llm, prompts, [greedy(40, **steer) for steer in steers])
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 0
         assert all((a == b).all() for a, b in zip(before, curves(llm), strict=True))
