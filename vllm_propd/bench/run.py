@@ -103,7 +103,7 @@ def run_bench(
             console.print(f"[yellow]{slow}[/yellow]")
         options = engine_options(model, settings, most_nodes(arms))
         with Progress(console=console) as bar:
-            engines = _started(arms, options, bar, settings.in_turn)
+            engines = _started(arms, options, bar, settings)
             measured = [Measured(point, engines, bar) for point in points]
 
             def note() -> None:  # hours of measuring may end early
@@ -122,7 +122,7 @@ def run_bench(
                     break
                 if start:
                     close_engines(engines)
-                    engines = _started(arms, options, bar, settings.in_turn)
+                    engines = _started(arms, options, bar, settings)
                 results.starts = start + 1
                 for one in measured:
                     one.pair(engines, params, settings, start)
@@ -156,11 +156,17 @@ def _are_known(measured: list[Measured], arms: list[Arm], settings: BenchSetting
 
 
 def _started(
-    arms: list[Arm], options: dict[str, Any], bar: Progress, in_turn: bool
+    arms: list[Arm], options: dict[str, Any], bar: Progress, settings: BenchSettings
 ) -> list[ArmEngine]:
-    """Starts the arms' engines: in processes, with stopwatches; or in this one."""
-    engines = start_engines(arms, options, bar, timed=not in_turn, shared=not in_turn)
-    if in_turn:  # what vLLM's engine process does once it has started
+    """Starts the arms' engines, in processes or in this one.
+
+    Only where rounds time their steps do they get stopwatches, which put frames beneath
+    the model's: whether its calls map memory is another matter then (``frame_room.py``).
+    """
+    engines = start_engines(
+        arms, options, bar, timed=bool(settings.rounds), shared=not settings.in_turn
+    )
+    if settings.in_turn:  # what vLLM's engine process does once it has started
         gc.collect()
         gc.freeze()
     return engines
