@@ -202,7 +202,7 @@ bench-never: $(MODEL)/config.json
 	$(BIN)/python scripts/random_heads.py $(MODEL) build/random-heads
 	$(BIN)/vllm-propd bench $(MODEL) --heads build/random-heads \
 		--no-enforce-eager --dtype float32 \
-		--arms "plain control propd propd-no-lookup" --batch-sizes 1,4,16,32 --rounds 0 \
+		--arms "plain control roomy propd propd-no-lookup" --batch-sizes 1,4,16,32 --rounds 0 \
 		--max-tokens 48 --prompt-tokens 64 --chunks 3 --most-chunks 3 --starts 6 --out build/never
 
 bench-batch: $(READY)

@@ -36,7 +36,8 @@ PLACE = re.compile(
 """Of a table in a page: whether it is a short one, the result's name, what measures it."""
 
 SHORT = (
-    "control", "medusa", "ngram", "chain", "propd-no-lookup", "propd-no-heads", "propd",
+    "control", "roomy", "medusa", "ngram", "chain",
+    "propd-no-lookup", "propd-no-heads", "propd",
 )  # fmt: skip
 """Arms of a short table: plain vLLM once more, our peers, and ourselves."""
 

@@ -21,6 +21,8 @@ from conftest import (
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
 
+from vllm_propd.engine.frame_room import FRAME_ROOM
+
 ARMS = [(1, "unpruned"), (7, "unpruned"), *((48, rule) for rule in SETTINGS)]
 LOGGED = greedy(logprobs=2)
 
@@ -130,6 +132,13 @@ def test_compiled_engine(rules: list[str], ties: Ties) -> None:
             ours = run(llm, prompts, LOGGED)
             assert llm.collective_rpc(rooms) == [1]
         ties.check(expected, ours)
+
+
+@pytest.mark.alone
+def test_plain_vllm_has_room_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FRAME_ROOM, "1")
+    with engine(own_processes=True) as llm:
+        assert llm.collective_rpc(rooms) == [1]
 
 
 def backends(worker: Any) -> list[str]:

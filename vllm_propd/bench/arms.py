@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.engine.frame_room import FRAME_ROOM
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Arm:
     def is_ours(self) -> bool:
         """Whether ProPD runs this arm (not vLLM alone, or one of its own methods)."""
         return (self.speculative_config or {}).get("method") == METHOD
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of this arm's processes alone."""
+        return {FRAME_ROOM: "1"} if self.name == "roomy" else {}
 
     @property
     def learns(self) -> bool:
@@ -67,6 +73,7 @@ FIXED_NODES = 16
 ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "plain": lambda heads: None,
     "control": lambda heads: None,
+    "roomy": lambda heads: None,
     "medusa": lambda heads: {
         "method": "medusa",
         "model": str(heads.for_vllm),
@@ -104,7 +111,9 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
 """The known arms, by name: each function makes the speculative config for some heads.
 
 ``plain`` is vLLM without speculation. ``control`` is the same in an engine of its own: it
-shows how far two equal engines differ. ``medusa`` (a chain of the same heads), ``ngram``
+shows how far two equal engines differ. ``roomy`` is plain vLLM, too, in the room for frames
+that ProPD's engines have (``engine.frame_room``): beside it, ratios are of drafting alone.
+``medusa`` (a chain of the same heads), ``ngram``
 and ``suffix`` are vLLM's own methods. ``chain`` and ``static`` are our trees of a fixed
 shape. ``propd`` is ProPD as it is by default; ``propd-no-prune``, ``propd-no-dynamic``,
 ``propd-no-lookup`` and ``propd-no-heads`` each lack one part: early pruning, sizes chosen

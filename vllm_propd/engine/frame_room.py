@@ -14,6 +14,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+FRAME_ROOM = "VLLM_PROPD_FRAME_ROOM"
+"""The environment variable that, set to 1, gives engines of plain vLLM room, too."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -3,7 +3,8 @@
 What vLLM's statistics carry between processes is a closed list. So an engine's first
 worker counts in memory-mapped files (prometheus_client's format for several processes),
 and a collector in the front end's registry reads them: ``/metrics``, ``LLM.get_metrics``
-and the periodic log line show the same numbers.
+and the periodic log line show the same numbers. Where there are several API servers they
+share vLLM's own folder of such files, and its collector reads ours with the others.
 """
 
 from __future__ import annotations
@@ -42,9 +43,16 @@ GAUGES = {"tree_size": "Nodes per sequence in the last step."}
 LABELS = ["model_name", "engine"]
 
 
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that names prometheus_client's folder, if processes share one.
+vLLM sets it for several API servers, of which each has another ``instance_id``."""
+
+
 def _folder(vllm_config: Any) -> Path:
-    name = f"vllm-propd-{os.getuid()}-{vllm_config.instance_id}"
-    return Path(envs.VLLM_RPC_BASE_PATH) / name
+    if shared := os.environ.get(SHARED):
+        return Path(shared)
+    instance = vllm_config.instance_id.partition("_dp")[0]  # Ray's engines add their rank
+    return Path(envs.VLLM_RPC_BASE_PATH) / f"vllm-propd-{os.getuid()}-{instance}"
 
 
 class StepMetrics:
@@ -100,10 +108,11 @@ class StepMetrics:
             for texts, suffix in ((COUNTERS, "_total"), (GAUGES, ""))
             for name, text in texts.items()
         ]
-        pid = os.getpid()
+        # Not the names that prometheus_client has for what this process counts itself.
+        names = {"counter": "counter", "gauge": "gauge_mostrecent"}
         return {
-            "counter": MmapedDict(str(folder / f"counter_{pid}.db")),
-            "gauge": MmapedDict(str(folder / f"gauge_mostrecent_{pid}.db")),
+            kind: MmapedDict(str(folder / f"{name}_propd{os.getpid()}.db"))
+            for kind, name in names.items()
         }
 
 
@@ -115,6 +124,8 @@ with vLLM's own metrics."""
 def show_metrics(vllm_config: Any) -> None:
     """Lets this process's Prometheus registry show what an engine's workers count."""
     hide_metrics()
+    if SHARED in os.environ:
+        return
     folder = _folder(vllm_config)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -113,10 +113,17 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "vllm.config.vllm:VllmConfig.instance_id",
-        "is the same in the front end and in its workers",
+        "is the same in the front end and in its workers, with one API server",
         "a folder of that name holds what workers count",
         "a free field in vLLM's SchedulerStats",
         "tests/integration/test_serve.py::test_trees_show_in_the_servers_metrics",
+    ),
+    Behaviour(
+        "vllm.v1.metrics.prometheus:setup_multiprocess_prometheus",
+        "names a folder in PROMETHEUS_MULTIPROC_DIR, for several API servers and engines",
+        "workers count there, and vLLM's own collector reads it",
+        "a free field in vLLM's SchedulerStats",
+        "tests/integration/test_serve.py::test_two_data_parallel_engines",
     ),
     Behaviour(
         "vllm.v1.metrics.prometheus:get_prometheus_registry",

@@ -1,0 +1,117 @@
+"""`examples/ray_serve.py`: two engines behind one endpoint, and one of them is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MODEL, engine, greedy, mixed_prompts, run
+from ray.cluster_utils import Cluster
+
+pytestmark = [pytest.mark.alone, pytest.mark.long]
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "ray_serve.py"
+REQUESTS, TOKENS, AT_ONCE, START_SECONDS = 500, 12, 16, 600
+ENGINE = {
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "max_num_seqs": 8,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 27,
+}
+
+
+@contextmanager
+def serving(log: Path, **engine_kwargs: object) -> Iterator[str]:
+    """The endpoint of two replicas on a cluster of two nodes, both of them this machine."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8})
+    cluster.add_node(num_cpus=8)
+    cluster.wait_for_nodes()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--replicas", "2", "--port", str(port), "--address", cluster.address]
+    options += ["--engine-kwargs", json.dumps({**ENGINE, **engine_kwargs})]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(MODEL), *options],
+            stdout=output, stderr=output,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "is ready at" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        cluster.shutdown()
+
+
+def complete(address: str, ids: list[int]) -> str | None:
+    """What the endpoint makes of a prompt; nothing where it answers with an error."""
+    body = {"model": "target", "prompt": ids, "max_tokens": TOKENS, "temperature": 0}
+    request = urllib.request.Request(
+        f"{address}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            text: str = json.load(answer)["choices"][0]["text"]
+            return text
+    except urllib.error.HTTPError:
+        return None
+
+
+def replicas() -> list[psutil.Process]:
+    """The processes of the replicas that hold engines."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "ServeReplica" in line and "LLMServer" in line:
+            found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("config", ["propd", None], ids=["propd", "plain"])
+def test_all_answers_are_plain_vllms_though_a_replica_dies(
+    config: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = mixed_prompts(REQUESTS, seed=81)
+    with engine() as llm:
+        expected = [out.text for out in run(llm, prompts, greedy(TOKENS))]
+    with (
+        serving(tmp_path / "log", speculative_config=config) as address,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        ids = [prompt["prompt_token_ids"] for prompt in prompts]
+        found = list(pool.map(lambda one: complete(address, one), ids))
+        assert found == expected
+        assert len(replicas()) == 2
+        again = [pool.submit(complete, address, one) for one in ids]
+        while sum(one.done() for one in again) < REQUESTS // 4:
+            time.sleep(0.05)
+        os.kill(replicas()[0].pid, signal.SIGKILL)
+        found = [one.result() for one in again]
+    errors = sum(one is None for one in found)
+    with capsys.disabled():
+        print(f"\n{config or 'plain'}: {errors} errors of {REQUESTS} as a replica died")
+    # What was in flight there, and nothing wrong.
+    assert errors <= 2 * AT_ONCE
+    for text, wanted in zip(found, expected, strict=True):
+        assert text in (None, wanted)
