@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,8 +34,8 @@ ENGINE = {
 
 
 @contextmanager
-def serving(log: Path, **engine_kwargs: object) -> Iterator[str]:
-    """The endpoint of two replicas on a cluster of two nodes, both of them this machine."""
+def serving(log: Path, **engine_kwargs: object) -> Iterator[tuple[str, Cluster]]:
+    """The endpoint of two replicas, and their two nodes, both of them this machine."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8})
     cluster.add_node(num_cpus=8)
     cluster.wait_for_nodes()
@@ -55,7 +56,7 @@ def serving(log: Path, **engine_kwargs: object) -> Iterator[str]:
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
-        yield address
+        yield address, cluster
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -78,6 +79,19 @@ def complete(address: str, ids: list[int]) -> str | None:
         return None
 
 
+def drafts(cluster: Cluster) -> dict[str, float]:
+    """By replica, how many drafts Ray's metrics pages tell of."""
+    found = {}
+    for node in cluster.list_all_nodes():
+        page = f"http://{node.node_ip_address}:{node.metrics_export_port}/metrics"
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            text = answer.read().decode()
+        name = "ray_vllm_spec_decode_num_drafts_total"
+        for labels, count in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.M):
+            found[re.findall(r'ReplicaId="(\w+)"', labels)[0]] = float(count)
+    return found
+
+
 def replicas() -> list[psutil.Process]:
     """The processes of the replicas that hold engines."""
     found = []
@@ -96,13 +110,17 @@ def test_all_answers_are_plain_vllms_though_a_replica_dies(
     with engine() as llm:
         expected = [out.text for out in run(llm, prompts, greedy(TOKENS))]
     with (
-        serving(tmp_path / "log", speculative_config=config) as address,
+        serving(tmp_path / "log", speculative_config=config) as (address, cluster),
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
         found = list(pool.map(lambda one: complete(address, one), ids))
         assert found == expected
         assert len(replicas()) == 2
+        deadline = time.monotonic() + (60 if config else 0)  # Ray exports now and then
+        while time.monotonic() < deadline and len(drafts(cluster)) < 2:
+            time.sleep(1)
+        assert sum(count > 0 for count in drafts(cluster).values()) == (2 if config else 0)
         again = [pool.submit(complete, address, one) for one in ids]
         while sum(one.done() for one in again) < REQUESTS // 4:
             time.sleep(0.05)
