@@ -36,16 +36,27 @@ class Line:
         return self.base + self.slope * np.maximum(tokens - self.flat, 0)
 
 
-def pay_always(sizing: Any) -> None:
+def sizing_of(llm: Any) -> Any:
+    """The worker's; tests' engines run in this process."""
+    return llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
+
+
+def ask_always(sizing: Any) -> None:
+    """Lets an engine ask its sources in every step, whether it pays or not."""
+    for backoff in (sizing.backoff, sizing.lookup_backoff):
+        backoff.asks = lambda *load, **first: True
+
+
+def pay_always(llm: Any) -> None:
     """Makes nodes free in an engine, and lets it ask its sources in every step.
 
     For tests of what follows from drafts: by the prices of a slow machine, a source that
     did not pay for one batch may wait for all of the next.
     """
+    sizing = sizing_of(llm)
     for planner in (sizing.planner, sizing.planner_without):
         planner.step, planner.draft = Line(0.01), Line(1e-5)
-    for backoff in (sizing.backoff, sizing.lookup_backoff):
-        backoff.asks = lambda *load, **first: True
+    ask_always(sizing)
 
 
 @dataclass
@@ -58,8 +69,7 @@ class AnySizes:
     def take_over(self, sizing: Any) -> None:
         """Plans for an engine, which asks its heads whether it pays or not."""
         sizing.planner.plan = self.plan
-        for backoff in (sizing.backoff, sizing.lookup_backoff):
-            backoff.asks = lambda *load, **first: True
+        ask_always(sizing)
 
     def plan(self, batch: Batch) -> Plan:
         self.plans += 1

@@ -6,28 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import ENGINE, cluster_of
 from conftest import MODEL, Prompt, Ties, engine, greedy, mixed_prompts, run
-from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from vllm_propd.cli import app
 
 pytestmark = pytest.mark.alone
 
-ROWS, TOKENS = 24, 24
-ENGINE = {
-    "dtype": "float32",
-    "max_model_len": 1024,
-    "max_num_seqs": 8,
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 1 << 27,
-}
+ROWS, TOKENS, CPUS = 24, 24, 3
 NO_PROMPTS = ("no json", '{"answer": 42}', '{"text": "a", "top_k": -7}')
 """Rows that cannot be read, that ask nothing, and that vLLM refuses."""
 
@@ -72,19 +63,6 @@ def answers(out: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-@contextmanager
-def cluster_of(nodes: int) -> Iterator[Cluster]:
-    """A cluster of some hosts, all of them this machine."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
-    for _ in range(nodes - 1):
-        cluster.add_node(num_cpus=3)
-    cluster.wait_for_nodes()
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
 def check(out: Path, prompts: list[Prompt], ties: Ties) -> None:
     """All rows are there, with plain vLLM's texts; what is no prompt has an error."""
     found = answers(out)
@@ -111,7 +89,7 @@ def test_all_rows_are_answered(
     rows: Path, prompts: list[Prompt], tmp_path: Path, ties: Ties
 ) -> None:
     """Also beside another cluster of Ray's on this machine, which the job leaves alone."""
-    with cluster_of(1):
+    with cluster_of(1, CPUS):
         call = command(rows, tmp_path / "out")
         done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -151,7 +129,7 @@ def test_a_killed_job_goes_on_and_does_no_row_twice(
 def test_two_engines_answer_all_rows_though_a_node_dies(
     rows: Path, prompts: list[Prompt], tmp_path: Path, ties: Ties
 ) -> None:
-    with cluster_of(2) as cluster:
+    with cluster_of(2, CPUS) as cluster:
         more = ["--engines", "2", "--address", cluster.address]
         with (tmp_path / "log").open("w") as log:
             job = subprocess.Popen(
@@ -161,6 +139,6 @@ def test_two_engines_answer_all_rows_though_a_node_dies(
                 assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
                 time.sleep(0.05)
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-            cluster.add_node(num_cpus=3)  # as a cluster's manager would
+            cluster.add_node(num_cpus=CPUS)  # as a cluster's manager would
             assert job.wait(timeout=600) == 0, (tmp_path / "log").read_text()[-3000:]
     check(tmp_path / "out", prompts, ties)

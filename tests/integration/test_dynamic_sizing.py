@@ -19,19 +19,13 @@ from conftest import (
     prompts_of,
     run,
 )
-from prices import AnySizes, Line, watch_plans
-from vllm import LLM
+from prices import AnySizes, Line, ask_always, sizing_of, watch_plans
 
 from vllm_propd.core.sizing.pruning_recall import START
 from vllm_propd.engine.startup import cost_table
 from vllm_propd.engine.startup.cost_table import SHORT, CostTable
 
 DYNAMIC = {"sizing": "dynamic", "lookup": False}
-
-
-def sizing_of(llm: LLM) -> Any:
-    """The worker's; tests' engines run in this process."""
-    return llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
 
 
 @pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])
@@ -104,7 +98,7 @@ def test_expected_tokens_are_what_steps_put_out() -> None:
     prompts = prompts_of([100 + i for i in range(24)], seed=34)
     with engine(32, propd=DYNAMIC, max_num_seqs=4) as llm:
         run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
-        sizing_of(llm).backoff.asks = lambda *load, **first: True
+        ask_always(sizing_of(llm))
         planner = sizing_of(llm).planner
         planner.step, planner.draft = Line(0.01, 0.0005, below=1.0), Line(1e-4)
         llm.collective_rpc("start_sizing_records")

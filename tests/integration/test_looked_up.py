@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run
-from prices import Line, watch_plans
+from prices import Line, sizing_of, watch_plans
 from vllm import LLM
 
 from vllm_propd.core.sizing.protocol import Choice, Drafts
@@ -16,7 +14,7 @@ DEFAULT = {"sizing": "dynamic"}
 
 def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:
     """Sets prices; notes of each plan: heads asked, their trees chosen, nodes."""
-    sizing: Any = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
+    sizing = sizing_of(llm)
     found: list[tuple[bool, bool, int]] = []
     sizing.planner.draft = Line(draft_s)
     for planner in (sizing.planner, sizing.planner_without):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import SETTINGS, engine, greedy, metric, run, use
-from prices import AnySizes
+from prices import AnySizes, sizing_of
 
 RECORDED = json.loads((Path(__file__).parent / "quick.json").read_text())
 NODES = 24
@@ -30,8 +30,7 @@ def llm() -> Iterator[Any]:
 def test_text_is_what_plain_vllm_wrote(rule: str, llm: Any) -> None:
     use(llm, NODES, RULES[rule])
     if rule == "planned pruning":  # which this machine may find not worth its while
-        (sizing,) = llm.collective_rpc(lambda worker: worker.model_runner.sizing)
-        AnySizes(prunes=True).take_over(sizing)
+        AnySizes(prunes=True).take_over(sizing_of(llm))
     before = metric(llm, "propd_tree_nodes")
     prompts = [{"prompt_token_ids": prompt} for prompt, _ in RECORDED]
     found = run(llm, prompts, greedy(len(RECORDED[0][1])))

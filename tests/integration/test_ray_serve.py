@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from clusters import ENGINE, cluster_of, free_port
 from conftest import MODEL, engine, greedy, mixed_prompts, run
 from ray.cluster_utils import Cluster
 
@@ -24,43 +24,29 @@ pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "ray_serve.py"
 REQUESTS, TOKENS, AT_ONCE, START_SECONDS = 500, 12, 16, 600
-ENGINE = {
-    "dtype": "float32",
-    "max_model_len": 1024,
-    "max_num_seqs": 8,
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 1 << 27,
-}
 
 
 @contextmanager
 def serving(log: Path, **engine_kwargs: object) -> Iterator[tuple[str, Cluster]]:
     """The endpoint of two replicas, and their two nodes, both of them this machine."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8})
-    cluster.add_node(num_cpus=8)
-    cluster.wait_for_nodes()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--replicas", "2", "--port", str(port), "--address", cluster.address]
-    options += ["--engine-kwargs", json.dumps({**ENGINE, **engine_kwargs})]
-    with log.open("w") as output:
+    port = free_port()
+    with cluster_of(2, cpus=8) as cluster, log.open("w") as output:
+        options = ["--replicas", "2", "--port", str(port), "--address", cluster.address]
+        options += ["--engine-kwargs", json.dumps({**ENGINE, **engine_kwargs})]
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(MODEL), *options],
             stdout=output, stderr=output,
         )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while "is ready at" not in log.read_text():
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
-        yield address, cluster
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        cluster.shutdown()
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while "is ready at" not in log.read_text():
+                assert process.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}", cluster
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 def complete(address: str, ids: list[int]) -> str | None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from clusters import free_port
 from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
 from typer.testing import CliRunner
 
@@ -33,9 +33,7 @@ LOG: dict[str, Path] = {}
 @contextmanager
 def serving(speculative_config: str, log: Path, *more: str) -> Iterator[str]:
     """A running server's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         str(Path(sys.executable).parent / "vllm"), "serve", str(MODEL), "--port", str(port),
         "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
@@ -137,11 +135,12 @@ def test_metrics_count_drafts(drafting_server: str) -> None:
 
 
 def test_trees_show_in_the_servers_metrics(server: str) -> None:
-    body = {"model": "pycode", "prompt": "import os\n\ndef ", "max_tokens": 64}
-    post(f"{server}/v1/completions", {**body, "temperature": 0, "ignore_eos": True})
+    for prompt in ("import os\n\ndef ", "class A:\n", "for name in ", "x = [1, 2"):
+        body = {"model": "pycode", "prompt": prompt, "max_tokens": 64}
+        post(f"{server}/v1/completions", {**body, "temperature": 0, "ignore_eos": True})
     with urllib.request.urlopen(f"{server}/metrics", timeout=10) as answer:
         values = parse(answer.read().decode(), 0.0).values
-    assert values["propd_steps"] > 1
+    assert values["propd_steps"] > 10
     assert values["propd_emitted_tokens"] >= 64
     assert 0 <= values["propd_kept_nodes"] <= values["propd_tree_nodes"]
     assert 0 < values["propd_measured_step_seconds"] < 60

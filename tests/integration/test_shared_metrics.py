@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import engine, greedy, metric, prompts_of, run
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
+from vllm.v1.engine.utils import _apply_dp_identity_suffix
 
-from vllm_propd.engine.metrics import SHARED
+from vllm_propd.engine.metrics import SHARED, _folder
+
+
+def test_ranks_count_in_one_folder() -> None:
+    config = SimpleNamespace(instance_id="1a2b3", kv_transfer_config=None)
+    front_end = _folder(config)
+    _apply_dp_identity_suffix(config, 1)
+    assert config.instance_id != "1a2b3"
+    assert _folder(config) == front_end
 
 
 def test_what_workers_count_is_in_the_shared_folder(

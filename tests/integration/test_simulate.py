@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL, engine, greedy, metric, prompts_of, run
-from prices import Line
+from prices import Line, ask_always, sizing_of
 from typer.testing import CliRunner
 
 from vllm_propd.bench.simulate import texts_of
@@ -61,10 +61,10 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     step, draft = Line(0.02, 5e-4, below=0.02), Line(1e-3)
     keys = {"sizing": "dynamic", "lookup": False, "pruning": pruning}
     with engine(48, propd={**keys}, max_num_seqs=4) as llm:
-        sizing = llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
+        sizing = sizing_of(llm)
         planner = sizing.planner
         planner.step, planner.draft = step, draft
-        sizing.backoff.asks = lambda *load, **first: True  # as a replay does
+        ask_always(sizing)  # as a replay does
         run(llm, PROMPTS, greedy(72, ignore_eos=True))  # learn
         llm.collective_rpc("start_sizing_records")
         run(llm, PROMPTS, greedy(72, ignore_eos=True))

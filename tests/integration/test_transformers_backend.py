@@ -32,7 +32,7 @@ def test_it_prunes_and_gives_plain_vllms_text(compiled: bool, ties: Ties) -> Non
         for rule in rules:
             use(llm, 48, SETTINGS[rule])
             if rule == "default":
-                pay_always(llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0])
+                pay_always(llm)
             before = counted(llm)
             ties.check(expected, run(llm, prompts, greedy(48)))
             nodes, kept = counted(llm) - before

@@ -11,11 +11,6 @@ from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 
-def pays(llm: LLM) -> None:
-    """Whatever this machine's prices are."""
-    pay_always(llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0])
-
-
 def curves(llm: LLM) -> list[np.ndarray]:
     """What is learnt of greedy requests, and of sampled ones."""
     runner: Any = llm.collective_rpc(lambda worker: worker.model_runner)[0]
@@ -26,7 +21,7 @@ def test_greedy_and_sampled_requests_teach_their_own() -> None:
     prompts = prompts_of([20, 33, 27, 40], seed=31)
     sampled = SamplingParams(temperature=1.0, seed=1, max_tokens=48, ignore_eos=True)
     with engine(16, propd={"sizing": "dynamic"}) as llm:
-        pays(llm)
+        pay_always(llm)
         before = curves(llm)
         run(llm, prompts, greedy(48, ignore_eos=True))
         first = curves(llm)
@@ -48,7 +43,7 @@ def test_steered_requests_teach_nothing() -> None:
         {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{40,60}")},
     ]
     with engine(16, propd={"sizing": "dynamic"}) as llm:
-        pays(llm)
+        pay_always(llm)
         before = curves(llm)
         run(llm, prompts, [greedy(40, **steer) for steer in steers])
         assert metric(llm, "spec_decode_num_accepted_tokens") > 0

@@ -35,10 +35,10 @@ def test_the_word_propd_is_enough(bare: str, ties: Ties) -> None:
     with engine(model=bare) as llm:
         expected = texts(llm, 71)
     with engine(model=bare, speculative_config="propd") as llm:
-        runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
-        pay_always(runner.sizing)
+        pay_always(llm)
         ours = texts(llm, 71)
         assert metric(llm, "spec_decode_num_accepted_tokens") > 20
+        runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         assert not runner.propd.heads and not runner.sizing.has_heads
     ties.check(expected, ours)
 
@@ -48,7 +48,7 @@ def test_heads_that_are_there_may_be_left_alone(ties: Ties) -> None:
         expected = texts(llm, 72)
     propd = {"heads": False, "sizing": "dynamic"}
     with engine(NODES, propd=propd) as llm:
-        pay_always(llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0])
+        pay_always(llm)
         llm.collective_rpc("start_sizing_records")
         ours = texts(llm, 72)
         records = llm.collective_rpc("take_sizing_records")[0]

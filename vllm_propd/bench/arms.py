@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,17 @@ class Arm:
         """Whether ProPD runs this arm (not vLLM alone, or one of its own methods)."""
         return (self.speculative_config or {}).get("method") == METHOD
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment variables of this arm's processes alone."""
-        return {FRAME_ROOM: "1"} if self.name == "roomy" else {}
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """Sets the environment of this arm's engine, for processes that start inside."""
+        if self.name != "roomy" or FRAME_ROOM in os.environ:
+            yield
+            return
+        os.environ[FRAME_ROOM] = "1"
+        try:
+            yield
+        finally:
+            del os.environ[FRAME_ROOM]
 
     @property
     def learns(self) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any, ClassVar
 
 import psutil
@@ -278,21 +276,6 @@ class ArmEngine:
         return sum(self.engine.llm.collective_rpc(step_profiler.peak_rss))
 
 
-@contextmanager
-def _set(variables: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for the processes that start inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def start_engines(
     arms: list[Arm],
     options: dict[str, Any],
@@ -324,7 +307,7 @@ def start_engines(
             ours_together = ours_together or Engine(largest, options, timed)
             engines.append(ArmEngine(arm, ours_together))
         else:
-            with _set(arm.environment):
+            with arm.environment():
                 engines.append(ArmEngine(arm, Engine(config, options, timed)))
         bar.advance(task)
     return engines

@@ -109,10 +109,10 @@ class StepMetrics:
             for name, text in texts.items()
         ]
         # Not the names that prometheus_client has for what this process counts itself.
-        names = {"counter": "counter", "gauge": "gauge_mostrecent"}
+        mine = f"propd{os.getpid()}.db"
         return {
-            kind: MmapedDict(str(folder / f"{name}_propd{os.getpid()}.db"))
-            for kind, name in names.items()
+            "counter": MmapedDict(str(folder / f"counter_{mine}")),
+            "gauge": MmapedDict(str(folder / f"gauge_mostrecent_{mine}")),
         }
 
 
@@ -124,7 +124,7 @@ with vLLM's own metrics."""
 def show_metrics(vllm_config: Any) -> None:
     """Lets this process's Prometheus registry show what an engine's workers count."""
     hide_metrics()
-    if SHARED in os.environ:
+    if os.environ.get(SHARED):
         return
     folder = _folder(vllm_config)
     shutil.rmtree(folder, ignore_errors=True)

@@ -71,10 +71,11 @@ class TraceEngine:
         self._requests, self._counter = 0, StepCounter()
         # Without vLLM's own loggers; see DraftCounter.
         options = {**options, "disable_log_stats": True}
-        self.llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**options, speculative_config=arm.speculative_config),
-            stat_loggers=[lambda config, index: self._counter],
-        )
+        with arm.environment():
+            self.llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**options, speculative_config=arm.speculative_config),
+                stat_loggers=[lambda config, index: self._counter],
+            )
 
     async def run(self, point: Point, params: SamplingParams) -> TraceTurn:
         """Serves a trace, each request from its arrival on."""

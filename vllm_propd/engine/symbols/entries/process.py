@@ -119,6 +119,13 @@ BEHAVIOURS = (
         "tests/integration/test_serve.py::test_trees_show_in_the_servers_metrics",
     ),
     Behaviour(
+        "vllm.v1.engine.utils:_apply_dp_identity_suffix",
+        "appends _dp and the rank to the instance_id of Ray's data-parallel engines",
+        "their workers find the front end's folder without it",
+        "a free field in vLLM's SchedulerStats",
+        "tests/integration/test_shared_metrics.py::test_ranks_count_in_one_folder",
+    ),
+    Behaviour(
         "vllm.v1.metrics.prometheus:setup_multiprocess_prometheus",
         "names a folder in PROMETHEUS_MULTIPROC_DIR, for several API servers and engines",
         "workers count there, and vLLM's own collector reads it",
