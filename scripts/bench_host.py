@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from typing import Any
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 
+from vllm_propd.core.drafting.lookup import Lookups
 from vllm_propd.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -29,6 +33,9 @@ CASES = ((1, 48, 1.5), (32, 16, 6.0))
 
 SIZING_CASES = ((1, 64, 0.5), (64, 64, 3.0))
 """The same of planner and estimators; the nodes are the most of a tree."""
+
+LENGTHS, LOOKUPS = (500, 32_000), 100
+"""Tokens of texts that are searched, and how often they are."""
 
 FEWEST_TEXTS = 16
 """One text is a few steps, and these are of several kinds."""
@@ -108,13 +115,13 @@ def read_stopwatches(worker: Any) -> list[tuple[int, dict[str, float]]]:
     return worker.laps
 
 
-def laps_of(batch: int, nodes: int, sizing: str) -> list[dict[str, float]]:
+def laps_of(batch: int, nodes: int, propd: dict[str, Any]) -> list[dict[str, float]]:
     """Seconds by name for every step in which the whole batch decodes."""
     llm = LLM(
         str(MODEL), dtype="float32", max_num_seqs=batch, enforce_eager=True,
         kv_cache_memory_bytes=1 << 28, max_num_batched_tokens=4096,
         speculative_config={
-            "method": "propd", "num_speculative_tokens": nodes, "sizing": sizing,
+            "method": "propd", "num_speculative_tokens": nodes, **propd,
         },
     )  # fmt: skip
     tokenizer = llm.get_tokenizer()
@@ -133,14 +140,14 @@ def table(
     title: str,
     phases: dict[str, tuple[tuple[str, int], ...]],
     cases: tuple[tuple[int, int, float], ...],
-    sizing: str,
+    **propd: Any,
 ) -> Table:
     """Medians over steps: of each phase, and of all together."""
     found = Table("batch x nodes", *phases, "total, ms", "allowed", title=title)
     for batch, nodes, allowed in cases:
         own = defaultdict(list)
-        for laps in laps_of(batch, nodes, sizing):
-            if sizing == "dynamic" and "plan" not in laps:
+        for laps in laps_of(batch, nodes, propd):
+            if propd["sizing"] == "dynamic" and "plan" not in laps:
                 continue  # drafting pauses
             for phase, terms in phases.items():
                 spent = sum(sign * laps.get(name, 0.0) for name, sign in terms)
@@ -155,10 +162,39 @@ def table(
     return found
 
 
+def lookups() -> Table:
+    """Medians of looking up alone, in long texts: no engine, since no step is needed."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    text = "\n".join(held_out_snippets(64, seed=42, min_chars=2000))
+    tokens = np.array(tokenizer(text)["input_ids"], np.int32)
+    found = Table("texts", *(f"{length:,} tokens" for length in LENGTHS), "allowed",
+                  title="looking up in texts, medians, ms")  # fmt: skip
+    rng = np.random.default_rng(0)
+    for batch, _, allowed in SIZING_CASES:
+        ids, rows = [str(row) for row in range(batch)], np.arange(batch)
+        cells = []
+        for length in LENGTHS:
+            # Of the same words in any order: matches are short, and all is searched.
+            texts = rng.choice(tokens, (batch, length + LOOKUPS)).astype(np.int32)
+            looks, times = Lookups(), []
+            for step in range(LOOKUPS):
+                began = time.perf_counter()
+                looks.find(ids, texts, rows, np.full(batch, length + step))
+                looks.worth()
+                times.append(1e3 * (time.perf_counter() - began))
+            cells.append(f"{statistics.median(times[LOOKUPS // 10 :]):.2f}")
+        found.add_row(f"{batch}", *cells, f"{allowed:.1f}")
+    return found
+
+
 def main() -> None:
-    Console().print(table("host time per step, medians, ms", PHASES, CASES, "fixed"))
+    show = Console().print
+    show(table("host time per step, medians, ms", PHASES, CASES, sizing="fixed"))
     title = "of it, with dynamic sizing, planner and estimators"
-    Console().print(table(title, SIZING, SIZING_CASES, "dynamic"))
+    show(table(title, SIZING, SIZING_CASES, sizing="dynamic"))
+    title = "the same without heads, with recycled successors"
+    show(table(title, SIZING, SIZING_CASES, sizing="dynamic", heads=False, recycling=True))
+    show(lookups())
 
 
 if __name__ == "__main__":

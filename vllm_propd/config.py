@@ -99,6 +99,13 @@ class ProPDConfig(BaseModel):
         "how often that came true; where the heads add too little, they are not asked. "
         "`false`: the heads' candidates only, as in the paper.",
     )
+    recycling: bool = Field(
+        False,
+        description="With `dynamic` sizing trees also hold what the target thought likely "
+        "after a token when it last read it, in whatever request, where no head speaks: "
+        "without heads, and deeper than they reach (Token Recycling, arXiv 2408.08696). "
+        "The texts stay plain vLLM's; how fast one comes may tell of others' texts.",
+    )
     pruning: Literal["auto", "off", "top_k", "path_probability"] = Field(
         "auto",
         description="Early pruning, by an early head after a shallow layer. `top_k`: a "
@@ -163,11 +170,14 @@ class ProPDConfig(BaseModel):
                     f"{key} has no effect with pruning 'auto' and sizing 'fixed': remove "
                     "it, or set pruning to a rule"
                 )
-        if "lookup" in self.model_fields_set and self.lookup and not self.looks_up:
-            problems.append(
-                f"lookup has no effect with sizing '{self.sizing}' and tree '{self.tree}': "
-                "remove it, or set sizing to 'dynamic' and tree to 'best_first'"
-            )
+        for key in ("lookup", "recycling"):
+            unused = getattr(self, key) and not self._free_trees
+            if key in self.model_fields_set and unused:
+                problems.append(
+                    f"{key} has no effect with sizing '{self.sizing}' and tree "
+                    f"'{self.tree}': remove it, or set sizing to 'dynamic' and tree to "
+                    "'best_first'"
+                )
         if not self.heads:
             problems += [
                 f"{key} has no effect with heads false: remove one of them"
@@ -179,19 +189,29 @@ class ProPDConfig(BaseModel):
                     f"pruning '{self.pruning}' has no effect with heads false: remove one "
                     "of them"
                 )
-            if not self.looks_up:
+            if not (self.looks_up or self.recycles):
                 problems.append(
-                    "heads false leaves nothing to draft unless lookup is true, sizing "
-                    "'dynamic' and tree 'best_first'"
+                    "heads false leaves nothing to draft unless lookup or recycling is "
+                    "true, sizing 'dynamic' and tree 'best_first'"
                 )
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     @property
+    def _free_trees(self) -> bool:
+        """Whether trees have any size and shape, and so room for what the heads lack."""
+        return self.sizing == "dynamic" and self.tree == "best_first"
+
+    @property
     def looks_up(self) -> bool:
         """Whether candidates are also looked up in the text."""
-        return self.lookup and self.sizing == "dynamic" and self.tree == "best_first"
+        return self.lookup and self._free_trees
+
+    @property
+    def recycles(self) -> bool:
+        """Whether successors that the target has named before are candidates, too."""
+        return self.recycling and self._free_trees
 
     @property
     def has_rule(self) -> bool:

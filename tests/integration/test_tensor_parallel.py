@@ -190,3 +190,18 @@ def test_clocks_cannot_shape_trees(skewed_ranks: LLM, rule: str, sizing: str) ->
     assert (len(sizes) > 5) == (sizing == "dynamic")
     pruned = any(len(tree["kept"]) < tree["verified"] for step in first for tree in step)
     assert pruned == (rule != "unpruned" or sizing == "dynamic")
+
+
+def test_recycled_successors_are_the_same_on_all_ranks(skewed_ranks: LLM) -> None:
+    """Each rank keeps them by itself, and grows all trees of them."""
+    llm = skewed_ranks
+    use(llm, 48, {"sizing": "dynamic", "heads": False, "recycling": True})
+    llm.collective_rpc(set_price)
+    llm.collective_rpc("start_recording", args=(1000,))
+    run(llm, mixed_prompts(8, seed=25), greedy(48))
+    first, second = llm.collective_rpc("take_recording")
+    assert len(first) > 20
+    assert first == second
+    assert any(
+        len(set(tree["parent"])) < len(tree["parent"]) for one in first for tree in one
+    )

@@ -21,6 +21,7 @@ def test_defaults_are_lossless() -> None:
         "num_candidates": 10,
         "node_values": "head_probability",
         "lookup": True,
+        "recycling": False,
         "pruning": "auto",
         "early_layer": None,
         "top_k": 20,

@@ -53,6 +53,11 @@ class TokenTree:
             None if self.looked_up is None else self.looked_up[:nodes],
         )
 
+    def first_path(self) -> TokenTree:
+        """Returns the tree's longest prefix that is a path."""
+        branches = np.flatnonzero(self.depth != np.arange(1, len(self) + 1))
+        return self.prefix(int(branches[0]) if len(branches) else len(self))
+
     def path(self, node: int) -> list[int]:
         """Returns node indices from the root's child down to ``node``."""
         nodes: list[int] = []

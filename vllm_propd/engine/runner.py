@@ -43,7 +43,7 @@ from vllm_propd.engine.step.next_trees import NONE, next_trees
 from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep, build_step
-from vllm_propd.engine.step.verify import verify, without_drafts
+from vllm_propd.engine.step.verify import Verified, verify, without_drafts
 from vllm_propd.kernels.transfer import Arrays, to_device
 
 logger = init_logger("vllm.propd.runner")
@@ -258,26 +258,24 @@ class ProPDRunner(Measuring, GPUModelRunner):
             pruned = step.as_pruned(ids, places)
         kept = 0 if step is None else len(step.rows) - len(step.sizes)
         root_row, timer = prepared.root_row, prepared.timer
-        output, final_row = self._verify(logits, step, root_row)
-        self._verified = VerifiedStep(final_row, root_row, kept, pruned, timer)
-        return output
+        outcome = self._verify(logits, step, root_row)
+        self._verified = VerifiedStep(outcome, root_row, kept, pruned, timer, logits)
+        return outcome.output
 
     def _verify(
         self, logits: torch.Tensor | None, step: TreeStep | None, root_row: Ints
-    ) -> tuple[SamplerOutput, Ints]:
-        """Returns the step's tokens, and ``VerifiedStep.final_row``."""
+    ) -> Verified:
         metadata = without_drafts(self.input_batch.sampling_metadata)
         if step is None:
-            return self.sampler(logits=logits, sampling_metadata=metadata), root_row
+            output = self.sampler(logits=logits, sampling_metadata=metadata)
+            return Verified.without_trees(output, root_row)
         assert logits is not None
         step = self._as_recorded(step)
         outputs = [self.requests[i].output_token_ids for i in self.input_batch.req_ids]
-        verified = verify(
-            logits, step, root_row, self.sampler, metadata, outputs, self.propd
-        )
-        commit(step, verified.accepted, self._group_of_layer)
-        self._record(step, verified)
-        return verified.output, verified.final_row
+        found = verify(logits, step, root_row, self.sampler, metadata, outputs, self.propd)
+        commit(step, found.accepted, self._group_of_layer)
+        self._record(step, found)
+        return found
 
     def _get_nans_in_logits(self, logits: torch.Tensor | None) -> dict[str, int]:
         """Counts NaNs in each request's root row: vLLM takes row i for request i's."""
@@ -316,13 +314,14 @@ class ProPDRunner(Measuring, GPUModelRunner):
         drafting = verified.timer.verified(verified.pruned)
         most, found = self.sizing.most(len(sampled_token_ids)), NONE
         if most and any(sampled_token_ids):
-            began, batch = time.perf_counter(), DraftBatch(self, sampled_token_ids)
+            began = time.perf_counter()
+            batch = DraftBatch(self, sampled_token_ids, verified)
             found = next_trees(
                 self.drafter,
                 drafting,
                 batch,
                 lambda: sample_hidden_states[
-                    self._on_device(verified.final_row[batch.rows])
+                    self._on_device(verified.outcome.final_row[batch.rows])
                 ],
                 began,
                 most,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.reliability import Reliability
 from vllm_propd.core.pruning import edges_of, keep_best_paths, node_log_probs, own_part
+from vllm_propd.core.sizing.node_values import straight
 from vllm_propd.core.sizing.planner import Batch, Planner
 from vllm_propd.core.sizing.pruning_recall import best_by_draft
 from vllm_propd.core.tree import Bools, Float32s, Ints
@@ -88,7 +89,9 @@ def replay_planned(
     while tokens < wanted:
         probability = np.concatenate([one.worth[one.at, :most] for one in live])
         owner = np.repeat(np.arange(len(live)), most)
-        plan = planner.plan(Batch(probability, owner, len(live)))
+        depth = np.concatenate([one.text.depth[one.at, :most] for one in live])
+        paths = straight(depth, np.full(len(live), most))
+        plan = planner.plan(Batch(probability, owner, len(live), straight=paths))
         verified = [np.arange(most) < size for size in plan.sizes.tolist()]
         stays = verified
         if plan.keep is not None:

@@ -13,6 +13,9 @@ import numpy as np
 
 from vllm_propd.core.tree import Float32s, Ints
 
+SUREST = 0.999
+"""The highest probability of a token: other candidates for its place share the rest."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -40,6 +43,12 @@ class Candidates:
         return cls(
             tokens[:, :, None], log_probs[:, :, None], np.zeros_like(tokens)[:, :, None]
         )
+
+    @classmethod
+    def none(cls, sequences: int) -> Candidates:
+        """Returns the candidates of no heads, for so many sequences."""
+        shape = (sequences, 0, 1)
+        return cls.independent(np.empty(shape, np.int64), np.empty(shape, np.float32))
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -13,10 +13,28 @@ import numpy as np
 from numba import njit
 
 from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.same_places import priced_together
+from vllm_propd.core.drafting.successors import (
+    AT_ROOT,
+    BESIDE,
+    BINS,
+    EXPECTED,
+    RANKS,
+    SURPRISING,
+    UNKNOWN,
+    Successors,
+)
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
-SUREST = 0.999
-"""The highest probability of a token: the heads' other candidates share the rest."""
+LookedUp = tuple[Ints, Float32s]
+"""Continuations ``[sequences, reach]``: int64 tokens, -1 where there is none; and float32
+log probabilities."""
+
+DEEPEST = 16
+"""The deepest node that a successor can be."""
+
+LEAST = 0.01
+"""The least probability of a path that ends with a successor: others never pay."""
 
 
 @njit(cache=True, nogil=True)
@@ -58,18 +76,26 @@ def _push(keys, entries, count, key, entry):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _next_rank(tokens, values, rest, place, seen):  # type: ignore[no-untyped-def]
+def _next_rank(tokens, values, place, seen):  # type: ignore[no-untyped-def]
     """Finds the first rank from ``place`` on whose token is not the looked-up one.
 
-    Returns it and its log probability. Where there is none, the rank is beyond the last.
+    Returns it and its log probability; -1 where there is none.
     """
-    ranks = len(tokens)
-    if place < ranks and tokens[place] == seen:
+    if place < len(tokens) and tokens[place] == seen:
         place += 1
-    value = values[min(place, ranks - 1)]
-    if seen >= 0:
-        value += rest
-    return place, value
+    if place >= len(tokens):
+        return -1, np.float32(0.0)
+    return place, values[place]
+
+
+@njit(cache=True, nogil=True)
+def _next_successor(tokens, bins, of_bin, place, seen):  # type: ignore[no-untyped-def]
+    """Finds the first successor from ``place`` on, as ``_next_rank`` does."""
+    if place < len(tokens) and tokens[place] == seen:
+        place += 1
+    if place >= len(tokens) or tokens[place] == UNKNOWN:
+        return -1, np.float32(0.0)
+    return place, of_bin[bins[place]]
 
 
 @njit(cache=True, nogil=True)
@@ -83,42 +109,56 @@ def _row_after(tokens, next_row, token):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _grow(  # type: ignore[no-untyped-def]
-    tokens, values, next_row, looked_up, worth, rest, sizes,
+    tokens, values, next_row, looked_up, worth, rest, roots, after, bins, of_bin, sizes,
     token, parent, depth, score, on_path,
 ):  # fmt: skip
-    trees, heads, _, ranks = tokens.shape
+    trees, heads = tokens.shape[:2]
     reach, most = looked_up.shape[1], token.shape[1]
-    # A node may offer its next sibling, its looked-up child and its head's first one.
+    deepest, least = DEEPEST if len(after) else 0, np.float32(np.log(LEAST))
+    # A node may offer its next sibling, its looked-up child and its source's first one.
     room = 3 * most + 2
     keys = np.empty(room, np.float32)
     entries = np.empty(room, np.int64)
     # What each heap entry would add: (parent node, depth, rank); rank -1 is looked up.
     parents = np.empty(room, np.int64)
     depths = np.empty(room, np.int64)
-    rank = np.empty(room, np.int64)
-    # The row of its head that speaks of a node's children, by node; the root's first.
+    ranks = np.empty(room, np.int64)
+    # Where candidates for a node's children stand, the root's first: in that row of their
+    # head's; or, deeper than the heads speak, after that token.
     rows = np.zeros(most + 1, np.int64)
+    stands = np.full(most + 1, AT_ROOT)
     grown = np.zeros(trees, np.int64)
     for tree in range(trees):
+        rows[0] = 0 if heads else roots[tree]
         count = made = node = 0
-        level = 1
+        above, level, rank = 0, 0, -1
         while True:
-            # The children of the newest node, or of the root.
-            base = score[tree, node - 1] if node else np.float32(0.0)
-            looked = node == 0 or on_path[tree, node - 1]
-            seen = looked_up[tree, level - 1] if looked and level <= reach else -1
-            if seen >= 0:
-                parents[made], depths[made], rank[made] = node, level, -1
-                _push(keys, entries, count, base + worth[tree, level - 1], made)
-                count, made = count + 1, made + 1
-            if level <= heads:
-                head, row = level - 1, rows[node]
-                place, value = _next_rank(
-                    tokens[tree, head, row], values[tree, head, row], rest[tree, head],
-                    0, seen,
-                )  # fmt: skip
-                if place < ranks:
-                    parents[made], depths[made], rank[made] = node, level, place
+            # The newest node's next sibling, and its first children, or the root's.
+            for children in range(rank < 0, 2):
+                owner, at, place = above, level, rank + 1
+                if children:
+                    owner, at, place = node, level + 1, 0
+                base = score[tree, owner - 1] if owner else np.float32(0.0)
+                looked = owner == 0 or on_path[tree, owner - 1]
+                seen = looked_up[tree, at - 1] if looked and at <= reach else -1
+                if seen >= 0 and children:
+                    parents[made], depths[made], ranks[made] = owner, at, -1
+                    _push(keys, entries, count, base + worth[tree, at - 1], made)
+                    count, made = count + 1, made + 1
+                row, found, value = rows[owner], -1, np.float32(0.0)
+                if at <= heads:
+                    found, value = _next_rank(
+                        tokens[tree, at - 1, row], values[tree, at - 1, row], place, seen
+                    )
+                    if seen >= 0:
+                        value += rest[tree, at - 1]
+                elif at <= deepest:
+                    where = stands[owner] + (BESIDE if seen >= 0 else 0)
+                    found, value = _next_successor(
+                        after[row], bins[row], of_bin[tree, where], place, seen
+                    )
+                if found >= 0 and (at <= heads or base + value >= least):
+                    parents[made], depths[made], ranks[made] = owner, at, found
                     _push(keys, entries, count, base + value, made)
                     count, made = count + 1, made + 1
             if node == sizes[tree] or not count:
@@ -127,72 +167,43 @@ def _grow(  # type: ignore[no-untyped-def]
             count -= 1
             keys[0], entries[0] = keys[count], entries[count]
             _sift_down(keys, entries, count)
-            above, level, place = parents[entry], depths[entry], rank[entry]
-            looked = above == 0 or on_path[tree, above - 1]
-            seen = looked_up[tree, level - 1] if looked and level <= reach else -1
-            head, row = level - 1, rows[above]
-            if place >= 0:
-                token[tree, node] = tokens[tree, head, row, place]
-                following = next_row[tree, head, row, place]
-            else:
-                token[tree, node] = seen
-                following = 0
+            above, level, rank = parents[entry], depths[entry], ranks[entry]
+            row, following = rows[above], 0
+            if rank < 0:
+                chosen = looked_up[tree, level - 1]
                 if level <= heads:
                     following = _row_after(
-                        tokens[tree, head, row], next_row[tree, head, row], seen
+                        tokens[tree, level - 1, row], next_row[tree, level - 1, row], chosen
                     )
-            parent[tree, node] = above
-            depth[tree, node] = level
-            score[tree, node] = key
-            on_path[tree, node] = place < 0
+            elif level <= heads:
+                chosen = tokens[tree, level - 1, row, rank]
+                following = next_row[tree, level - 1, row, rank]
+            else:
+                chosen = np.int64(after[row, rank])
+            token[tree, node], parent[tree, node] = chosen, above
+            depth[tree, node], score[tree, node] = level, key
+            on_path[tree, node] = rank < 0
             node += 1
-            rows[node] = following
-            if place >= 0:
-                place, value = _next_rank(
-                    tokens[tree, head, row], values[tree, head, row], rest[tree, head],
-                    place + 1, seen,
-                )  # fmt: skip
-                if place < ranks:
-                    base = score[tree, above - 1] if above else np.float32(0.0)
-                    parents[made], depths[made], rank[made] = above, level, place
-                    _push(keys, entries, count, base + value, made)
-                    count, made = count + 1, made + 1
-            level += 1
+            rows[node] = following if level < heads else chosen
+            if deepest:
+                before = token[tree, above - 1] if above else roots[tree]
+                stands[node] = EXPECTED if after[before, 0] == chosen else SURPRISING
         grown[tree] = node
     return grown
 
 
-def _shared(
-    candidates: Candidates, looked_up: Ints, worth: Float32s
-) -> tuple[Float32s, Float32s]:
-    """Prices looked-up tokens beside the heads' candidates, and the candidates beside them.
-
-    A token that both offer is worth what the surer of them says. The heads' other tokens
-    share what is left, in the proportions that they had.
-
-    Returns:
-        Log probabilities like ``worth``; and ``[sequences, heads]`` float32 to add to the
-        log probabilities of a head's candidates that have a looked-up sibling.
-    """
-    rest = np.zeros(candidates.tokens.shape[:2], np.float32)
-    both = min(candidates.heads, looked_up.shape[1])
-    if not both:
-        return worth, rest
-    tokens, log_probs = candidates.along(looked_up)
-    same = tokens == looked_up[:, :both, None]
-    said = np.where(same, np.exp(log_probs), 0.0).sum(-1).clip(max=SUREST)
-    surer = np.maximum(np.exp(worth[:, :both]), said).clip(max=SUREST)
-    rest[:, :both] = np.log1p(-surer) - np.log1p(-said)
-    with np.errstate(divide="ignore"):
-        log_surer = np.log(surer).astype(np.float32)
-    return np.concatenate([log_surer, worth[:, both:]], 1), rest
+NO_SUCCESSORS = Successors(
+    np.empty((0, RANKS), np.int32), np.empty((0, RANKS), np.uint8),
+    np.empty((0, 2 * BESIDE, BINS), np.float32), np.empty(0, np.int64),
+)  # fmt: skip
+"""Stands where no successors are known of any token."""
 
 
 def grow(
     tokens: Ints,
     log_probs: Float32s,
     sizes: Ints,
-    looked_up: tuple[Ints, Float32s] | None = None,
+    looked_up: LookedUp | None = None,
 ) -> list[TokenTree]:
     """Grows the best trees from candidates that do not depend on the token before them.
 
@@ -210,7 +221,8 @@ def grow(
 def grow_from(
     candidates: Candidates,
     sizes: Ints,
-    looked_up: tuple[Ints, Float32s] | None = None,
+    looked_up: LookedUp | None = None,
+    successors: Successors | None = None,
 ) -> list[TokenTree]:
     """Grows the best tree of the wanted size for each sequence.
 
@@ -219,30 +231,32 @@ def grow_from(
             before it in its row. Otherwise the trees are not the best.
         sizes: ``[sequences]`` int64 wanted nodes; a tree is smaller where there are fewer
             paths. One rank gives a chain.
-        looked_up: two arrays ``[sequences, reach]``: a continuation of each sequence,
-            int64 tokens, -1 where there is none; and their log probabilities, float32
-            (``core.drafting.lookup``).
+        looked_up: a continuation of each sequence (``core.drafting.lookup``); None: none.
+        successors: what may follow the tokens deeper than the heads speak; None: nothing.
 
     Returns:
         One tree per sequence. The same candidates give the same trees on every rank.
 
     Raises:
-        ValueError: no heads, no ranks, or arguments whose shapes disagree.
+        ValueError: neither heads nor successors, no ranks, or arguments whose shapes
+            disagree.
     """
     tokens, log_probs = candidates.tokens, candidates.log_probs
     agree = tokens.shape == log_probs.shape and sizes.shape == tokens.shape[:1]
-    if not agree or 0 in tokens.shape[1:]:
+    speaks = tokens.shape[1] or successors is not None
+    if not agree or not speaks or 0 in tokens.shape[2:]:
         raise _misshapen(tokens, log_probs, sizes)
     nothing = np.empty((len(tokens), 0))
     path, worth = looked_up or (nothing.astype(np.int64), nothing.astype(np.float32))
-    worth, rest = _shared(candidates, path, worth)
+    worth, rest = priced_together(candidates, path, worth)
+    known = successors or NO_SUCCESSORS
     shape = (len(tokens), int(sizes.max(initial=0)))
     token, parent, depth = (np.empty(shape, np.int64) for _ in range(3))
     score = np.empty(shape, np.float32)
     on_path = np.empty(shape, np.bool_)
     grown = _grow(
-        tokens, log_probs, candidates.next_row, path, worth, rest, sizes,
-        token, parent, depth, score, on_path,
+        tokens, log_probs, candidates.next_row, path, worth, rest, known.roots, known.token,
+        known.bin, known.worth, sizes, token, parent, depth, score, on_path,
     )  # fmt: skip
     return [
         TokenTree(token[i, :n], parent[i, :n], depth[i, :n], score[i, :n], on_path[i, :n])

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from vllm_propd.core.drafting.growth import SUREST
+from vllm_propd.core.drafting.candidates import SUREST
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
 TokenMatrix = npt.NDArray[np.int32]
@@ -32,8 +32,10 @@ LONGEST = 16
 SCANNED = 64
 """How many tokens of a text are compared at once."""
 
-UNSAID, SAME, OTHER = 0, 1, 2
-"""What the heads say of a looked-up token: nothing; their first choice; another one."""
+UNSAID, SAME, OTHER, SEEN_SAME, SEEN_OTHER = range(5)
+"""What is said of a looked-up token: nothing; it is the first choice of the heads; another
+is; deeper than the heads, it is the best successor of the token before (``successors``);
+another is."""
 
 ONCE, ALIKE, MIXED = 0, 1, 2
 """What has followed earlier uses of the text's last token: one token, once or always
@@ -143,7 +145,7 @@ def _grade(  # type: ignore[no-untyped-def]
     ``total`` and ``right`` count continuations and those that came true, by curve and
     length of match; ``curves`` are the log probabilities that follow from them.
     """
-    found = np.zeros((2, 3, 3, LONGEST))
+    found = np.zeros((2, 3, 5, LONGEST))
     for i in range(len(rows)):
         j = index[i]
         if j < 0 or not match[j]:
@@ -169,12 +171,16 @@ def _grade(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _worth(token, match, before, first, said, curves):  # type: ignore[no-untyped-def]
-    """Computes what ``Lookups.worth`` returns; writes ``said`` where a head speaks."""
+def _worth(token, match, before, first, best, said, curves):  # type: ignore[no-untyped-def]
+    """Computes what ``Lookups.worth`` returns; writes ``said`` where something is said."""
     worth = np.full(token.shape, np.float32(-np.inf))
     for i in range(len(match)):
         for ahead in range(min(first.shape[1], REACH)):
             said[i, ahead] = SAME if token[i, ahead] == first[i, ahead] else OTHER
+        for ahead in range(first.shape[1], best.shape[1]):
+            if best[i, ahead] >= 0:
+                same = token[i, ahead] == best[i, ahead]
+                said[i, ahead] = SEEN_SAME if same else SEEN_OTHER
         if match[i]:
             for ahead in range(REACH):
                 place = min(match[i] + ahead, LONGEST) - 1
@@ -183,7 +189,7 @@ def _worth(token, match, before, first, said, curves):  # type: ignore[no-untype
 
 
 UNASKED = np.empty((0, 0), np.int64)
-"""The heads' first choices where no head has been asked: an empty matrix."""
+"""First choices, or best successors, where there are none: an empty matrix."""
 
 
 @dataclass
@@ -201,9 +207,9 @@ class Lookups:
 
     def __init__(self) -> None:
         odds = np.outer(ODDS, np.arange(1.0, LONGEST + 1) ** RISE)
-        # By what was before, what the heads say, and length.
-        self._total = np.full((3, 3, LONGEST), TRUST)
-        self._right = TRUST * np.repeat((odds / (odds + 1.0))[:, None], 3, 1)
+        # By what was before, what is said of it, and length.
+        self._total = np.full((3, 5, LONGEST), TRUST)
+        self._right = TRUST * np.repeat((odds / (odds + 1.0))[:, None], 5, 1)
         worth = np.log(np.minimum(self._right / self._total, SUREST))
         self._curves = worth.astype(np.float32)
         self._waiting: _Waiting | None = None
@@ -236,12 +242,31 @@ class Lookups:
             found.before, waiting.said, self._total, self._right, self._curves,
         )  # fmt: skip
 
-    def worth(self, first: Ints | None = None) -> Float32s:
+    def suggested(self, ids: list[str], starts: Ints) -> Ints:
+        """Returns what was found last time, if that was for texts as long as these.
+
+        Args:
+            ids: ``[sequences]`` request ids.
+            starts: ``[sequences]`` int64 tokens of each text at that time.
+
+        Returns:
+            ``[sequences, REACH]`` int64 continuations; -1 where there is none.
+        """
+        found = np.full((len(ids), REACH), -1, np.int64)
+        if (waiting := self._waiting) is not None:
+            index = np.array([waiting.index.get(request, -1) for request in ids], np.int64)
+            same = (index >= 0) & (waiting.lengths[index] == starts)
+            found[same] = waiting.found.token[index[same]]
+        return found
+
+    def worth(self, first: Ints | None = None, best: Ints | None = None) -> Float32s:
         """Returns what the continuations that were found last are worth.
 
         Args:
             first: ``[sequences, heads]`` int64 the heads' first choices; None: no head has
                 been asked.
+            best: ``[sequences, REACH]`` int64 the best successor of the token before each
+                of the continuation's, -1 where none is known; None: none are kept.
 
         Returns:
             ``[sequences, REACH]`` float32 log probability of each token, those before it
@@ -250,9 +275,11 @@ class Lookups:
         assert self._waiting is not None
         found = self._waiting.found
         heads = UNASKED if first is None else np.ascontiguousarray(first)
+        seen = UNASKED if best is None else best
         worth: Float32s = _worth(
-            found.token, found.match, found.before, heads, self._waiting.said, self._curves
-        )
+            found.token, found.match, found.before, heads, seen, self._waiting.said,
+            self._curves,
+        )  # fmt: skip
         return worth
 
 

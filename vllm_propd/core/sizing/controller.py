@@ -20,7 +20,7 @@ from vllm_propd.core.sizing.engine_overhead import EngineOverhead
 from vllm_propd.core.sizing.planner import MOST_TOKENS, Planner, round_totals
 from vllm_propd.core.sizing.protocol import StepLoad
 from vllm_propd.core.sizing.pruning_recall import Grader, PrunedStep, PruningRecall
-from vllm_propd.core.sizing.step_cost import CHAINS, StepCost
+from vllm_propd.core.sizing.step_cost import StepCost
 
 LOOKING_UP_S = (2e-4, 6e-4)
 """Seconds of drafting without the heads, for 1 and for 64 sequences, as a first guess."""
@@ -71,7 +71,7 @@ class DynamicSizing:
         self.grader = Grader(self.recall) if self.recall else None
         totals = round_totals(MOST_TOKENS, captured)
         self.planner = Planner(step, self.draft, self.recall, totals=totals)
-        self.planner_without = Planner(step, self.looking_up, kind=CHAINS, totals=totals)
+        self.planner_without = Planner(step, self.looking_up, totals=totals)
         self.promised, self.clock, self.agree = promised, clock, agree
         self.backoff, self.lookup_backoff = Backoff(), Backoff()
         self.overhead = EngineOverhead()

@@ -256,5 +256,6 @@ class DynamicDrafting:
                 others=others,
                 context=load.context,
                 budget=half + others,
+                straight=nodes.straight,
             )
         )

@@ -25,8 +25,8 @@ import numpy as np
 from numba import njit
 
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
-from vllm_propd.core.sizing.step_cost import BARE, TREES
-from vllm_propd.core.tree import Float64s, Ints
+from vllm_propd.core.sizing.step_cost import BARE, CHAINS, TREES
+from vllm_propd.core.tree import Bools, Float64s, Ints
 
 MOST_TOKENS = 1 << 16
 """The most tokens that any step holds."""
@@ -70,12 +70,14 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 
 
 @njit(cache=True, nogil=True)
-def _cuts(probability, tree, sequences, totals, taken, most):  # type: ignore[no-untyped-def]
+def _cuts(  # type: ignore[no-untyped-def]
+    probability, tree, straight, sequences, totals, taken, most
+):  # fmt: skip
     """Sorts the nodes, and lists the cuts of their order that a plan can choose from.
 
-    Returns the nodes from best to worst; the cuts, as ascending numbers of nodes; and for
-    each cut the tokens that are expected beside the roots': their sum, and what it would be
-    if all sequences had their mean of order -2.
+    Returns the nodes from best to worst; the cuts, as ascending numbers of nodes; for each
+    cut the tokens that are expected beside the roots': their sum, and what it would be if
+    all sequences had their mean of order -2; and the kind of step that it makes.
 
     A node is worth what it takes from its sequence's ``tokens ** -2``, which falls along a
     tree: parents are worth more.
@@ -95,15 +97,19 @@ def _cuts(probability, tree, sequences, totals, taken, most):  # type: ignore[no
     if most > 0:
         nodes[-1] = most
     gained, fair = np.zeros(len(nodes)), np.zeros(len(nodes))
-    sum_, left, before = 0.0, float(sequences), 0
+    kinds = np.full(len(nodes), BARE)
+    sum_, left, before, paths = 0.0, float(sequences), 0, True
     for cut, count in enumerate(nodes):
         for node in order[before:count]:
             sum_ += probability[node]
             left -= worth[node]
+            paths &= straight[node]
         gained[cut], before = sum_, count
+        if count:
+            kinds[cut] = CHAINS if paths else TREES
         if sequences:
             fair[cut] = sequences * (np.sqrt(sequences / left) - 1.0)
-    return order, nodes, gained, fair
+    return order, nodes, gained, fair, kinds
 
 
 @njit(cache=True, nogil=True)
@@ -160,6 +166,8 @@ class Batch:
         others: further tokens of the step, as of prompts.
         context: tokens of context of all sequences.
         budget: the most tokens that the step may have, roots and others included.
+        straight: ``[nodes]`` bool whether each tree is a path up to this node; None: no
+            tree is.
     """
 
     probability: Float64s
@@ -168,6 +176,7 @@ class Batch:
     others: int = 0
     context: float = 0.0
     budget: int = 1 << 30
+    straight: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,6 @@ class Planner:
         step: price of a step.
         draft: price of drafting, by sequences; a plan without nodes does not pay it.
         recall: says what pruning leaves of acceptance; None: never prune.
-        kind: kind of steps with nodes (``core.sizing.step_cost``).
         totals: ascending numbers of tokens that a step may have, before and after
             pruning; a step without nodes and one with all are possible as well.
         hysteresis: how much faster than the last plan others must have been, relatively,
@@ -213,7 +221,6 @@ class Planner:
     step: Price
     draft: Price
     recall: PruningRecall | None = None
-    kind: int = TREES
     totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
     hysteresis: float = 0.03
     doubt: float = 0.04
@@ -227,10 +234,14 @@ class Planner:
         """
         taken = batch.sequences + batch.others
         most = min(len(batch.probability), max(0, batch.budget - taken))
-        order, nodes, gained, fair = _cuts(
-            batch.probability, batch.tree, batch.sequences, self.totals, taken, most
-        )
-        whole, split = self._priced(nodes, taken, batch.context)
+        straight = batch.straight
+        if straight is None:
+            straight = np.zeros(len(batch.probability), np.bool_)
+        order, nodes, gained, fair, kinds = _cuts(
+            batch.probability, batch.tree, straight, batch.sequences, self.totals, taken,
+            most,
+        )  # fmt: skip
+        whole, split = self._priced(nodes, taken, batch.context, kinds)
         prompts_s = self._prompts_s(batch, float(whole[0]))
         drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
         share = self.recall.share if self.recall else 0.0
@@ -280,14 +291,14 @@ class Planner:
         alone = self.step.estimate(np.array([batch.sequences]), batch.context)
         return max(bare_s - float(alone[0]), 0.0)
 
-    def _priced(self, nodes: Ints, taken: int, context: float) -> tuple[Float64s, Float64s]:
+    def _priced(
+        self, nodes: Ints, taken: int, context: float, kinds: Ints
+    ) -> tuple[Float64s, Float64s]:
         """Prices all plans without drafting, in seconds.
 
         Returns ``[cuts]`` for whole steps and ``[cuts, kept cuts]`` for pruned ones.
         """
         count = taken + nodes
-        kinds = np.full(len(nodes), self.kind)
-        kinds[0] = BARE
         whole = self.step.estimate(count, context, kinds=kinds)
         if self.recall is None:
             return whole, np.empty((len(nodes), 0))

@@ -137,7 +137,8 @@ def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
     try:
         heads = find_heads(config.model, target)
     except NoHeadsError as error:
-        if config.model is not None or not config.looks_up or config.has_rule:
+        has_others = config.looks_up or config.recycles
+        if config.model is not None or not has_others or config.has_rule:
             raise
         logger.warning("ProPD drafts from the text alone (prompt lookup): %s", error)
         return config.without_heads()

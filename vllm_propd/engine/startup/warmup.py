@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from vllm.logger import init_logger
 
-from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.growth import grow, grow_from
 from vllm_propd.core.drafting.lookup import Lookups
 from vllm_propd.core.drafting.reliability import Reliability
+from vllm_propd.core.drafting.successors import ReadTokens, SuccessorTable
 from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafts, StepLoad
 from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.tree import ancestor_masks
+from vllm_propd.kernels.best_tokens import best_tokens
 from vllm_propd.kernels.early_head_ranks import ranks
 from vllm_propd.kernels.tree_attention_cpu import QueryTiles, tree_attention
 
@@ -33,6 +36,11 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     lookups.find(["warm-up"], texts, one - 1, one)
     lookups.find(["warm-up"], texts, one - 1, one + 1)
     lookups.worth()
+    table, logits = SuccessorTable(2), torch.zeros(1, 2)
+    read = ReadTokens(one, one, one - 1, one)
+    table.see(read, *best_tokens(logits, one - 1, 2)(), one - 1)
+    path = one[:, None], np.zeros((1, 1), np.float32)
+    grow_from(Candidates.none(1), one, path, table.after(one, one > 1))
     ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
     zero = torch.zeros(1, dtype=torch.int64)
     ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())

@@ -6,14 +6,33 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 from vllm import SamplingParams
 
 from vllm_propd.core.drafting.lookup import TokenMatrix
+from vllm_propd.core.drafting.successors import ReadTokens
 from vllm_propd.core.sizing.protocol import StepLoad
 from vllm_propd.core.tree import Bools, Ints
 from vllm_propd.engine.step.grammar import needs_chain
+from vllm_propd.engine.step.states import VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep
+
+
+@njit(cache=True, nogil=True)
+def _read(texts, rows, lengths, counts, drawn):  # type: ignore[no-untyped-def]
+    """Lists the tokens that were read and put out (``ReadTokens``), and logits rows."""
+    total = counts.sum()
+    before, truth = np.empty(total, np.int64), np.empty(total, np.int64)
+    row, of = np.empty(total, np.int64), np.empty(total, np.int64)
+    place, at = np.empty(total, np.int64), 0
+    for i in range(len(rows)):
+        for ahead in range(counts[i]):
+            end = lengths[i] - counts[i] + ahead
+            before[at], truth[at] = texts[rows[i], end - 1], texts[rows[i], end]
+            row[at], of[at], place[at] = drawn[rows[i], ahead], i, ahead
+            at += 1
+    return before, truth, of, place, row
 
 
 class DraftBatch:
@@ -26,10 +45,11 @@ class DraftBatch:
         runner: the worker's model runner.
         sampled: ``[requests]`` the tokens that each request of the batch has put out in
             the step; those of partial prompts are empty.
+        verified: the step.
     """
 
-    def __init__(self, runner: Any, sampled: list[list[int]]):
-        self._runner, self._sampled = runner, sampled
+    def __init__(self, runner: Any, sampled: list[list[int]], verified: VerifiedStep):
+        self._runner, self._sampled, self._verified = runner, sampled, verified
 
     @cached_property
     def rows(self) -> Ints:
@@ -74,6 +94,25 @@ class DraftBatch:
         """``[sequences]`` int64 the last token of each, the root of its next tree."""
         last: Ints = self.tokens[self.rows, self.lengths - 1].astype(np.int64)
         return last
+
+    @cached_property
+    def put_out(self) -> Ints:
+        """``[sequences]`` int64 how many tokens each has put out in the step."""
+        return np.array([len(self._sampled[row]) for row in self.rows.tolist()], np.int64)
+
+    def read(self) -> tuple[ReadTokens, Ints, torch.Tensor]:
+        """Returns what the target has read of these sequences in the step.
+
+        Returns:
+            The tokens; ``[tokens]`` int64 the rows of logits by which it spoke of each;
+            and ``[logits rows, vocabulary]`` these.
+        """
+        verified = self._verified
+        assert verified.logits is not None
+        *read, row = _read(
+            self.tokens, self.rows, self.lengths, self.put_out, verified.outcome.drawn
+        )
+        return ReadTokens(*read), row, verified.logits
 
     @cached_property
     def _params(self) -> list[SamplingParams]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vllm_propd.core.drafting.lookup import Paths
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafting, Drafts
 from vllm_propd.core.tree import TokenTree
@@ -45,6 +46,13 @@ class NextTrees:
 NONE = NextTrees({}, {})
 
 
+def values_of(trees: Sequence[TokenTree], most: int) -> NodeValues:
+    """Returns what the best ``most`` nodes of each of some trees are worth."""
+    if isinstance(trees, Paths):
+        return NodeValues.of_scores(*trees.scores(most))
+    return NodeValues.of(trees, most)
+
+
 def next_trees(
     drafter: MedusaTreeProposer,
     drafting: Drafting,
@@ -75,15 +83,15 @@ def next_trees(
     if drafter.looks_up and drafting.looks_up():
         found = drafter.look_up(batch)
     if found is not None:
-        looked_up = drafter.looked_up_trees(found, most + extra)
-        without = NodeValues.of_scores(*looked_up.scores(most))
+        looked_up = drafter.looked_up_trees(batch, found, most + extra)
+        without = values_of(looked_up, most)
     asks = drafting.asks_heads(without)
     if not (asks or looked_up) or not batch.ids:
         return NONE
     if asks:
         sizes = np.full(len(batch.ids), most + extra, np.int64)
         trees = drafter.draft(batch, hidden_states(), sizes, found)
-        values = NodeValues.of(trees, most)
+        values = values_of(trees, most)
     choice = drafting.plan(Drafts(values, began, without, batch.texts))
     chosen = trees if choice.heads else looked_up
     # Another rank's sizes count where there are several: each holds all trees.

@@ -6,6 +6,8 @@ Beside them stands what the text itself suggests (``core.drafting.lookup``).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,17 @@ from vllm.logger import init_logger
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.growth import grow_from
+from vllm_propd.core.drafting.growth import LookedUp, grow_from
 from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, Paths
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 from vllm_propd.core.drafting.prices import Prices
 from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
+from vllm_propd.core.drafting.successors import (
+    NOTHING,
+    RANKS,
+    Successors,
+    SuccessorTable,
+)
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.step.draft_batch import DraftBatch
@@ -28,6 +36,7 @@ from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
 from vllm_propd.engine.step.served_heads import ServedHeads, draft_dtype
 from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
+from vllm_propd.kernels.best_tokens import best_tokens
 from vllm_propd.kernels.transfer import to_device, to_host
 
 logger = init_logger("vllm.propd.proposer")
@@ -35,6 +44,19 @@ logger = init_logger("vllm.propd.proposer")
 
 ROWS_AT_ONCE = 256
 """About how many rows of head logits (sequences times heads) are alive at once."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to draft without the heads.
+
+    Attributes:
+        matches: what the texts suggest; None: nothing.
+        successors: what the target has said before; None: nothing is kept of that.
+    """
+
+    matches: LookupMatches | None
+    successors: Successors | None
 
 
 class MedusaTreeProposer:
@@ -83,6 +105,9 @@ class MedusaTreeProposer:
         self.prices: Prices | None = None
         self._pending = PendingCandidates()
         self._lookups = Lookups() if config.looks_up else None
+        self._successors: SuccessorTable | None = None
+        if config.recycles:
+            self._successors = SuccessorTable(self.model_config.get_vocab_size())
         if folder is None:
             return
         calibration = calibration_for(config, folder, self.num_heads)
@@ -157,32 +182,71 @@ class MedusaTreeProposer:
 
     @property
     def looks_up(self) -> bool:
-        """Whether what the texts suggest is drafted, too."""
-        return self._lookups is not None
+        """Whether there are candidates without the heads: in the texts, or recycled."""
+        return self._lookups is not None or self._successors is not None
 
-    def look_up(self, texts: DraftBatch) -> LookupMatches | None:
-        """Looks up what the texts themselves suggest; None where that is nothing."""
-        if self._lookups is None or not texts.ids:
+    def look_up(self, texts: DraftBatch) -> Found | None:
+        """Looks up what there is without the heads; None where that is nothing."""
+        if not texts.ids:
             return None
-        found = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
-        return found if found.match.any() else None
+        matches = successors = None
+        if self._successors is not None:
+            self._recycle(self._successors, texts)
+            successors = self._successors.after(texts.roots, texts.sampled)
+        if self._lookups is not None:
+            matches = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
+            matches = matches if matches.match.any() else None
+        if matches is None and successors is None:
+            return None
+        return Found(matches, successors)
 
-    def looked_up_trees(self, found: LookupMatches, most: int) -> Paths:
-        """Returns a looked-up path for each sequence as a tree, without asking the heads.
+    def _recycle(self, table: SuccessorTable, texts: DraftBatch) -> None:
+        """Keeps what the target has said in the step of what follows its tokens."""
+        read, rows, logits = texts.read()
+        waiting = best_tokens(logits, rows, RANKS)
+        suggested = NOTHING
+        if self._lookups is not None:
+            suggested = self._lookups.suggested(texts.ids, texts.lengths - texts.put_out)
+        kind = np.where(texts.steered, -1, texts.sampled)
+        table.see(read, *waiting(), kind, suggested)
+
+    def looked_up_trees(
+        self, texts: DraftBatch, found: Found, most: int
+    ) -> Sequence[TokenTree]:
+        """Returns a tree for each sequence without asking the heads.
 
         Args:
-            found: what ``look_up`` has just returned.
+            texts: the sequences.
+            found: what ``look_up`` has just returned of them.
             most: the most nodes of each.
         """
+        if found.successors is None:
+            assert found.matches is not None and self._lookups is not None
+            return Paths(found.matches, self._lookups.worth(), most)
+        count, looked_up = len(texts.ids), self._looked_up(texts, found)
+        nothing, sizes = Candidates.none(count), np.full(count, most)
+        trees = grow_from(nothing, sizes, looked_up, found.successors)
+        for row in np.flatnonzero(texts.chain).tolist():
+            trees[row] = trees[row].first_path()
+        return trees
+
+    def _looked_up(
+        self, texts: DraftBatch, found: Found, first: Ints | None = None
+    ) -> LookedUp | None:
+        if found.matches is None:
+            return None
         assert self._lookups is not None
-        return Paths(found, self._lookups.worth(), most)
+        path, best = found.matches.token, None
+        if self._successors is not None:
+            best = self._successors.best_along(texts.roots, path)
+        return path, self._lookups.worth(first, best)
 
     def draft(
         self,
         texts: DraftBatch,
         hidden_states: torch.Tensor,
         sizes: Ints,
-        found: LookupMatches | None = None,
+        found: Found | None = None,
     ) -> list[TokenTree]:
         """Drafts a tree for each sequence; learns from what became of earlier candidates.
 
@@ -198,11 +262,11 @@ class MedusaTreeProposer:
                 self._learn(self.prices, texts, candidates)
             values = self.prices.values(texts.sampled, candidates.log_probs)
             candidates = candidates.valued(values)
-        looked_up = None
+        looked_up = successors = None
         if found is not None:
-            assert self._lookups is not None
-            looked_up = found.token, self._lookups.worth(candidates.best_path())
-        trees = grow_from(candidates, sizes, looked_up)
+            looked_up = self._looked_up(texts, found, candidates.best_path())
+            successors = found.successors
+        trees = grow_from(candidates, sizes, looked_up, successors)
         if texts.chain.any():
             rows = np.flatnonzero(texts.chain)
             branches = grow_from(candidates.of(rows, ranks=1), sizes[rows])

@@ -10,6 +10,7 @@ from vllm_propd.core.sizing.protocol import StepTimer
 from vllm_propd.core.sizing.pruning_recall import PrunedStep
 from vllm_propd.core.tree import Ints
 from vllm_propd.engine.step.tree_step import TreeStep
+from vllm_propd.engine.step.verify import Verified
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,17 @@ class VerifiedStep:
     """What has become of a step once it is verified.
 
     Attributes:
-        final_row: ``[requests]`` int64 logits row of each request's last accepted node, or
-            of its root.
+        outcome: what was put out and accepted.
         root_row: see ``PreparedStep``.
         kept: how many nodes went through all layers.
         pruned: the step's trees, where a plan had them pruned: it is graded by them.
         timer: see ``PreparedStep``.
+        logits: ``[logits rows, vocabulary]``, as sampling has left them.
     """
 
-    final_row: Ints
+    outcome: Verified
     root_row: Ints
     kept: int
     pruned: PrunedStep | None
     timer: StepTimer
+    logits: torch.Tensor | None

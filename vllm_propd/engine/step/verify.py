@@ -54,11 +54,19 @@ class Verified:
         final_row: ``[requests]`` int64 logits row of each request's last accepted node (or
             root): the next tree is drafted from its hidden state.
         accepted: int64 indices among the step's tree rows of the accepted nodes.
+        drawn: ``[requests, depths]`` int64 logits row that each token was drawn from; -1
+            where none was.
     """
 
     output: SamplerOutput
     final_row: Ints
     accepted: np.ndarray
+    drawn: Ints
+
+    @classmethod
+    def without_trees(cls, output: SamplerOutput, root_row: Ints) -> Verified:
+        """Returns what a step without drafts has put out: a token of each request."""
+        return cls(output, root_row, np.empty(0, np.int64), root_row[:, None])
 
 
 @contextmanager
@@ -116,6 +124,7 @@ def verify(
     active = np.ones(len(root_row), np.bool_)
     final_row = root_row.copy()
     emitted: list[Ints] = []
+    rows: list[Ints] = []
     logprobs: list[LogprobsTensors] = []
     accepted: list[Ints] = []
     of_row = _all_rows(logits, sampler, metadata) if _rows_alone(metadata) else None
@@ -134,6 +143,7 @@ def verify(
             if forced is not None:
                 token = np.where(forced[depth] >= 0, forced[depth], token)
             emitted.append(np.where(active, token, PLACEHOLDER))
+            rows.append(np.where(active, final_row, -1))
             current = matching_child(current, token, parent_row, step.token, request)
             active = current >= 0
             reached = current[active]
@@ -148,6 +158,7 @@ def verify(
         ),
         final_row=final_row,
         accepted=np.concatenate([np.empty(0, np.int64), *accepted]),
+        drawn=np.stack(rows, 1),
     )
 
 
