@@ -198,7 +198,7 @@ def test_recycled_successors_are_the_same_on_all_ranks(skewed_ranks: LLM) -> Non
     use(llm, 48, {"sizing": "dynamic", "heads": False, "recycling": True})
     llm.collective_rpc(set_price)
     llm.collective_rpc("start_recording", args=(1000,))
-    run(llm, mixed_prompts(8, seed=25), greedy(48))
+    run(llm, mixed_prompts(8, seed=25), greedy(128))
     first, second = llm.collective_rpc("take_recording")
     assert len(first) > 20
     assert first == second
