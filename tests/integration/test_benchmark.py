@@ -96,8 +96,16 @@ def test_chunks_may_be_all_that_is_measured(inflated: Path, tmp_path: Path) -> N
 
 
 def test_arms_take_steps_in_turn(inflated: Path, tmp_path: Path) -> None:
-    options = ["--arms", "plain control propd-no-lookup propd", "--batch-sizes", "2"]
-    options += ["--max-tokens", "12", "--prompt-tokens", "24", "--in-turn"]
+    options = ["--arms", "plain control ngram propd-no-lookup propd"]
+    options += [
+        "--batch-sizes",
+        "2",
+        "--max-tokens",
+        "12",
+        "--prompt-tokens",
+        "24",
+        "--in-turn",
+    ]
     options += ["--dtype", "float32", "--chunks", "3", "--most-chunks", "3"]
     # In a process of its own: this one's engines are in processes of theirs.
     command = [sys.executable, "-m", "vllm_propd.cli", "bench", str(inflated), *options]
@@ -107,11 +115,11 @@ def test_arms_take_steps_in_turn(inflated: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = Results.model_validate_json((tmp_path / "results.json").read_text())
     assert results.in_turn and "a step of each in turn" in results.caption()
-    assert len(results.rows) == 4
+    assert len(results.rows) == 5
     for row in results.rows:
         assert len(row.chunks) == row.rounds == 3
         assert row.identical_to_plain == row.prompts == 6
-    assert results.rows[3].drafted_per_step > 0
+    assert results.rows[4].drafted_per_step > 0
 
 
 @pytest.mark.long
