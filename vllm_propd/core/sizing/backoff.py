@@ -7,8 +7,10 @@ is paid back. Where the account is empty, the source waits until it is not. So a
 vain takes at most that share of the time, whatever a source costs.
 
 Single steps say little: trees that save a third of a step on the mean lose one in every
-second step. So texts, and heads whose measurement in training promises that they pay at a
-load, begin with a loan there, once. Other heads earn all of it.
+second step, and a row of such would empty an account that has every reason to be full. So
+what is paid back for a step is its plan's promise, as far as the last fifty plans have kept
+theirs. Texts, and heads whose measurement in training promises that they pay at a load,
+begin with a loan there, once, and with a promise kept. Other heads earn all of it.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -27,7 +29,7 @@ LOAN, CREDIT = 4.0, 8.0
 """What an account begins with where a source is promised to pay, and the most that it
 holds, in steps without nodes: what has paid for long may lose so much."""
 
-FADES = 0.9
+FADES = 0.98
 """By how much what plans have promised and kept fades with each further one."""
 
 LONGEST = 4096
@@ -46,12 +48,18 @@ class Account:
         balance: seconds; below 0, what is still to be earned.
         wait: steps until the source is asked again.
         promised, kept: seconds that its late plans were to save, and did, faded.
+        trust: seconds of promises that count as kept from the start.
     """
 
     balance: float = 0.0
     wait: int = 0
     promised: float = 0.0
     kept: float = 0.0
+    trust: float = 0.0
+
+    def lend(self, step: float) -> None:
+        """Gives it its loan; ``step`` is the seconds of a step without nodes."""
+        self.balance, self.trust = LOAN * step, step
 
     def earn(self, seconds: float) -> None:
         """Pays in the share of a step of so many seconds."""
@@ -67,10 +75,17 @@ class Account:
         self.balance = min(self.balance, CREDIT * step) - price
 
     def repay(self, saved: float, promised: float) -> None:
-        """Pays back what a plan has saved, which was to be ``promised`` seconds."""
-        self.balance += saved
+        """Pays back what a plan has saved, which was to be ``promised`` seconds.
+
+        A single plan's saving is mostly luck: what counts is the mean of the last ones, for
+        each second promised.
+        """
         self.promised = FADES * self.promised + promised
         self.kept = FADES * self.kept + saved
+        whole = self.trust + self.promised
+        if whole > 0.0 and promised > 0.0:
+            saved = promised * (self.trust + self.kept) / whole
+        self.balance += saved
 
     def steps_to_wait(self, seconds: float, promised: float = 0.0) -> int:
         """Returns after how many steps of so many seconds the account is filled again.

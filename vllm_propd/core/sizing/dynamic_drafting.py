@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vllm_propd.core.sizing.backoff import LOAN, Account
+from vllm_propd.core.sizing.backoff import Account
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.planner import Batch, Plan, Planner, Price
 from vllm_propd.core.sizing.protocol import Choice, Drafts, StepLoad, StepRecord
@@ -75,7 +75,7 @@ class DynamicDrafting:
         return looks
 
     def _open_lookups(self, account: Account) -> int:
-        account.balance = LOAN * self._decode_s()
+        account.lend(self._decode_s())
         return 0
 
     def asks_heads(self, looked_up: NodeValues | None) -> bool:
@@ -99,7 +99,7 @@ class DynamicDrafting:
         sizing, decode_s = self._sizing, self._decode_s()
         price = sizing.planner.draft.estimate(np.array([self._load.sequences])).item()
         if self._promised_s(price) < decode_s:
-            account.balance = LOAN * decode_s
+            account.lend(decode_s)
         else:
             account.ask(price, decode_s)
         return sizing.agree((None, False, account.steps_to_wait(decode_s), 0))[2]
