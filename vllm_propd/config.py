@@ -58,9 +58,9 @@ class ProPDConfig(BaseModel):
     )
     heads: bool = Field(
         True,
-        description="`false`: no heads are read, and only what the text itself suggests is "
-        "drafted (`lookup`). So it is, too, where `model` is not given and the target has "
-        "no `propd/`.",
+        description="`false`: no heads are read, and only what needs none is drafted "
+        "(`lookup`, `recycling`). So it is, too, where `model` is not given and the target "
+        "has no `propd/`.",
     )
     num_speculative_tokens: int = Field(
         48,
@@ -97,14 +97,15 @@ class ProPDConfig(BaseModel):
         description="With `dynamic` sizing trees also hold what followed in a request's "
         "own text, prompt included, the last time that it ended as it does now, priced by "
         "how often that came true; where the heads add too little, they are not asked. "
-        "`false`: the heads' candidates only, as in the paper.",
+        "`false`, and `recycling` too: the heads' candidates only, as in the paper.",
     )
     recycling: bool = Field(
-        False,
+        True,
         description="With `dynamic` sizing trees also hold what the target thought likely "
         "after a token when it last read it, in whatever request, where no head speaks: "
         "without heads, and deeper than they reach (Token Recycling, arXiv 2408.08696). "
-        "The texts stay plain vLLM's; how fast one comes may tell of others' texts.",
+        "How fast a text comes may tell of others' texts, as with prefix caching; `false`: "
+        "it does not.",
     )
     pruning: Literal["auto", "off", "top_k", "path_probability"] = Field(
         "auto",

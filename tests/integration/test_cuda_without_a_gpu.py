@@ -46,7 +46,7 @@ def test_the_cuda_worker_leaves_torch_as_it_is() -> None:
 
 def test_a_bare_step_is_timed_until_its_tokens_are_there() -> None:
     """On a GPU sampling returns before the device is done; vLLM's bookkeeping waits."""
-    propd = {"sizing": "dynamic", "lookup": False}
+    propd = {"sizing": "dynamic", "lookup": False, "recycling": False}
     with engine(8, propd=propd) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         runner.sizing.most = lambda sequences: 0

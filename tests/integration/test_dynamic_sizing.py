@@ -25,7 +25,7 @@ from vllm_propd.core.sizing.pruning_recall import START
 from vllm_propd.engine.startup import cost_table
 from vllm_propd.engine.startup.cost_table import SHORT, CostTable
 
-DYNAMIC = {"sizing": "dynamic", "lookup": False}
+DYNAMIC = {"sizing": "dynamic", "lookup": False, "recycling": False}
 
 
 @pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])

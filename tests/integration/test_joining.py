@@ -75,7 +75,9 @@ def test_no_row_is_a_drafts_that_nobody_drafted() -> None:
     """A padded request would be 49 rows for one token."""
     prompts = prompts_of([33, 200], seed=4)
     options = {"enable_prefix_caching": True, "block_size": 32}
-    with engine(48, propd={"lookup": False, "sizing": "dynamic"}, **options) as llm:
+    with engine(
+        48, propd={"lookup": False, "recycling": False, "sizing": "dynamic"}, **options
+    ) as llm:
         run(llm, prompts[:1], greedy(4))
         llm.collective_rpc("start_sizing_records")
         run(llm, prompts[:1], greedy(1))

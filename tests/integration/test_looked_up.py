@@ -9,7 +9,7 @@ from vllm import LLM
 
 from vllm_propd.core.sizing.protocol import Choice, Drafts
 
-DEFAULT = {"sizing": "dynamic"}
+DEFAULT = {"sizing": "dynamic", "recycling": False}
 
 
 def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:

@@ -15,7 +15,12 @@ from vllm_propd.engine.pruning.cuda_graphs import HalfGraphs, in_the_models_plac
 
 SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 200]
 RULES: dict[str, dict[str, Any]] = {
-    "planned": {"sizing": "dynamic", "lookup": False, "pruning": "auto"},
+    "planned": {
+        "sizing": "dynamic",
+        "lookup": False,
+        "recycling": False,
+        "pruning": "auto",
+    },
     "top_k": {"pruning": "top_k", "top_k": 4},
     "path_probability": {"pruning": "path_probability", "keep_nodes": 5},
 }

@@ -16,7 +16,12 @@ NODES = 24
 RULES: dict[str, dict[str, Any]] = {
     **SETTINGS,
     "chain": {"tree": "chain"},
-    "planned pruning": {"sizing": "dynamic", "lookup": False, "pruning": "auto"},
+    "planned pruning": {
+        "sizing": "dynamic",
+        "lookup": False,
+        "recycling": False,
+        "pruning": "auto",
+    },
 }
 
 

@@ -79,14 +79,23 @@ def test_it_is_told_once_how_to_train_heads(
     finally:
         logging.getLogger("vllm").propagate = False
     # A record may come by more than one way.
-    told = {id(r): r.getMessage() for r in caplog.records if "text alone" in r.getMessage()}
+    told = {
+        id(r): r.getMessage()
+        for r in caplog.records
+        if "drafts without heads" in r.getMessage()
+    }
     assert len(told) == 1
     assert f"vllm-propd train {bare} --self-distill" in next(iter(told.values()))
 
 
 @pytest.mark.parametrize(
     "keys",
-    [{"sizing": "fixed"}, {"lookup": False}, {"tree": "chain"}, {"pruning": "top_k"}],
+    [
+        {"sizing": "fixed"},
+        {"lookup": False, "recycling": False},
+        {"tree": "chain"},
+        {"pruning": "top_k"},
+    ],
     ids=str,
 )
 def test_what_needs_heads_is_refused_without(bare: str, keys: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ def test_defaults_are_lossless() -> None:
         "num_candidates": 10,
         "node_values": "head_probability",
         "lookup": True,
-        "recycling": False,
+        "recycling": True,
         "pruning": "auto",
         "early_layer": None,
         "top_k": 20,
@@ -61,12 +61,13 @@ def test_every_field_is_described(name: str) -> None:
 
 @pytest.mark.parametrize("other", [{"sizing": "fixed"}, {"tree": "chain"}])
 def test_nothing_is_looked_up_beside_chains_and_fixed_sizes(other: dict[str, str]) -> None:
-    assert parse_config({}).looks_up
-    assert not parse_config({"lookup": False}).looks_up
-    assert not parse_config(other).looks_up
-    assert not parse_config({**other, "lookup": False}).looks_up
-    with pytest.raises(ValueError, match=r"lookup has no effect .* set sizing to 'dyn"):
-        parse_config({**other, "lookup": True})
+    for key, has in (("lookup", "looks_up"), ("recycling", "recycles")):
+        assert getattr(parse_config({}), has)
+        assert not getattr(parse_config({key: False}), has)
+        assert not getattr(parse_config(other), has)
+        assert not getattr(parse_config({**other, key: False}), has)
+        with pytest.raises(ValueError, match=rf"{key} has no effect .* set sizing to 'dy"):
+            parse_config({**other, key: True})
 
 
 def test_settings_do_not_change() -> None:
@@ -287,7 +288,7 @@ def test_a_bare_off_in_yaml_is_off(tmp_path: Path) -> None:
         ({"model": "x"}, "model has no effect with heads false"),
         ({"num_candidates": 3}, "num_candidates has no effect with heads false"),
         ({"pruning": "top_k"}, "pruning 'top_k' has no effect with heads false"),
-        ({"lookup": False}, "leaves nothing to draft"),
+        ({"lookup": False, "recycling": False}, "leaves nothing to draft"),
         ({"sizing": "fixed"}, "leaves nothing to draft"),
     ],
 )

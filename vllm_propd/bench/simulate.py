@@ -205,8 +205,8 @@ def _configs(
                 f"--arms {text}: with dynamic sizes a recording knows pruning 'auto' and "
                 "'off' only"
             )
-        if config.looks_up:  # a recording holds the heads' candidates only
-            config = config.model_copy(update={"lookup": False})
+        # A recording holds the heads' candidates only.
+        config = config.model_copy(update={"lookup": False, "recycling": False})
         if config.plans_pruning and layer is None:
             config = config.without_pruning()
         if config.prunes:

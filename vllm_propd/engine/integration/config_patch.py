@@ -140,7 +140,7 @@ def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
         has_others = config.looks_up or config.recycles
         if config.model is not None or not has_others or config.has_rule:
             raise
-        logger.warning("ProPD drafts from the text alone (prompt lookup): %s", error)
+        logger.warning("ProPD drafts without heads: %s", error)
         return config.without_heads()
     config = config.model_copy(update={"model": str(heads)})
     return choose_early_layer(config, heads)
