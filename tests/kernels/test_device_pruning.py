@@ -15,7 +15,12 @@ from conftest import BUSY, TIES, engine, greedy, metric, mixed_prompts, run
 from prices import AnySizes
 
 RULES: dict[str, dict[str, Any]] = {
-    "planned": {"sizing": "dynamic", "lookup": False, "pruning": "auto"},
+    "planned": {
+        "sizing": "dynamic",
+        "lookup": False,
+        "recycling": False,
+        "pruning": "auto",
+    },
     "tree by tree": {"pruning": "path_probability", "keep_nodes": 5},
     "with the draft's say": {
         "pruning": "path_probability",
