@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prices import Line
 
+from vllm_propd.core.sizing.node_values import straight
 from vllm_propd.core.sizing.planner import Batch, Plan, Planner, round_totals
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
+from vllm_propd.core.sizing.step_cost import TREES
 
 relaxed = settings(deadline=None)
 
@@ -269,3 +271,35 @@ def test_a_jump_of_the_load_moves_it_at_once() -> None:
 def test_no_sequence_no_plan() -> None:
     plan = Planner(Line(1.0, 1.0), NOTHING).plan(Batch(np.empty(0), np.empty(0, int), 0))
     assert len(plan.sizes) == 0
+
+
+class Branching:
+    """A price of one second, and of two where a tree branches."""
+
+    def estimate(
+        self,
+        tokens: np.ndarray,
+        context: float = 0.0,
+        left: np.ndarray | None = None,
+        kinds: np.ndarray | None = None,
+    ) -> np.ndarray:
+        return np.where(
+            np.zeros_like(tokens) if kinds is None else kinds == TREES, 2.0, 1.0
+        )
+
+
+def test_a_step_pays_for_branches_only_if_it_has_some() -> None:
+    """The first two nodes of each tree are a path; the third, nearly as good, is not."""
+    paths = np.array([True, True, False] * 2)
+    batch = replace(batch_of([0.9, 0.8, 0.7], [0.9, 0.8, 0.7]), straight=paths)
+    plan = Planner(Branching(), NOTHING, totals=ANY).plan(batch)
+    assert plan.sizes.tolist() == [2, 2] and plan.seconds == 1.0
+    every = replace(batch, straight=np.ones(6, bool))
+    assert Planner(Branching(), NOTHING, totals=ANY).plan(every).sizes.tolist() == [3, 3]
+
+
+def test_a_node_is_straight_while_its_tree_is_a_path() -> None:
+    depth = np.array([1, 2, 2, 3, 1, 2, 3, 1, 1])
+    assert straight(depth, np.array([4, 3, 0, 2])).tolist() == [
+        True, True, False, False, True, True, True, True, False,
+    ]  # fmt: skip

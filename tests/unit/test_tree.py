@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_trees import random_parents, random_tree
 
-from vllm_propd.core.tree import Ints, ancestor_masks
+from vllm_propd.core.tree import Ints, TokenTree, ancestor_masks
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -81,3 +81,13 @@ def test_path_leads_from_the_root_to_the_node(nodes: int, seed: int) -> None:
         path = tree.path(node)
         assert path[-1] == node and len(path) == tree.depth[node - 1]
         assert [0, *path[:-1]] == [tree.parent[at - 1] for at in path]
+
+
+def test_first_path_ends_where_a_tree_branches() -> None:
+    token = np.arange(4)
+    score = np.zeros(4, np.float32)
+    tree = TokenTree(token, np.array([0, 1, 1, 2]), np.array([1, 2, 2, 3]), score)
+    assert tree.first_path().token.tolist() == [0, 1]
+    chain = TokenTree(token, np.arange(4), np.arange(1, 5), score)
+    assert chain.first_path() is chain
+    assert len(tree.prefix(0).first_path()) == 0
