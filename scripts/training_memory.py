@@ -14,11 +14,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from vllm_propd.training.model.trainee import Trainee
@@ -60,6 +62,38 @@ TARGETS = (
 RUN = 4
 """Layers of the target that is run."""
 
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that live at once; enter it to count.
+
+    Attributes:
+        most: the most bytes so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor that is there already."""
+        storage = tensor.untyped_storage()
+        self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Runs an operation, and counts what has come of it."""
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor):
+                self.add(one)
+        alive = {at: s for at, s in self._storages.items() if not s[0].expired()}
+        self._storages = alive
+        self.most = max(self.most, sum(size for _, size in alive.values()))
+        return result
+
+
 CASES = {"as it is by default": {}, "whole vocabulary": {"sampled_tokens": 0}}
 
 
@@ -72,9 +106,10 @@ def counted(target: Target, settings: TrainSettings) -> dict[str, float]:
     optimizer = torch.optim.AdamW(trainee.trained(), lr=1e-4)
     ids = torch.randint(0, target.vocabulary, (settings.batch_size, settings.length))
     learn = torch.ones_like(ids, dtype=torch.bool)
-    tracker = MemTracker()
-    tracker.track_external(model, trainee, optimizer)
-    with tracker:
+    alive = Alive()
+    for one in (*model.parameters(), *trainee.parameters()):
+        alive.add(one)
+    with alive:
         for part, where in zip(
             ids.chunk(settings.accumulate), learn.chunk(settings.accumulate), strict=True
         ):
@@ -84,7 +119,6 @@ def counted(target: Target, settings: TrainSettings) -> dict[str, float]:
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    (peak,) = tracker.get_tracker_snapshot("peak").values()
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     others = target.layers - RUN
     rows = settings.batch_size // settings.accumulate * settings.length
@@ -93,7 +127,7 @@ def counted(target: Target, settings: TrainSettings) -> dict[str, float]:
     return {
         "target": 2 * weights / GB,
         "heads": 16 * heads / GB,
-        "peak": (peak["Total"] + 2 * others * (layer + rows * target.hidden)) / GB,
+        "peak": (alive.most + 2 * others * (layer + rows * target.hidden)) / GB,
     }
 
 
