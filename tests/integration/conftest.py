@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.core import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 

@@ -4,7 +4,7 @@ Ray is told of GPUs that are not there, and vLLM that its CPU platform's devices
 name. All else is the executor as it is.
 """
 
-from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.core import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 

@@ -17,7 +17,7 @@ from vllm_propd.bench.timing.turn import DraftCounter, Recording, Turn
 from vllm_propd.config import METHOD, ProPDConfig
 
 # All engines may run in this process, and vLLM's own arms import numba.
-from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401
+from vllm_propd.core import numba_beside_vllm  # noqa: F401
 from vllm_propd.engine.integration.config_patch import find_config
 from vllm_propd.engine.integration.support_matrix import check_engine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.core import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vllm_propd.engine.integration import numba_beside_vllm  # noqa: F401 - vLLM imports numba
+from vllm_propd.core import numba_beside_vllm  # noqa: F401 - vLLM imports numba
 
 # isort: split
 

@@ -25,8 +25,8 @@ SYMBOLS = (
         "vllm.triton_utils.dispatcher:_rebind_kernels",
         "called",
         "overrides",
-        "finds an empty ``__dict__`` in llvmlite (engine/integration/numba_beside_vllm.py)",
-        "it takes vars() of any object for a dict; a second engine would not start",
+        "finds an empty ``__dict__`` in llvmlite (core/numba_beside_vllm.py)",
+        "it takes vars() of any object for a dict; beside numba no engine would start",
         "a check of the type there",
     ),
     Symbol(

@@ -1,6 +1,8 @@
 """Numba and vLLM in one process: two things to see to before numba is imported.
 
-Import this module first.
+Importing anything of ``core`` imports this first. An engine's process needs it, too, since
+vLLM imports numba itself; so does a script that starts plain vLLM beside our modules, for
+its engine's worker imports the script again.
 """
 
 from __future__ import annotations
