@@ -191,8 +191,8 @@ bench-chats: export THP_MEM_ALLOC_ENABLE := 1
 bench-chats: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-chats: $(MODEL)/config.json $(PROMPTS)
 	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) --prompts $(PROMPTS) --prompts-each 4 \
-		--arms "plain ngram propd-no-heads propd-no-lookup propd" --dtype float32 --in-turn \
-		--batch-sizes 1,4 --max-tokens 96 --out build/chats
+		--arms "plain ngram propd-no-heads propd-no-lookup propd-no-recycling propd" \
+		--dtype float32 --in-turn --batch-sizes 1,4 --max-tokens 256 --out build/chats
 
 # By whole wall clock, as vLLM runs by default: compiled, engines in processes of their own.
 # Alike ones are some percent apart all their lives, so all start several times, and a
