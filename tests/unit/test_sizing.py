@@ -301,6 +301,37 @@ def test_texts_are_searched_while_that_pays_and_else_seldom(pays: bool) -> None:
         assert 0.5 * IN_VAIN * steps < spent < 1.1 * IN_VAIN * steps + LOAN + 1
 
 
+@pytest.mark.parametrize("better_in", [1, 10])
+def test_heads_are_paid_for_what_texts_do_not_give(better_in: int) -> None:
+    """Texts alone save two thirds of the steps; in one step of so many, heads a bit more.
+
+    What they add is worth three times what asking takes, when it is there.
+    """
+    machine, asked, steps = Machine(), 0, 600
+    sizing = machine.sizing()
+    without, surer = (NodeValues.of([path_of(p, 8)] * 4) for p in (0.8, 0.9))
+    sizes, heads = np.zeros(4, np.int64), False
+    for step in range(steps):
+        drafted = int(sizes.sum())
+        timer = sizing.begin(machine.now, StepLoad(4, 4 + drafted, 0, 400, 0, True))
+        machine.spend(float(staircase(np.array([4 + drafted]))[0]))
+        drafting = timer.verified(None)
+        chance = 0.9 if heads else 0.8
+        emitted = sum(machine.accepted(path_of(chance, 8), int(n)) for n in sizes) + 4
+        looks = drafting.looks_up()
+        assert looks
+        began, trees = machine.now, None
+        machine.spend(2e-4)
+        if drafting.asks_heads(without):
+            asked += 1
+            machine.spend(0.01)
+            trees = surer if step % better_in == 0 else without
+        choice = drafting.plan(Drafts(trees, began, without))
+        sizes, heads = choice.sizes, choice.heads
+        drafting.end(drafted, emitted)
+    assert asked > 0.9 * steps if better_in == 1 else asked < 0.3 * steps
+
+
 def test_time_of_others_is_no_time_of_the_engine() -> None:
     machine = Machine()
     sizing = machine.sizing()

@@ -19,6 +19,21 @@ if TYPE_CHECKING:  # it makes what stands here
 
 
 @dataclass(frozen=True)
+class Stake:
+    """A source's part in a plan.
+
+    Attributes:
+        account: has paid for the plan's nodes.
+        promised: seconds that the plan is to save.
+        pace: seconds that a token of each sequence takes without the source.
+    """
+
+    account: Account
+    promised: float
+    pace: float
+
+
+@dataclass(frozen=True)
 class Drafted:
     """What a step leaves to the next one.
 
@@ -27,15 +42,14 @@ class Drafted:
         sequences: how many sequences it has drafted for.
         heads_s: seconds that asking the heads took.
         plan: the plan by which the next step's trees have their sizes.
-        stakes: the accounts that have paid for its nodes, which it is to earn back, and
-            what each was promised, in seconds.
+        stakes: what the sources that have been asked for its nodes are to earn back.
     """
 
     ended: float
     sequences: int = 0
     heads_s: float = 0.0
     plan: Plan | None = None
-    stakes: tuple[tuple[Account, float], ...] = ()
+    stakes: tuple[Stake, ...] = ()
 
 
 class DynamicDrafting:
@@ -62,7 +76,7 @@ class DynamicDrafting:
         self._left, self._measured_s, self._estimated_s = left, measured_s, estimated_s
         self._drafts: Drafts | None = None
         self._plan: Plan | None = None
-        self._stakes: tuple[tuple[Account, float], ...] = ()
+        self._stakes: tuple[Stake, ...] = ()
 
     def looks_up(self) -> bool:
         """Whether texts are to be searched now: seldom, where that does not pay.
@@ -136,13 +150,15 @@ class DynamicDrafting:
         sequences, rest, later = len(chosen.sizes), 0, 0
         asked, looked = drafts.trees, drafts.looked_up
         if asked is not None:
-            account = sizing.backoff.now
+            # What is saved without the heads is none of their doing.
             rest = self._pay(
-                account, sizing.planner.draft, drafted if better else None, sequences
-            )
+                sizing.backoff.now, sizing.planner.draft, drafted if better else None,
+                sequences, self._pace_s(without),
+            )  # fmt: skip
         if looked is not None:
             account = sizing.lookup_backoff.now
-            later = self._pay(account, sizing.looking_up, drafted, sequences)
+            pace = self._decode_s()
+            later = self._pay(account, sizing.looking_up, drafted, sequences, pace)
         keep, heads, rest, later = sizing.agree((chosen.keep, better, rest, later))
         if asked is not None:
             sizing.backoff.wait(rest)
@@ -159,9 +175,8 @@ class DynamicDrafting:
         """
         load, before = self._load, self._before
         if before.stakes and load.nodes:
-            saved_s = self._saved_s(emitted)
-            for account, promised in before.stakes:
-                account.repay(saved_s, promised)
+            for stake in before.stakes:
+                stake.account.repay(self._saved_s(emitted, stake.pace), stake.promised)
         self._sizing.leave(self._drafted())
         expected = 0.0
         if before.plan is not None:  # who has joined since gives one token
@@ -209,8 +224,8 @@ class DynamicDrafting:
         step = self._sizing.planner.step
         return step.estimate(np.array([tokens]), load.context).item()
 
-    def _saved_s(self, emitted: int) -> float:
-        """Returns how much longer plain steps would take for this step's tokens, seconds.
+    def _saved_s(self, emitted: int, pace: float) -> float:
+        """Returns how much longer this step's tokens would take at a pace, seconds.
 
         All times are estimates: the noise of single steps would outweigh the difference.
         """
@@ -218,11 +233,24 @@ class DynamicDrafting:
         lefts = None if self._left is None else np.array([self._left])
         tokens, kinds = np.array([load.tokens]), np.array([load.kind])
         taken = price.estimate(tokens, load.context, lefts, kinds).item()
-        further = emitted / max(load.sequences, 1) - 1.0
-        return further * self._decode_s() + self._plain_s() - taken
+        tokens_s = pace * emitted / max(load.sequences, 1)
+        return tokens_s - self._decode_s() + self._plain_s() - taken
+
+    def _pace_s(self, without: Plan | None) -> float:
+        """Returns the seconds of a token of each sequence by a plan without the heads."""
+        if without is None or not without.sizes.any():
+            return self._decode_s()
+        sequences = len(without.sizes)
+        price = self._sizing.looking_up.estimate(np.array([sequences])).item()
+        return sequences / without.tokens * (self._decode_s() + without.extra_s - price)
 
     def _pay(
-        self, account: Account, draft: Price, plan: Plan | None, sequences: int
+        self,
+        account: Account,
+        draft: Price,
+        plan: Plan | None,
+        sequences: int,
+        pace: float,
     ) -> int:
         """Takes the price of asking a source from its account of this load.
 
@@ -231,6 +259,7 @@ class DynamicDrafting:
             draft: price of asking the source, by sequences.
             plan: a plan with nodes of the source; None: it was asked in vain.
             sequences: how many sequences it was asked for.
+            pace: see ``Stake``.
 
         Returns:
             How many steps to wait, if what the plan expects comes true as it used to.
@@ -239,8 +268,9 @@ class DynamicDrafting:
         account.ask(price, decode_s)
         promised = 0.0
         if plan is not None:
-            promised = (plan.tokens / sequences - 1.0) * decode_s - (plan.extra_s - price)
-            self._stakes += ((account, promised),)
+            took_s = decode_s + plan.extra_s - price
+            promised = pace * plan.tokens / sequences - took_s
+            self._stakes += (Stake(account, promised, pace),)
         return account.steps_to_wait(decode_s, promised)
 
     def _planned(self, planner: Planner, nodes: NodeValues | None) -> Plan | None:
