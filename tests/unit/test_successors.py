@@ -237,11 +237,12 @@ def test_trees_are_the_best(
     nothing, sizes = Candidates.none(2), np.full(2, size)
     for sequence, tree in enumerate(grow_from(nothing, sizes, looked_up, known)):
         mine = path[sequence].tolist() if looks_up else []
-        expected = by_hand(known, sequence, size, mine, of_path[sequence].tolist())
+        # One more than the tree has: what it is cut before may be a tie, too.
+        expected = by_hand(known, sequence, size + 1, mine, of_path[sequence].tolist())
         score = np.array([one for _, one in expected])
-        np.testing.assert_allclose(tree.score, score, atol=1e-4)
-        if len(set(np.round(score, 3))) == len(score):  # no ties
-            assert paths_of(tree) == [tokens for tokens, _ in expected]
+        np.testing.assert_allclose(tree.score, score[:size], atol=1e-4)
+        if (np.diff(score) < -1e-3).all():  # no ties
+            assert paths_of(tree) == [tokens for tokens, _ in expected[:size]]
 
 
 def test_successors_stand_below_the_heads() -> None:
