@@ -8,9 +8,10 @@ vain takes at most that share of the time, whatever a source costs.
 
 Single steps say little: trees that save a third of a step on the mean lose one in every
 second step, and a row of such would empty an account that has every reason to be full. So
-what is paid back for a step is its plan's promise, as far as the last fifty plans have kept
-theirs. Texts, and heads whose measurement in training promises that they pay at a load,
-begin with a loan there, once, and with a promise kept. Other heads earn all of it.
+what is paid back for a step is its plan's promise, and by how much the last fifty plans
+have missed theirs on the mean. Texts, and heads whose measurement in training promises that
+they pay at a load, begin with a loan there, once, and as if a few promises had been kept.
+Other heads earn all of it.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -29,8 +30,9 @@ LOAN, CREDIT = 4.0, 8.0
 """What an account begins with where a source is promised to pay, and the most that it
 holds, in steps without nodes: what has paid for long may lose so much."""
 
-FADES = 0.98
-"""By how much what plans have promised and kept fades with each further one."""
+FADES, KEPT = 0.98, 4.0
+"""By how much plans fade with each further one; and how many count as having saved what
+they promised where a source begins with a loan."""
 
 LONGEST = 4096
 """The most steps of a wait: prices of sources and steps change with the machine."""
@@ -47,19 +49,20 @@ class Account:
     Attributes:
         balance: seconds; below 0, what is still to be earned.
         wait: steps until the source is asked again.
-        promised, kept: seconds that its late plans were to save, and did, faded.
-        trust: seconds of promises that count as kept from the start.
+        plans: how many late plans there were, faded.
+        beyond: seconds that they have saved beyond their promises, faded.
+        trust: how many plans beside these count as having kept theirs.
     """
 
     balance: float = 0.0
     wait: int = 0
-    promised: float = 0.0
-    kept: float = 0.0
+    plans: float = 0.0
+    beyond: float = 0.0
     trust: float = 0.0
 
     def lend(self, step: float) -> None:
         """Gives it its loan; ``step`` is the seconds of a step without nodes."""
-        self.balance, self.trust = LOAN * step, step
+        self.balance, self.trust = LOAN * step, KEPT
 
     def earn(self, seconds: float) -> None:
         """Pays in the share of a step of so many seconds."""
@@ -77,27 +80,29 @@ class Account:
     def repay(self, saved: float, promised: float) -> None:
         """Pays back what a plan has saved, which was to be ``promised`` seconds.
 
-        A single plan's saving is mostly luck: what counts is the mean of the last ones, for
-        each second promised.
+        A single plan's saving is mostly luck: what counts is its promise, and by how much
+        plans miss theirs on the mean.
         """
-        self.promised = FADES * self.promised + promised
-        self.kept = FADES * self.kept + saved
-        whole = self.trust + self.promised
-        if whole > 0.0 and promised > 0.0:
-            saved = promised * (self.trust + self.kept) / whole
-        self.balance += saved
+        self.plans = FADES * self.plans + 1.0
+        self.beyond = FADES * self.beyond + saved - promised
+        self.balance += promised + self._missed(self.trust)
+
+    def _missed(self, trust: float) -> float:
+        """Returns the seconds that plans save beyond their promises, on the mean."""
+        plans = trust + self.plans
+        return self.beyond / plans if plans else 0.0
 
     def steps_to_wait(self, seconds: float, promised: float = 0.0) -> int:
         """Returns after how many steps of so many seconds the account is filled again.
 
         Args:
             seconds: of a step without nodes.
-            promised: seconds that the plan just made is to save. They count as far as such
-                promises have been kept: what each plan loses is known a step later, and
-                the next ones would be made on its promise.
+            promised: seconds that the plan just made is to save. They count less what
+                such promises are missed by: what each plan loses is known a step later,
+                and the next ones would be made on its promise.
         """
-        trust = max(0.0, min(1.0, (seconds + self.kept) / (seconds + self.promised)))
-        balance = self.balance + trust * promised
+        believed = max(0.0, promised + self._missed(self.trust + 1.0)) if promised else 0.0
+        balance = self.balance + believed
         return 0 if balance >= 0.0 else min(ceil(-balance / (IN_VAIN * seconds)), LONGEST)
 
 

@@ -25,12 +25,13 @@ class Stake:
     Attributes:
         account: has paid for the plan's nodes.
         promised: seconds that the plan is to save.
-        pace: seconds that a token of each sequence takes without the source.
+        pace: seconds that a token of each sequence takes without the source; None: as
+            many as a step without nodes.
     """
 
     account: Account
     promised: float
-    pace: float
+    pace: float | None
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ class DynamicDrafting:
             )  # fmt: skip
         if looked is not None:
             account = sizing.lookup_backoff.now
-            pace = self._decode_s()
-            later = self._pay(account, sizing.looking_up, drafted, sequences, pace)
+            later = self._pay(account, sizing.looking_up, drafted, sequences, None)
         keep, heads, rest, later = sizing.agree((chosen.keep, better, rest, later))
         if asked is not None:
             sizing.backoff.wait(rest)
@@ -224,7 +224,7 @@ class DynamicDrafting:
         step = self._sizing.planner.step
         return step.estimate(np.array([tokens]), load.context).item()
 
-    def _saved_s(self, emitted: int, pace: float) -> float:
+    def _saved_s(self, emitted: int, pace: float | None) -> float:
         """Returns how much longer this step's tokens would take at a pace, seconds.
 
         All times are estimates: the noise of single steps would outweigh the difference.
@@ -233,13 +233,14 @@ class DynamicDrafting:
         lefts = None if self._left is None else np.array([self._left])
         tokens, kinds = np.array([load.tokens]), np.array([load.kind])
         taken = price.estimate(tokens, load.context, lefts, kinds).item()
-        tokens_s = pace * emitted / max(load.sequences, 1)
-        return tokens_s - self._decode_s() + self._plain_s() - taken
+        decode_s = self._decode_s()
+        tokens_s = (pace or decode_s) * emitted / max(load.sequences, 1)
+        return tokens_s - decode_s + self._plain_s() - taken
 
-    def _pace_s(self, without: Plan | None) -> float:
-        """Returns the seconds of a token of each sequence by a plan without the heads."""
+    def _pace_s(self, without: Plan | None) -> float | None:
+        """Returns the pace of a plan without the heads (``Stake``)."""
         if without is None or not without.sizes.any():
-            return self._decode_s()
+            return None
         sequences = len(without.sizes)
         price = self._sizing.looking_up.estimate(np.array([sequences])).item()
         return sequences / without.tokens * (self._decode_s() + without.extra_s - price)
@@ -250,7 +251,7 @@ class DynamicDrafting:
         draft: Price,
         plan: Plan | None,
         sequences: int,
-        pace: float,
+        pace: float | None,
     ) -> int:
         """Takes the price of asking a source from its account of this load.
 
@@ -269,7 +270,7 @@ class DynamicDrafting:
         promised = 0.0
         if plan is not None:
             took_s = decode_s + plan.extra_s - price
-            promised = pace * plan.tokens / sequences - took_s
+            promised = (pace or decode_s) * plan.tokens / sequences - took_s
             self._stakes += (Stake(account, promised, pace),)
         return account.steps_to_wait(decode_s, promised)
 
