@@ -72,6 +72,9 @@ PRUNING: dict[str, dict[str, Any]] = {
 SETTINGS = {**PRUNING, "default": {"sizing": "dynamic"}}
 """These, and what users have who set nothing: real-time sizes, lookups."""
 
+HEADS_ALONE: dict[str, Any] = {"sizing": "dynamic", "lookup": False, "recycling": False}
+"""The paper's method: nothing is drafted but the heads' candidates."""
+
 Prompt = dict[str, list[int]]
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import MODEL, engine, greedy, prompts_of, run
+from conftest import HEADS_ALONE, MODEL, engine, greedy, prompts_of, run
 from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -46,8 +46,7 @@ def test_the_cuda_worker_leaves_torch_as_it_is() -> None:
 
 def test_a_bare_step_is_timed_until_its_tokens_are_there() -> None:
     """On a GPU sampling returns before the device is done; vLLM's bookkeeping waits."""
-    propd = {"sizing": "dynamic", "lookup": False, "recycling": False}
-    with engine(8, propd=propd) as llm:
+    with engine(8, propd=HEADS_ALONE) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         runner.sizing.most = lambda sequences: 0
         waited = runner._bookkeeping_sync

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import (
     BUSY,
+    HEADS_ALONE,
     Ties,
     engine,
     greedy,
@@ -25,8 +26,6 @@ from vllm_propd.core.sizing.pruning_recall import START
 from vllm_propd.engine.startup import cost_table
 from vllm_propd.engine.startup.cost_table import SHORT, CostTable
 
-DYNAMIC = {"sizing": "dynamic", "lookup": False, "recycling": False}
-
 
 @pytest.mark.parametrize("rule", ["off", "auto", "path_probability"])
 def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
@@ -36,7 +35,7 @@ def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
         pruning["keep_nodes"] = 6
     with engine(**options) as llm:
         expected = run(llm, prompts, greedy(logprobs=2))
-    with engine(48, propd={**DYNAMIC, **pruning}, **options) as llm:
+    with engine(48, propd={**HEADS_ALONE, **pruning}, **options) as llm:
         AnySizes(prunes=rule == "auto").take_over(sizing_of(llm))
         llm.collective_rpc("start_sizing_records")
         ours = run(llm, prompts, greedy(logprobs=2))
@@ -55,7 +54,7 @@ def test_text_is_plain_vllms_with_any_sizes(rule: str, ties: Ties) -> None:
 
 def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> None:
     prompts = prompts_of([50, 60, 70], seed=32)
-    with engine(24, propd=DYNAMIC) as llm:
+    with engine(24, propd=HEADS_ALONE) as llm:
         sizing = sizing_of(llm)
         drafts: list[int] = []
         watch_plans(sizing, lambda drafted, choice: drafts.append(len(drafted.trees.sizes)))
@@ -81,7 +80,7 @@ def test_the_load_changes_the_size() -> None:
     """Where a step's price bends at 24 tokens, one sequence has them all, eight share."""
     prompts = prompts_of([40 + 5 * i for i in range(8)], seed=33)
     sizes = {}
-    with engine(48, propd=DYNAMIC) as llm:
+    with engine(48, propd=HEADS_ALONE) as llm:
         planner = sizing_of(llm).planner
         planner.step, planner.draft = Line(0.1, 0.02, flat=24, below=1.0), Line(1e-4)
         for count in (1, 8, 1):
@@ -96,7 +95,7 @@ def test_the_load_changes_the_size() -> None:
 
 def test_expected_tokens_are_what_steps_put_out() -> None:
     prompts = prompts_of([100 + i for i in range(24)], seed=34)
-    with engine(32, propd=DYNAMIC, max_num_seqs=4) as llm:
+    with engine(32, propd=HEADS_ALONE, max_num_seqs=4) as llm:
         run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
         ask_always(sizing_of(llm))
         planner = sizing_of(llm).planner
@@ -118,7 +117,7 @@ def test_early_pruning_is_planned_where_it_pays() -> None:
     """Cheap shallow layers and dear deep ones: many nodes are judged, few are kept."""
     prompts = prompts_of([50 + i for i in range(8)], seed=35)
     kept = {}
-    with engine(48, propd=DYNAMIC) as llm:
+    with engine(48, propd=HEADS_ALONE) as llm:
         planner = sizing_of(llm).planner
         planner.draft = Line(1e-4)
         for below in (1.0, 0.02):
@@ -139,7 +138,7 @@ def test_long_steps_are_timed_once_for_a_model(
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
 
     def table() -> tuple[Path, CostTable]:
-        with engine(8, propd=DYNAMIC, max_num_seqs=4):
+        with engine(8, propd=HEADS_ALONE, max_num_seqs=4):
             pass
         (path,) = (tmp_path / "propd" / "costs").iterdir()
         return path, CostTable.model_validate_json(path.read_text())
@@ -167,7 +166,7 @@ def test_a_slow_machine_times_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None
     with engine() as llm:
         expected = run(llm, prompts, greedy())
     monkeypatch.setattr(cost_table, "_seconds", as_if_slow)
-    with engine(8, propd=DYNAMIC) as llm:
+    with engine(8, propd=HEADS_ALONE) as llm:
         (table,) = llm.collective_rpc("step_costs")
         found = run(llm, prompts, greedy())
     # A step of four tokens is the first to take over three times as long as one of one.

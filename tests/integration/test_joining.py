@@ -7,7 +7,7 @@ budgets hold. It would wait for ever, or be cut where vLLM asserts that it is wh
 from typing import Any
 
 import pytest
-from conftest import Prompt, Ties, engine, greedy, prompts_of, run
+from conftest import HEADS_ALONE, Prompt, Ties, engine, greedy, prompts_of, run
 from vllm import LLM
 from vllm.outputs import CompletionOutput
 
@@ -75,9 +75,7 @@ def test_no_row_is_a_drafts_that_nobody_drafted() -> None:
     """A padded request would be 49 rows for one token."""
     prompts = prompts_of([33, 200], seed=4)
     options = {"enable_prefix_caching": True, "block_size": 32}
-    with engine(
-        48, propd={"lookup": False, "recycling": False, "sizing": "dynamic"}, **options
-    ) as llm:
+    with engine(48, propd=HEADS_ALONE, **options) as llm:
         run(llm, prompts[:1], greedy(4))
         llm.collective_rpc("start_sizing_records")
         run(llm, prompts[:1], greedy(1))

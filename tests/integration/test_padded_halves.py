@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BUSY, Ties, engine, greedy, mixed_prompts, run
+from conftest import BUSY, HEADS_ALONE, Ties, engine, greedy, mixed_prompts, run
 from prices import AnySizes
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor
@@ -15,12 +15,7 @@ from vllm_propd.engine.pruning.cuda_graphs import HalfGraphs, in_the_models_plac
 
 SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 200]
 RULES: dict[str, dict[str, Any]] = {
-    "planned": {
-        "sizing": "dynamic",
-        "lookup": False,
-        "recycling": False,
-        "pruning": "auto",
-    },
+    "planned": {**HEADS_ALONE, "pruning": "auto"},
     "top_k": {"pruning": "top_k", "top_k": 4},
     "path_probability": {"pruning": "path_probability", "keep_nodes": 5},
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SETTINGS, engine, greedy, metric, run, use
+from conftest import HEADS_ALONE, SETTINGS, engine, greedy, metric, run, use
 from prices import AnySizes, sizing_of
 
 RECORDED = json.loads((Path(__file__).parent / "quick.json").read_text())
@@ -16,12 +16,7 @@ NODES = 24
 RULES: dict[str, dict[str, Any]] = {
     **SETTINGS,
     "chain": {"tree": "chain"},
-    "planned pruning": {
-        "sizing": "dynamic",
-        "lookup": False,
-        "recycling": False,
-        "pruning": "auto",
-    },
+    "planned pruning": {**HEADS_ALONE, "pruning": "auto"},
 }
 
 

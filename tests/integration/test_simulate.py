@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import MODEL, engine, greedy, metric, prompts_of, run
+from conftest import HEADS_ALONE, MODEL, engine, greedy, metric, prompts_of, run
 from prices import Line, ask_always, sizing_of
 from typer.testing import CliRunner
 
@@ -59,7 +59,7 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     recording: list[RecordedText], pruning: str
 ) -> None:
     step, draft = Line(0.02, 5e-4, below=0.02), Line(1e-3)
-    keys = {"sizing": "dynamic", "lookup": False, "recycling": False, "pruning": pruning}
+    keys = {**HEADS_ALONE, "pruning": pruning}
     with engine(48, propd={**keys}, max_num_seqs=4) as llm:
         sizing = sizing_of(llm)
         planner = sizing.planner

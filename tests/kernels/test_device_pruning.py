@@ -11,16 +11,11 @@ from typing import Any
 import cores  # noqa: F401 - before numba counts them
 import pytest
 import torch
-from conftest import BUSY, TIES, engine, greedy, metric, mixed_prompts, run
+from conftest import BUSY, HEADS_ALONE, TIES, engine, greedy, metric, mixed_prompts, run
 from prices import AnySizes
 
 RULES: dict[str, dict[str, Any]] = {
-    "planned": {
-        "sizing": "dynamic",
-        "lookup": False,
-        "recycling": False,
-        "pruning": "auto",
-    },
+    "planned": {**HEADS_ALONE, "pruning": "auto"},
     "tree by tree": {"pruning": "path_probability", "keep_nodes": 5},
     "with the draft's say": {
         "pruning": "path_probability",

@@ -14,7 +14,7 @@ import cores  # noqa: F401 - before numba counts them
 import numpy as np
 import pytest
 import torch
-from conftest import BUSY, engine, greedy, mixed_prompts, run
+from conftest import BUSY, HEADS_ALONE, engine, greedy, mixed_prompts, run
 from prices import AnySizes
 from random_trees import step_of_trees
 from triton.backends.compiler import GPUTarget
@@ -110,7 +110,7 @@ def test_pruning_of_any_trees_is_warm(
     monkeypatch.setattr(early_head_ranks, "_relative_mass", pruning_triton.relative_mass)
     monkeypatch.setattr(early_head_ranks, "_count_larger", pruning_triton.count_larger)
     options = {**BUSY, "max_num_batched_tokens": 400, "dtype": dtype}
-    propd = {"sizing": "dynamic", "lookup": False, "recycling": False, "pruning": "auto"}
+    propd = {**HEADS_ALONE, "pruning": "auto"}
     with engine(80, propd=propd, **options) as llm:
         runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         AnySizes(prunes=True).take_over(runner.sizing)

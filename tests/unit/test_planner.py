@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,15 +278,9 @@ class Branching:
     """A price of one second, and of two where a tree branches."""
 
     def estimate(
-        self,
-        tokens: np.ndarray,
-        context: float = 0.0,
-        left: np.ndarray | None = None,
-        kinds: np.ndarray | None = None,
+        self, tokens: np.ndarray, *context: Any, kinds: np.ndarray | int = 0
     ) -> np.ndarray:
-        return np.where(
-            np.zeros_like(tokens) if kinds is None else kinds == TREES, 2.0, 1.0
-        )
+        return np.where(np.broadcast_to(kinds, tokens.shape) == TREES, 2.0, 1.0)
 
 
 def test_a_step_pays_for_branches_only_if_it_has_some() -> None:

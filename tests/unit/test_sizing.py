@@ -312,14 +312,12 @@ def test_heads_are_paid_for_what_texts_do_not_give(better_in: int) -> None:
     without, surer = (NodeValues.of([path_of(p, 8)] * 4) for p in (0.8, 0.9))
     sizes, heads = np.zeros(4, np.int64), False
     for step in range(steps):
-        drafted = int(sizes.sum())
+        drafted, tree = int(sizes.sum()), path_of(0.9 if heads else 0.8, 8)
         timer = sizing.begin(machine.now, StepLoad(4, 4 + drafted, 0, 400, 0, True))
         machine.spend(float(staircase(np.array([4 + drafted]))[0]))
         drafting = timer.verified(None)
-        chance = 0.9 if heads else 0.8
-        emitted = sum(machine.accepted(path_of(chance, 8), int(n)) for n in sizes) + 4
-        looks = drafting.looks_up()
-        assert looks
+        emitted = sum(machine.accepted(tree, int(n)) for n in sizes) + 4
+        assert drafting.looks_up()
         began, trees = machine.now, None
         machine.spend(2e-4)
         if drafting.asks_heads(without):

@@ -167,8 +167,6 @@ class SuccessorTable:
                 nothing.
         """
         found = np.zeros((2, *self._total.shape))
-        if not len(suggested):
-            suggested = np.empty((len(kind), 0), np.int64)
         _see(
             self._token, self._bin, read.before, read.truth, read.sequence, read.depth,
             suggested, seen, log_share, kind, found,

@@ -85,9 +85,9 @@ class Account:
         """
         self.plans = FADES * self.plans + 1.0
         self.beyond = FADES * self.beyond + saved - promised
-        self.balance += promised + self._missed(self.trust)
+        self.balance += promised + self._bias(self.trust)
 
-    def _missed(self, trust: float) -> float:
+    def _bias(self, trust: float) -> float:
         """Returns the seconds that plans save beyond their promises, on the mean."""
         plans = trust + self.plans
         return self.beyond / plans if plans else 0.0
@@ -101,7 +101,7 @@ class Account:
                 such promises are missed by: what each plan loses is known a step later,
                 and the next ones would be made on its promise.
         """
-        believed = max(0.0, promised + self._missed(self.trust + 1.0)) if promised else 0.0
+        believed = max(0.0, promised + self._bias(self.trust + 1.0)) if promised else 0.0
         balance = self.balance + believed
         return 0 if balance >= 0.0 else min(ceil(-balance / (IN_VAIN * seconds)), LONGEST)
 
