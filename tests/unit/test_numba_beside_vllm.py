@@ -9,6 +9,7 @@ import pytest
 
 AS_VLLM_DOES = """
 import importlib, os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # as vLLM binds a worker
 importlib.import_module({module!r})
 assert "numba" in sys.modules
 for module in list(sys.modules.values()):
@@ -23,6 +24,9 @@ print(sys.modules["numba"].config.NUMBA_NUM_THREADS)
     "module",
     [
         "vllm_propd.core.drafting.growth",
+        "vllm_propd.kernels.best_tokens",
+        "vllm_propd.kernels.early_head_ranks",
+        "vllm_propd.kernels.gemm",
         "vllm_propd.kernels.tree_attention_cpu",
         "vllm_propd.simulation.source_replay",
     ],
