@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,10 @@ SHOWN = (1, 4, 8, 16, 32, 64)
 
 FIGURES = "training.json"
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
-PLACE = re.compile(r"(<!-- trained: [^\n]*-->\n).*?(<!-- end of trained -->\n)", re.DOTALL)
+PLACE = r"(<!-- {0}: [^\n]*-->\n).*?(<!-- end of {0} -->\n)"
+
+DOCUMENTED = {"trained": "[0-9]*", "variants": "[a-z]*-[0-9]*"}
+"""Which folders of ``OUT`` each place in the documentation shows."""
 
 
 def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
@@ -51,9 +55,9 @@ def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
     return f"| {' | '.join([*cells, *tops, *walked])} |"
 
 
-def table(out: Path) -> str:
+def table(out: Path, pattern: str = "*") -> str:
     """All trainings that have ended, shortest first."""
-    done = sorted((p.parent for p in out.glob(f"*/{FIGURES}")), key=_order)
+    done = sorted((p.parent for p in out.glob(f"{pattern}/{FIGURES}")), key=_order)
     lines: list[str] = []
     for folder in done:
         found = Calibration.model_validate_json((folder / "calibration.json").read_text())
@@ -71,6 +75,11 @@ def _order(folder: Path) -> tuple[float, str]:
     """By minutes, and then by variant."""
     variant, _, minutes = folder.name.rpartition("-")
     return float(minutes), variant
+
+
+def _put(lines: str, place: re.Match[str]) -> str:
+    """Returns a place in the documentation with these lines; as it is, without any."""
+    return place[1] + lines + place[2] if lines.strip() else place[0]
 
 
 def parse_variants(text: str) -> dict[str, dict[str, object]]:
@@ -147,8 +156,11 @@ def main(
             (out / "table.md").write_text(table(out))
             print(table(out))
     if docs:
-        lines = table(out)
-        PAGE.write_text(PLACE.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
+        text = PAGE.read_text()
+        for place, pattern in DOCUMENTED.items():
+            put = partial(_put, table(out, pattern))
+            text = re.sub(PLACE.format(place), put, text, flags=re.DOTALL)
+        PAGE.write_text(text)
 
 
 if __name__ == "__main__":
