@@ -183,16 +183,18 @@ heads: $(MODEL)/config.json
 		$(if $(ASKED),--data $(ASKED) --own-share 0.8) \
 		$(if $(HELD_OUT),--held-out $(HELD_OUT))
 
-# Chats on the published model with its heads: PROMPTS=FILE has the questions.
+# Chats on the published model with its heads: PROMPTS="FILE FILE" has the questions, and
+# OPTIONS="--batch-sizes 16 --prompts-each 16" is added to the command, where it wins.
 PROMPTS := build/prompts/human_eval.jsonl
 build/prompts/%: $(READY)
 	$(BIN)/python scripts/get_prompts.py build/prompts
 bench-chats: export THP_MEM_ALLOC_ENABLE := 1
 bench-chats: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-chats: $(MODEL)/config.json $(PROMPTS)
-	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) --prompts $(PROMPTS) --prompts-each 4 \
+	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) $(PROMPTS:%=--prompts %) \
+		--prompts-each 4 \
 		--arms "plain ngram propd-no-heads propd-no-lookup propd-no-recycling propd" \
-		--dtype float32 --in-turn --batch-sizes 1,4 --max-tokens 256 --out build/chats
+		--dtype float32 --in-turn --batch-sizes 1,4 --max-tokens 256 --out build/chats $(OPTIONS)
 
 # By whole wall clock, as vLLM runs by default: compiled, engines in processes of their own.
 # Alike ones are some percent apart all their lives, so all start several times, and a
