@@ -35,6 +35,27 @@ def call(*arguments: str) -> str:
     return result.output
 
 
+def test_bench_compares_arms_without_heads(chatty: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(chatty, bare, ignore=shutil.ignore_patterns("propd"))
+    options = ("--batch-sizes", "1", "--max-tokens", "8", "--dtype", "float32", "--in-turn")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"question": "import os"}) + "\n")
+    where = ("--prompts", str(asked), "--out", str(tmp_path))
+    call("bench", str(bare), "--arms", "plain propd-no-heads", *options, *where)
+    found = Results.model_validate_json((tmp_path / "results.json").read_text())
+    assert [row.identical_to_plain for row in found.rows if row.workload == "batch"] == [
+        1,
+        1,
+    ]
+    refused = CliRunner().invoke(
+        app, ["bench", str(bare), "--arms", "plain propd", *options, *where]
+    )
+    assert refused.exit_code == 1 and str(bare / "propd") in refused.output.replace(
+        "\n", ""
+    )
+
+
 def test_bench_answers_chats_by_task(chatty: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "asked.jsonl"
     rows = [

@@ -66,6 +66,18 @@ class Heads:
     num_heads: int
 
 
+HEADLESS = ("plain", "control", "roomy", "ngram", "suffix", "propd-no-heads")
+"""Arms that have no use for heads."""
+
+USUAL_HEADS = 4
+"""How far arms draft that have no heads to be as deep as."""
+
+
+def need_heads(text: str) -> bool:
+    """Returns whether any of the arms has to have heads."""
+    return any(arm.partition(":")[0] not in HEADLESS for arm in text.split())
+
+
 def _propd(heads: Heads, **keys: Any) -> dict[str, Any]:
     return {"method": "propd", "model": str(heads.folder), **keys}
 

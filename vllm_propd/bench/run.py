@@ -18,7 +18,14 @@ from safetensors import safe_open
 from vllm import SamplingParams
 from vllm.platforms import current_platform
 
-from vllm_propd.bench.arms import Arm, Heads, most_nodes, parse_arms
+from vllm_propd.bench.arms import (
+    USUAL_HEADS,
+    Arm,
+    Heads,
+    most_nodes,
+    need_heads,
+    parse_arms,
+)
 from vllm_propd.bench.engines import (
     FASTEST,
     HUGE_PAGES,
@@ -55,7 +62,8 @@ def run_bench(
 
     Args:
         model: folder of the target.
-        heads: folder of the heads, in ProPD's format.
+        heads: folder of the heads, in ProPD's format; it need not be there where no arm
+            has a use for heads.
         prompts: files of chats, or whose text is cut into prompts; none: held-out files of
             Python's library.
         out: folder of the results; made if it is not there.
@@ -77,10 +85,11 @@ def run_bench(
     for name, value in HUGE_PAGES.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = load_heads(heads)
-        for_vllm = Path(scratch) / "medusa"
-        export_for_vllm(heads, output_layer(model), for_vllm)
-        arms = parse_arms(settings.arms, Heads(heads, for_vllm, checkpoint.num_heads))
+        for_vllm, num_heads = Path(scratch) / "medusa", USUAL_HEADS
+        if heads.exists() or need_heads(settings.arms):
+            num_heads = load_heads(heads).num_heads
+            export_for_vllm(heads, output_layer(model), for_vllm)
+        arms = parse_arms(settings.arms, Heads(heads, for_vllm, num_heads))
         tokenize = tokenizer_of(model)
         trace = None
         chats = are_chats(prompts)

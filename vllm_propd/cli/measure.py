@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_propd.bench.arms import ARMS
 from vllm_propd.cli.options import (
     Dtype,
     PromptSeed,
@@ -41,8 +42,8 @@ def bench(
     arms: Annotated[
         str,
         typer.Option(
-            help="Separated by spaces; known: plain, medusa, ngram, suffix, chain, static, "
-            "propd. Overrides: propd:num_speculative_tokens=16,num_candidates=4."
+            help=f"Separated by spaces; known: {', '.join(ARMS)}. "
+            "Overrides: propd:num_speculative_tokens=16,num_candidates=4."
         ),
     ] = "plain medusa ngram chain static propd",
     batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",

@@ -122,7 +122,7 @@ def _read_recipe(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
 def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
     """Makes an option of each field of a class of settings, which says all about it.
 
-    A YAML file of them, option ``--recipe``, sets what is left as it is by default.
+    A YAML file of them, option ``--recipe``, sets what the command line does not.
 
     Args:
         cls: the class of the command's parameter ``settings``.
@@ -138,13 +138,13 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
             place = inspect.Parameter.KEYWORD_ONLY
             asked.append(inspect.Parameter(name, place, default=default, annotation=option))
 
-        def call(**given: Any) -> None:
+        def call(context: typer.Context, **given: Any) -> None:
             with errors():
                 values = {name: given.pop(name) for name in cls.model_fields}
                 if (recipe := given.pop("recipe")) is not None:
-                    defaults = {one.name: one.default for one in asked}
                     for name, value in _read_recipe(recipe, cls).items():
-                        if values[name] == defaults[name]:
+                        source = context.get_parameter_source(name)
+                        if source is None or source.name != "COMMANDLINE":
                             values[name] = value
                 command(**given, settings=cls.model_validate(values))
 
@@ -152,6 +152,7 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
         rest.append(
             inspect.Parameter("recipe", place, default=None, annotation=RecipeOption)
         )
+        rest.append(inspect.Parameter("context", place, annotation=typer.Context))
         parameters = [one.replace(kind=place) for one in rest]
         call.__name__, call.__doc__ = command.__name__, command.__doc__
         call.__signature__ = inspect.Signature([*parameters, *asked])  # type: ignore[attr-defined]
