@@ -96,6 +96,16 @@ def test_each_request_has_its_own_row() -> None:
     assert found.token[0, :3].tolist() == [6, 5, 6]  # what repeats itself goes on so
 
 
+def test_no_token_is_drafted_that_the_target_does_not_know() -> None:
+    """Prompts have placeholders, and tokens that only the tokenizer knows."""
+    lookups, known, unknown = Lookups(vocabulary=10), [3, 9, 4, 3], [3, 10, 4, 3]
+    found = find(lookups, known, unknown, [10, *known])
+    assert found.match.tolist() == [1, 0, 1]
+    assert found.token[0, :3].tolist() == [9, 4, 3]
+    assert (found.token[1] == -1).all()
+    assert np.isneginf(lookups.worth()[1]).all()
+
+
 @pytest.mark.parametrize(
     ("text", "before"),
     [

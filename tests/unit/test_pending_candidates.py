@@ -62,3 +62,17 @@ def test_an_ended_sequence_is_forgotten() -> None:
     ungraded.forget("a")
     ungraded.forget("never seen")
     assert ungraded.take([("a", [1, 2, 3])]) is None
+
+
+def test_a_sessions_next_turn_is_no_text_of_the_turn_before() -> None:
+    """It keeps its request id, and counts what it puts out from nothing again."""
+    ungraded, some = PendingCandidates(), candidates(3)
+    ungraded.add("a", 8, candidates(2))  # the turn ends with them in wait
+    assert ungraded.take([("a", [5])]) is None
+    ungraded.add("a", 1, some)
+    graded = ungraded.take([("a", [5, 1, 2, 3])])
+    assert graded is not None
+    assert graded.truth.tolist() == [[1, 2, 3]]
+    assert np.array_equal(graded.tokens, some.tokens[:, :, 0])
+    ungraded.add("a", 4, candidates(4))
+    assert ungraded.take([("a", [*range(20)])]).truth.tolist() == [[4, 5, 6]]  # type: ignore[union-attr]

@@ -143,6 +143,24 @@ def test_pruning_that_leaves_nothing_is_not_used() -> None:
     assert plan.keep is None
 
 
+class CheapHalves(Line):
+    """Two halves whose prices, extrapolated to a long prompt, are a tenth too low."""
+
+    def estimate(self, *step: Any, **kinds: Any) -> np.ndarray:
+        seconds = super().estimate(*step, **kinds)
+        return seconds * (0.9 if len(step) > 2 else 1.0)
+
+
+@pytest.mark.parametrize("others", [100, 1000, 1150, 4000])
+def test_pruning_beside_a_prompt_costs_more_than_no_tree(others: int) -> None:
+    price, trees = CheapHalves(1.0, 0.01), [[0.9 * 0.95**i for i in range(40)]] * 4
+    batch = batch_of(*trees, others=others, budget=10_000)
+    plan = Planner(price, NOTHING, PruningRecall(start=0.9)).plan(batch)
+    alone = float(price.estimate(np.array([4]))[0])
+    assert 4.0 / alone <= plan.rate <= plan.tokens / alone * (1.0 + 1e-9)
+    assert plan.extra_s >= 0.0
+
+
 def fair_gains(batch: Batch) -> list[float]:
     """What the best 1, 2, ... nodes add to the mean of order -2 of tokens, times them."""
     reached, gains = [1.0] * batch.sequences, []

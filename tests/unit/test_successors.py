@@ -78,6 +78,18 @@ def test_the_last_sight_of_a_token_counts() -> None:
     assert worth(table, 7) == {}
 
 
+def test_tokens_that_the_target_does_not_know_have_no_successors() -> None:
+    """A prompt may end with one; nothing beyond the table is read or written."""
+    tables = SuccessorTable(VOCABULARY), SuccessorTable(VOCABULARY)
+    shares = {1: 0.9, 2: 0.1}
+    for table, path in zip(tables, ([(VOCABULARY + 500, 1, shares)], []), strict=True):
+        see_path(table, [*path, (3, 4, shares)])
+    for mine, other in zip(
+        *(vars(after(table, 3)).values() for table in tables), strict=True
+    ):
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_what_is_impossible_is_no_successor() -> None:
     table = SuccessorTable(VOCABULARY)
     see(table, 3, 1, {1: 1.0, 2: 0.0})

@@ -98,10 +98,11 @@ def _match(text, end, last):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _look_up(texts, rows, lengths):  # type: ignore[no-untyped-def]
+def _look_up(texts, rows, lengths, vocabulary):  # type: ignore[no-untyped-def]
     """Finds each text's latest longest match, and what follows it.
 
-    Where that reaches the text's end, the continuation repeats itself.
+    Where that reaches the text's end, the continuation repeats itself. Where a prompt has
+    tokens that the target does not know (placeholders, say), nothing is found.
     """
     token = np.full((len(rows), REACH), -1, np.int64)
     match, before = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
@@ -127,6 +128,8 @@ def _look_up(texts, rows, lengths):  # type: ignore[no-untyped-def]
             for ahead in range(REACH):
                 at = place + ahead
                 token[i, ahead] = text[at] if at <= last else token[i, at - last - 1]
+            if token[i].max() >= vocabulary:
+                token[i], match[i] = -1, 0
     return token, match, before
 
 
@@ -203,9 +206,14 @@ class _Waiting:
 
 
 class Lookups:
-    """Looks up continuations, and learns what they are worth."""
+    """Looks up continuations, and learns what they are worth.
 
-    def __init__(self) -> None:
+    Args:
+        vocabulary: how many tokens the target knows: no others are drafted.
+    """
+
+    def __init__(self, vocabulary: int = np.iinfo(np.int32).max) -> None:
+        self._vocabulary = vocabulary
         odds = np.outer(ODDS, np.arange(1.0, LONGEST + 1) ** RISE)
         # By what was before, what is said of it, and length.
         self._total = np.full((3, 5, LONGEST), TRUST)
@@ -226,7 +234,7 @@ class Lookups:
             lengths: ``[sequences]`` int64 tokens of it.
         """
         self._grade(ids, texts, rows, lengths)
-        found = LookupMatches(*_look_up(texts, rows, lengths))
+        found = LookupMatches(*_look_up(texts, rows, lengths, self._vocabulary))
         index = {request: i for i, request in enumerate(ids)}
         said = np.zeros(found.token.shape, np.int64)
         self._waiting = _Waiting(index, lengths, found, said)

@@ -67,6 +67,8 @@ class PendingCandidates:
         truth: list[list[int]] = []
         for request_id, text in texts:
             queue = self._waiting.get(request_id)
+            if queue and len(text) <= queue[-1].place:  # a session's next turn
+                queue.clear()
             while queue and queue[0].place + queue[0].candidates.heads <= len(text):
                 one = queue.popleft()
                 due.append(one.candidates)

@@ -97,6 +97,9 @@ def _see(  # type: ignore[no-untyped-def]
     """Grades what was known of each token before, in ``found``, and replaces it."""
     expected, on_path = False, True
     for i in range(len(before)):
+        if before[i] >= len(token):  # a prompt's, which the target does not know
+            expected = on_path = False
+            continue
         known, bins, right = token[before[i]], place[before[i]], truth[i]
         on_path |= depth[i] == 0
         looked_up = -1

@@ -89,7 +89,7 @@ class DynamicSizing:
             load: what the step holds.
         """
         before, self._before = self._before, None
-        if before is not None:
+        if before is not None and not load.fresh:
             self.overhead.add(before.sequences > 0, began - before.ended)
         return DynamicTimer(self, began, load, before or Drafted(began))
 

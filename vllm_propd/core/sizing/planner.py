@@ -243,6 +243,8 @@ class Planner:
         )  # fmt: skip
         whole, split = self._priced(nodes, taken, batch.context, kinds)
         prompts_s = self._prompts_s(batch, float(whole[0]))
+        # Extrapolated to a long prompt, each on its own: yet no tree costs less than none.
+        split = np.maximum(split, whole[0])
         drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
         share = self.recall.share if self.recall else 0.0
         rate = _rates(

@@ -33,6 +33,8 @@ class StepLoad:
         context: tokens of context, over all sequences.
         waiting: tokens that prompts begun here leave to later steps.
         chained: whether its trees are paths, attended to as vLLM's own drafts.
+        fresh: whether none of its sequences has put out a token yet: the engine may have
+            waited for them.
     """
 
     sequences: int
@@ -41,6 +43,7 @@ class StepLoad:
     context: int
     waiting: int = 0
     chained: bool = False
+    fresh: bool = False
 
     @property
     def nodes(self) -> int:

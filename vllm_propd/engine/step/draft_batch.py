@@ -245,4 +245,5 @@ def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> 
         context=int(computed.sum()),
         waiting=waiting,
         chained=step is not None and step.chained,
+        fresh=not (computed >= batch.num_prompt_tokens[:count]).any(),
     )

@@ -104,10 +104,11 @@ class MedusaTreeProposer:
         self.promised: dict[int, float] = {}
         self.prices: Prices | None = None
         self._pending = PendingCandidates()
-        self._lookups = Lookups() if config.looks_up else None
+        vocabulary = self.model_config.get_vocab_size()
+        self._lookups = Lookups(vocabulary) if config.looks_up else None
         self._successors: SuccessorTable | None = None
         if config.recycles:
-            self._successors = SuccessorTable(self.model_config.get_vocab_size())
+            self._successors = SuccessorTable(vocabulary)
         if folder is None:
             return
         calibration = calibration_for(config, folder, self.num_heads)
