@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -38,10 +37,7 @@ SHOWN = (1, 4, 8, 16, 32, 64)
 
 FIGURES = "training.json"
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
-PLACE = r"(<!-- {0}: [^\n]*-->\n).*?(<!-- end of {0} -->\n)"
-
-DOCUMENTED = {"trained": "[0-9]*", "variants": "[a-z]*-[0-9]*"}
-"""Which folders of ``OUT`` each place in the documentation shows."""
+PLACE = re.compile(r"(<!-- trained: [^\n]*-->\n).*?(<!-- end of trained -->\n)", re.DOTALL)
 
 
 def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
@@ -56,7 +52,7 @@ def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
 
 
 def table(out: Path, pattern: str = "*") -> str:
-    """All trainings that have ended, shortest first."""
+    """All trainings that have ended, in folders of such names, shortest first."""
     done = sorted((p.parent for p in out.glob(f"{pattern}/{FIGURES}")), key=_order)
     lines: list[str] = []
     for folder in done:
@@ -75,11 +71,6 @@ def _order(folder: Path) -> tuple[float, str]:
     """By minutes, and then by variant."""
     variant, _, minutes = folder.name.rpartition("-")
     return float(minutes), variant
-
-
-def _put(lines: str, place: re.Match[str]) -> str:
-    """Returns a place in the documentation with these lines; as it is, without any."""
-    return place[1] + lines + place[2] if lines.strip() else place[0]
 
 
 def parse_variants(text: str) -> dict[str, dict[str, object]]:
@@ -156,11 +147,8 @@ def main(
             (out / "table.md").write_text(table(out))
             print(table(out))
     if docs:
-        text = PAGE.read_text()
-        for place, pattern in DOCUMENTED.items():
-            put = partial(_put, table(out, pattern))
-            text = re.sub(PLACE.format(place), put, text, flags=re.DOTALL)
-        PAGE.write_text(text)
+        lines = table(out, "[0-9]*")  # variants are of another question
+        PAGE.write_text(PLACE.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
 
 
 if __name__ == "__main__":

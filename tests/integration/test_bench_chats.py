@@ -44,16 +44,12 @@ def test_bench_compares_arms_without_heads(chatty: Path, tmp_path: Path) -> None
     where = ("--prompts", str(asked), "--out", str(tmp_path))
     call("bench", str(bare), "--arms", "plain propd-no-heads", *options, *where)
     found = Results.model_validate_json((tmp_path / "results.json").read_text())
-    assert [row.identical_to_plain for row in found.rows if row.workload == "batch"] == [
-        1,
-        1,
-    ]
-    refused = CliRunner().invoke(
-        app, ["bench", str(bare), "--arms", "plain propd", *options, *where]
-    )
-    assert refused.exit_code == 1 and str(bare / "propd") in refused.output.replace(
-        "\n", ""
-    )
+    same = [row.identical_to_plain for row in found.rows if row.workload == "batch"]
+    assert same == [1, 1]
+    asks = ["bench", str(bare), "--arms", "plain propd", *options, *where]
+    refused = CliRunner().invoke(app, asks)
+    assert refused.exit_code == 1
+    assert str(bare / "propd") in refused.output.replace("\n", "")
 
 
 def test_bench_answers_chats_by_task(chatty: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from bench_rows import measured
 
-from vllm_propd.bench.arms import ARMS, HEADLESS, Heads, need_heads, parse_arm, parse_arms
+from vllm_propd.bench.arms import ARMS, Heads, parse_arm, parse_arms, use_heads
 from vllm_propd.bench.report import write_report
 from vllm_propd.bench.results import Machine, Results, Row
 from vllm_propd.config import parse_config
@@ -71,10 +71,9 @@ def test_our_arms_are_valid_configs(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name != "suffix"])
 def test_arms_that_have_no_use_for_heads_are_known(name: str) -> None:
-    of_heads = {str(HEADS.folder), str(HEADS.for_vllm)}
-    config = parse_arm(name, HEADS).speculative_config or {}
-    assert need_heads(f"plain {name}") == bool(of_heads & set(map(str, config.values())))
-    assert need_heads(name) == (name not in HEADLESS)
+    headless = ("plain", "control", "roomy", "ngram", "propd-no-heads")
+    arms = parse_arms(f"plain {name}", HEADS)
+    assert use_heads(arms, HEADS) == (name not in headless)
 
 
 def test_overrides_are_yaml_values() -> None:

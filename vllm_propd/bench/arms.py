@@ -66,16 +66,8 @@ class Heads:
     num_heads: int
 
 
-HEADLESS = ("plain", "control", "roomy", "ngram", "suffix", "propd-no-heads")
-"""Arms that have no use for heads."""
-
 USUAL_HEADS = 4
-"""How far arms draft that have no heads to be as deep as."""
-
-
-def need_heads(text: str) -> bool:
-    """Returns whether any of the arms has to have heads."""
-    return any(arm.partition(":")[0] not in HEADLESS for arm in text.split())
+"""How far arms draft where there are no heads to be as deep as."""
 
 
 def _propd(heads: Heads, **keys: Any) -> dict[str, Any]:
@@ -177,6 +169,12 @@ def parse_arms(text: str, heads: Heads) -> list[Arm]:
     if not any(arm.name == "plain" for arm in arms):
         raise ValueError("--arms: 'plain' must be among them: all ratios are to it")
     return sorted(arms, key=lambda arm: arm.name != "plain")
+
+
+def use_heads(arms: list[Arm], heads: Heads) -> bool:
+    """Returns whether any of the arms drafts with these heads."""
+    folders = {str(heads.folder), str(heads.for_vllm)}
+    return any((arm.speculative_config or {}).get("model") in folders for arm in arms)
 
 
 def most_nodes(arms: list[Arm]) -> int:

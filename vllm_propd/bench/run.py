@@ -23,8 +23,8 @@ from vllm_propd.bench.arms import (
     Arm,
     Heads,
     most_nodes,
-    need_heads,
     parse_arms,
+    use_heads,
 )
 from vllm_propd.bench.engines import (
     FASTEST,
@@ -85,11 +85,11 @@ def run_bench(
     for name, value in HUGE_PAGES.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as scratch:
-        for_vllm, num_heads = Path(scratch) / "medusa", USUAL_HEADS
-        if heads.exists() or need_heads(settings.arms):
-            num_heads = load_heads(heads).num_heads
-            export_for_vllm(heads, output_layer(model), for_vllm)
-        arms = parse_arms(settings.arms, Heads(heads, for_vllm, num_heads))
+        num_heads = load_heads(heads).num_heads if heads.exists() else USUAL_HEADS
+        shared = Heads(heads, Path(scratch) / "medusa", num_heads)
+        arms = parse_arms(settings.arms, shared)
+        if use_heads(arms, shared):
+            export_for_vllm(heads, output_layer(model), shared.for_vllm)
         tokenize = tokenizer_of(model)
         trace = None
         chats = are_chats(prompts)
