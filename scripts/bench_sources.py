@@ -25,11 +25,19 @@ from vllm import LLM, SamplingParams
 
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.workloads.chats import ByTask, chat_prompts
+from vllm_propd.core.drafting.sources import Sources
 from vllm_propd.core.drafting.successors import RANKS
 from vllm_propd.simulation.source_replay import Answer, replay
 
-SOURCES = {"lookup": (True, False), "recycling": (False, True), "both": (True, True)}
-"""By name: whether a text is searched, and whether successors are recycled."""
+SOURCES = {
+    "lookup": (True, False, False),
+    "shared": (True, True, False),
+    "recycling": (False, False, True),
+    "lookup, recycling": (True, False, True),
+    "shared, recycling": (True, True, True),
+}
+"""By name: whether a text is searched, whether others' are remembered, and whether
+successors are recycled."""
 
 
 def answers_of(model: Path, by_task: ByTask, max_tokens: int) -> Iterator[Answer]:
@@ -71,9 +79,9 @@ def main(
     vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
     title = f"tokens per step, {len(answers)} answers of {model.name}"
     table = Table("source", "nodes", "all", "promised", *by_task, title=title)
-    for name, (lookup, recycling) in SOURCES.items():
+    for name, kinds in SOURCES.items():
         for size in map(int, nodes.split(",")):
-            found = replay(answers, size, lookup, recycling, vocabulary)
+            found = replay(answers, size, Sources(vocabulary, *kinds))
             promised = 1.0 + found.expected / found.steps.total()
             whole = [found.tokens_per_step(), promised]
             each = [found.tokens_per_step(task) for task in by_task]

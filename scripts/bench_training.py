@@ -2,9 +2,10 @@
 
     python scripts/bench_training.py build/smollm2 build/smollm2-heads --minutes 10,30,120
     python scripts/bench_training.py build/smollm2 build/smollm2-heads --minutes 10 \\
-        --variants "exact:sampled_tokens=0 independent:transition_rank=0"
+        --variants "exact:sampled_tokens=0 half:text=0.5"
 
-The target asks and answers itself, once; then each training begins anew, with a schedule of
+A variant is other settings; ``text`` is the share of the text that it learns from. The
+target asks and answers itself, once; then each training begins anew, with a schedule of
 its own length. What the target says of its text is computed in the first and kept for the
 others, so the first one has fewer steps. ``OUT/MINUTES`` and ``OUT/VARIANT-MINUTES`` have
 the heads, and ``OUT/table.md`` a line for each; a run that was killed goes on with what is
@@ -20,11 +21,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 import yaml
 
 from vllm_propd.heads.calibration import Calibration
-from vllm_propd.training.data.batches import load_data
+from vllm_propd.training.data.batches import Epochs, Starts, load_data
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.target import load_trainee
@@ -83,11 +85,27 @@ def parse_variants(text: str) -> dict[str, dict[str, object]]:
     return found
 
 
-def train(inputs: Inputs, settings: TrainSettings, work: Path, out: Path) -> None:
-    """One training, resumed where it was killed."""
+class PartOf(Epochs):
+    """A share of the windows only, drawn once, so that what is kept of them serves all."""
+
+    def __init__(self, windows: int, share: float, settings: TrainSettings):
+        drawn = np.random.default_rng(settings.seed).permutation(windows)
+        self.drawn = drawn[: max(1, round(windows * share))]
+        super().__init__(len(self.drawn), settings.batch_size, settings.seed)
+
+    def __call__(self, step: int) -> Starts:
+        return self.drawn[super().__call__(step)]
+
+
+def train(
+    inputs: Inputs, settings: TrainSettings, text: float, work: Path, out: Path
+) -> None:
+    """One training on a share of the text, resumed where it was killed."""
     data = load_data(work, training_data(inputs))
     trainee = load_trainee(inputs.model, settings, data)
     loop = Loop(trainee, data, settings, work, resume=(work / checkpoint.FILE).exists())
+    if text < 1:
+        loop.epochs = PartOf(len(loop.windows), text, settings)
     began, first = time.monotonic(), loop.progress.step
     run_with_bar(loop, work)
     speed = (loop.progress.step - first) / (time.monotonic() - began)
@@ -142,8 +160,9 @@ def main(
     ):
         folder = out / f"{name}{each}"
         if not (folder / FIGURES).exists():
-            settings = TrainSettings(**{**chosen, **others, "minutes": float(each)})
-            train(inputs, settings, work, folder)
+            settings = {**chosen, **others, "minutes": float(each)}
+            text = settings.pop("text", 1.0)
+            train(inputs, TrainSettings(**settings), text, work, folder)
             (out / "table.md").write_text(table(out))
             print(table(out))
     if docs:

@@ -30,11 +30,17 @@ PLACE = re.compile(
 
 def type_name(field: FieldInfo) -> str:
     """A field's type as a reader wants it."""
-    kind = field.annotation
+    return named(field.annotation)
+
+
+def named(kind: Any) -> str:
+    """A type's name, or what it allows."""
     if get_origin(kind) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return ", ".join("..." if one is ... else named(one) for one in get_args(kind))
     if kinds := [arg for arg in get_args(kind) if arg is not type(None)]:
-        return ", ".join(getattr(one, "__name__", "...") for one in kinds)
+        return " or ".join(map(named, kinds))
     return getattr(kind, "__name__", str(kind))
 
 

@@ -92,11 +92,14 @@ class ProPDConfig(BaseModel):
         "probabilities on its path, or of its ranks' accuracies in `calibration.json` (the "
         "paper's). With `dynamic` sizing both are corrected by what comes true.",
     )
-    lookup: bool = Field(
+    lookup: bool | Literal["shared"] = Field(
         True,
         description="With `dynamic` sizing trees also hold what followed in a request's "
         "own text, prompt included, the last time that it ended as it does now, priced by "
         "how often that came true; where the heads add too little, they are not asked. "
+        "`shared`: also what other requests have answered, where their last tokens were "
+        "the same (SuffixDecoding, arXiv 2411.04975); how fast a text comes may then tell "
+        "of others' texts, to those of the same `cache_salt` only. "
         "`false`, and `recycling` too: the heads' candidates only, as in the paper.",
     )
     recycling: bool = Field(
@@ -207,7 +210,12 @@ class ProPDConfig(BaseModel):
     @property
     def looks_up(self) -> bool:
         """Whether candidates are also looked up in the text."""
-        return self.lookup and self._free_trees
+        return bool(self.lookup) and self._free_trees
+
+    @property
+    def shares(self) -> bool:
+        """Whether candidates also come from what other requests have said."""
+        return self.lookup == "shared" and self._free_trees
 
     @property
     def recycles(self) -> bool:

@@ -64,6 +64,7 @@ def register() -> None:
     from vllm_propd.config import REQUEST_METRICS
     from vllm_propd.engine.integration import (
         busy_loops,
+        cache_salts,
         config_patch,
         draft_delivery,
         patches,
@@ -74,6 +75,7 @@ def register() -> None:
         *config_patch.PATCHES,
         *draft_delivery.PATCHES,
         *sessions.PATCHES,
+        *cache_salts.PATCHES,
         *busy_loops.PATCHES,
     ]
     if os.environ.get(REQUEST_METRICS) == "1":

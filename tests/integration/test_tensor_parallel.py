@@ -192,10 +192,13 @@ def test_clocks_cannot_shape_trees(skewed_ranks: LLM, rule: str, sizing: str) ->
     assert pruned == (rule != "unpruned" or sizing == "dynamic")
 
 
-def test_recycled_successors_are_the_same_on_all_ranks(skewed_ranks: LLM) -> None:
-    """Each rank keeps them by itself, and grows all trees of them."""
+@pytest.mark.parametrize("lookup", [True, "shared"])
+def test_what_needs_no_heads_is_the_same_on_all_ranks(
+    lookup: bool | str, skewed_ranks: LLM
+) -> None:
+    """Each rank keeps successors, and others' texts, by itself, and grows trees of them."""
     llm = skewed_ranks
-    use(llm, 48, {"sizing": "dynamic", "heads": False, "recycling": True})
+    use(llm, 48, {"sizing": "dynamic", "heads": False, "lookup": lookup})
     llm.collective_rpc(set_price)
     llm.collective_rpc("start_recording", args=(1000,))
     run(llm, mixed_prompts(8, seed=25), greedy(128))

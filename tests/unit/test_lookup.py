@@ -175,7 +175,7 @@ def test_nothing_found_is_worth_nothing_and_has_no_nodes() -> None:
     worth = lookups.worth()
     assert found.match.tolist() == [0, 1]
     assert np.isneginf(worth[0]).all() and (worth[1] < 0).all()
-    both = Paths(found, worth, 3)
+    both = Paths(found.token, worth, 3)
     nothing, path = both
     assert len(nothing) == 0
     assert path.token.tolist() == [5, 4, 5]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vllm_propd.core.drafting.sources import Sources
 from vllm_propd.simulation.source_replay import Answer, replay
 
 VOCABULARY = 40
@@ -23,25 +24,35 @@ NEW = list(range(20))
 def test_nothing_is_gained_where_nothing_comes_again() -> None:
     for lookup in (False, True):
         for recycling in (False, True):
-            found = replay([answer(NEW, [30, 31])], 4, lookup, recycling, VOCABULARY)
+            sources = Sources(VOCABULARY, lookup, False, recycling)
+            found = replay([answer(NEW, [30, 31])], 4, sources)
             assert found.tokens_per_step() == 1.0
             assert found.tokens.total() == len(NEW) - 1
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_lookup_gains_by_the_prompt(nodes: int) -> None:
-    found = replay([answer(NEW, NEW)], nodes, True, False, VOCABULARY)
+    found = replay([answer(NEW, NEW)], nodes, Sources(VOCABULARY, True, False, False))
     assert found.tokens_per_step() == pytest.approx(19 / np.ceil(19 / (1 + nodes)))
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_recycling_gains_by_answers_before(nodes: int) -> None:
     answers = [answer(NEW, [30], "first"), answer(NEW, [31], "second")]
-    found = replay(answers, nodes, False, True, VOCABULARY)
+    found = replay(answers, nodes, Sources(VOCABULARY, False, False, True))
     assert found.tokens_per_step("first") == 1.0
     assert found.tokens_per_step("second") > 1.8
-    alone = replay(answers, nodes, True, False, VOCABULARY)
+    alone = replay(answers, nodes, Sources(VOCABULARY, True, False, False))
     assert alone.tokens_per_step() == 1.0, "a text knows nothing of another"
+
+
+def test_others_texts_help_where_they_are_shared() -> None:
+    answers = [answer(NEW, [30, 31], "first"), answer(NEW[2:], [33, 0, 1], "second")]
+    found = replay(answers, 8, Sources(VOCABULARY, True, True, False))
+    assert found.tokens_per_step("first") == 1.0
+    assert found.tokens_per_step("second") > 4.0
+    both = replay(answers, 8, Sources(VOCABULARY, True, True, True))
+    assert both.tokens_per_step("second") > 4.0
 
 
 def test_both_together_are_as_good_as_the_better() -> None:
@@ -50,10 +61,10 @@ def test_both_together_are_as_good_as_the_better() -> None:
     texts = [words[rng.integers(0, 6, 12)].ravel().tolist() for _ in range(12)]
     answers = [answer(text, text[:8]) for text in texts]
     alone = [
-        replay(answers, nodes, lookup, not lookup, VOCABULARY).tokens_per_step()
-        for lookup in (False, True)
+        replay(answers, nodes, Sources(VOCABULARY, *kinds)).tokens_per_step()
+        for kinds in ((False, False, True), (True, False, False))
     ]
-    both = replay(answers, nodes, True, True, VOCABULARY)
+    both = replay(answers, nodes, Sources(VOCABULARY, True, False, True))
     assert both.tokens_per_step() >= 0.98 * max(alone)
     accepted = both.tokens.total() - both.steps.total()
     assert both.expected == pytest.approx(accepted, rel=0.4)

@@ -121,6 +121,7 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
     "propd-no-lookup": lambda heads: _propd(heads, lookup=False, recycling=False),
     "propd-no-heads": lambda heads: {"method": "propd", "heads": False},
     "propd": _propd,
+    "propd-shared": lambda heads: _propd(heads, lookup="shared"),
 }
 """The known arms, by name: each function makes the speculative config for some heads.
 
@@ -132,7 +133,8 @@ and ``suffix`` are vLLM's own methods. ``chain`` and ``static`` are our trees of
 shape. ``propd`` is ProPD as it is by default; ``propd-no-prune``, ``propd-no-dynamic``,
 ``propd-no-recycling`` and ``propd-no-heads`` each lack one part: early pruning, sizes
 chosen in real time, recycled successors, or the heads. ``propd-no-lookup`` lacks all that
-is looked up, in the text and in what the target has said: it is the paper's method."""
+is looked up, in the text and in what the target has said: it is the paper's method.
+``propd-shared`` also drafts from what other requests have said."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:

@@ -1,7 +1,7 @@
 """What sources without heads would have drafted for answers that are known.
 
 No engine: an answer, and what the target thought likely at each of its places, is all that
-prompt lookup and recycled successors ever see. They learn from answer to answer, as in an
+they ever see (``core.drafting.sources``). They learn from answer to answer, as in an
 engine that serves one request at a time.
 """
 
@@ -9,21 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.growth import grow_from
-from vllm_propd.core.drafting.lookup import REACH, Lookups, Paths
-from vllm_propd.core.drafting.successors import NOTHING, ReadTokens, SuccessorTable
-from vllm_propd.core.tree import Float32s, Ints, TokenTree
+from vllm_propd.core.drafting.lookup import TokenMatrix
+from vllm_propd.core.drafting.sources import Said, Sources
+from vllm_propd.core.drafting.successors import ReadTokens
+from vllm_propd.core.tree import Bools, Float32s, Ints
 from vllm_propd.simulation.offline_acceptance import accepted_path
-
-GREEDY = np.zeros(1, np.int64)
-NOT_SAMPLED = np.zeros(1, np.bool_)
-ROW = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True)
@@ -65,89 +60,77 @@ class Gained:
         return self.tokens.total() / self.steps.total()
 
 
-class _Sources:
-    """The sources, and the text that they see grow."""
+@dataclass
+class _Reading:
+    """One answer as far as it has been put out (``core.drafting.sources.Texts``)."""
 
-    def __init__(self, nodes: int, lookup: bool, recycling: bool, vocabulary: int):
-        self._nodes = nodes
-        self._lookups = Lookups() if lookup else None
-        self._table = SuccessorTable(vocabulary) if recycling else None
-        self._text: npt.NDArray[np.int32] = np.empty((1, 0), np.int32)
-        self.name, self.length = "", 0
+    ids: list[str]
+    tokens: TokenMatrix
+    begins: Ints
+    lengths: Ints
+    put_out: Ints
+    rows: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
+    salts: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
+    sampled: Bools = field(default_factory=lambda: np.zeros(1, np.bool_))
+    steered: Bools = field(default_factory=lambda: np.zeros(1, np.bool_))
+    chain: Bools = field(default_factory=lambda: np.zeros(1, np.bool_))
 
-    def begin(self, name: str, answer: Answer) -> None:
-        """Begins an answer, whose first token has come with its prompt."""
-        whole = np.concatenate([answer.prompt, answer.text])
-        self._text = whole[None].astype(np.int32)
-        self.name, self.length = name, len(answer.prompt)
+    @classmethod
+    def of(cls, name: str, answer: Answer) -> _Reading:
+        """Begins an answer, whose first token comes with its prompt."""
+        whole = np.concatenate([answer.prompt, answer.text])[None].astype(np.int32)
+        begins = np.array([len(answer.prompt)])
+        return cls([name], whole, begins, begins + 1, np.ones(1, np.int64))
 
-    def read(self, answer: Answer, count: int) -> None:
-        """Takes note of the next tokens of the answer, which one step has put out."""
-        places = np.arange(self.length, self.length + count)
-        at = places - len(answer.prompt)
-        suggested = NOTHING
-        if self._lookups is not None:
-            starts = np.array([self.length])
-            suggested = self._lookups.suggested([self.name], starts)
-        if self._table is not None:
-            before, truth = (
-                self._text[0, at].astype(np.int64) for at in (places - 1, places)
-            )
-            zero = np.zeros(count, np.int64)
-            read = ReadTokens(before, truth, zero, np.arange(count))
-            share = answer.log_probs[at]
-            share = share - np.log(np.exp(share).sum(1, keepdims=True))
-            self._table.see(read, answer.best[at], share, GREEDY, suggested)
-        self.length += count
+    @property
+    def roots(self) -> Ints:
+        return self.tokens[0, self.lengths - 1].astype(np.int64)
 
-    def draft(self) -> TokenTree | None:
-        """Drafts the next step's tree; None where there is nothing to draft."""
-        looked_up = successors = None
-        root = self._text[0, self.length - 1 : self.length].astype(np.int64)
-        if self._table is not None:
-            successors = self._table.after(root, NOT_SAMPLED)
-        if self._lookups is not None:
-            lengths = np.array([self.length])
-            found = self._lookups.find([self.name], self._text, ROW, lengths)
-            if self._table is None:
-                worth = self._lookups.worth()
-                return Paths(found, worth, min(self._nodes, REACH))[0]
-            best = self._table.best_along(root, found.token)
-            looked_up = found.token, self._lookups.worth(None, best)
-        if successors is None:
-            return None
-        sizes = np.array([self._nodes])
-        (tree,) = grow_from(Candidates.none(1), sizes, looked_up, successors)
-        return tree
+    @property
+    def at(self) -> int:
+        """How much of the answer has been put out."""
+        return int(self.lengths[0] - self.begins[0])
+
+    def read(self, count: int) -> None:
+        """Reads the next tokens, which one step has put out."""
+        self.lengths, self.put_out = self.lengths + count, np.array([count])
+
+    def said(self, answer: Answer) -> Said:
+        """Returns what the target has said in the step."""
+        count = int(self.put_out[0])
+        places = np.arange(self.at - count, self.at)
+        before, truth = (
+            self.tokens[0, self.begins[0] + places + ahead].astype(np.int64)
+            for ahead in (-1, 0)
+        )
+        read = ReadTokens(before, truth, np.zeros(count, np.int64), np.arange(count))
+        share = answer.log_probs[places]
+        share = share - np.log(np.exp(share).sum(1, keepdims=True))
+        return read, answer.best[places], share
 
 
-def replay(
-    answers: Sequence[Answer], nodes: int, lookup: bool, recycling: bool, vocabulary: int
-) -> Gained:
+def replay(answers: Sequence[Answer], nodes: int, sources: Sources) -> Gained:
     """Walks over answers, one after the other, with trees of so many nodes.
 
     Args:
         answers: at least one; each of a token or more.
         nodes: nodes of each tree, or as many as there are.
-        lookup, recycling: the sources (``ProPDConfig``).
-        vocabulary: how many tokens the target knows.
+        sources: what drafts; they learn.
     """
-    sources = _Sources(nodes, lookup, recycling, vocabulary)
     tokens: Counter[str] = Counter()
     steps: Counter[str] = Counter()
     expected = 0.0
     for index, answer in enumerate(answers):
-        sources.begin(f"answer {index}", answer)
-        sources.read(answer, 1)
-        at = 1
-        while at < len(answer.text):
-            tree, count = sources.draft(), 1
-            if tree is not None:
-                count += len(accepted_path(tree, answer.text[at:]))
+        reading = _Reading.of(f"answer {index}", answer)
+        while (left := len(answer.text) - reading.at) > 0:
+            found, count = sources.find(reading, partial(reading.said, answer)), 1
+            if found is not None:
+                tree = sources.trees(reading, found, nodes)[0]
+                count += len(accepted_path(tree, answer.text[reading.at :]))
                 expected += float(np.exp(tree.score.astype(np.float64)).sum())
-            count = min(count, len(answer.text) - at)
-            sources.read(answer, count)
+            count = min(count, left)
+            reading.read(count)
             tokens[answer.task] += count
             steps[answer.task] += 1
-            at += count
+        sources.forget(reading.ids[0])
     return Gained(tokens, steps, expected)

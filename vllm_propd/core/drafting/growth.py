@@ -4,7 +4,9 @@ A node's value is the product of its path's probabilities, each head's taken on 
 with heads that know the token before, given that. Popping the most valuable candidate n
 times gives the best tree of n nodes, because a child is never worth more than its parent,
 nor a lower rank more than a higher one.
-Beside the heads a path may have been looked up in the text (``core.drafting.lookup``).
+Beside the heads a path may have been looked up in the text (``core.drafting.lookup``); and
+deeper than they speak, what the target has named (``successors``) and others have said
+(``suffix_memory``) after the same tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.contexts import NONE, ORDERS, recall
 from vllm_propd.core.drafting.same_places import priced_together
 from vllm_propd.core.drafting.successors import (
     AT_ROOT,
@@ -24,6 +27,7 @@ from vllm_propd.core.drafting.successors import (
     UNKNOWN,
     Successors,
 )
+from vllm_propd.core.drafting.suffix_memory import ASTRAY, GOING_ON
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
 LookedUp = tuple[Ints, Float32s]
@@ -108,9 +112,26 @@ def _row_after(tokens, next_row, token):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _remembered(  # type: ignore[no-untyped-def]
+    token, parent, node, where, tail, salt, vocabulary, marks, remembered, often, curves
+):
+    """Recalls what others have said after a node, and its log probability; -1: nothing."""
+    recent, at, depth = np.empty(ORDERS[0], np.int64), node, 0
+    for back in range(len(recent)):
+        if at:
+            recent[back], at, depth = token[at - 1], parent[at - 1], depth + 1
+        else:
+            recent[back] = tail[back - depth]
+    slot, order = recall(recent, salt, marks)
+    if slot < 0 or remembered[slot, 0] >= vocabulary:
+        return NONE, np.float32(0.0)
+    return remembered[slot, 0], curves[where, 0, order, often[slot]]
+
+
+@njit(cache=True, nogil=True)
 def _grow(  # type: ignore[no-untyped-def]
     tokens, values, next_row, looked_up, worth, rest, roots, after, bins, of_bin, sizes,
-    token, parent, depth, score, on_path,
+    tails, salts, marks, remembered, often, curves, token, parent, depth, score, on_path,
 ):  # fmt: skip
     trees, heads = tokens.shape[:2]
     reach, most = looked_up.shape[1], token.shape[1]
@@ -119,7 +140,8 @@ def _grow(  # type: ignore[no-untyped-def]
     room = 3 * most + 2
     keys = np.empty(room, np.float32)
     entries = np.empty(room, np.int64)
-    # What each heap entry would add: (parent node, depth, rank); rank -1 is looked up.
+    # What each heap entry would add: (parent node, depth, rank); rank -1 is looked up, or
+    # what others have said.
     parents = np.empty(room, np.int64)
     depths = np.empty(room, np.int64)
     ranks = np.empty(room, np.int64)
@@ -127,6 +149,9 @@ def _grow(  # type: ignore[no-untyped-def]
     # head's; or, deeper than the heads speak, after that token.
     rows = np.zeros(most + 1, np.int64)
     stands = np.full(most + 1, AT_ROOT)
+    # What others have said after a node that is not on the looked-up path.
+    said = np.full(most + 1, NONE, np.int64)
+    said_worth = np.zeros(most + 1, np.float32)
     grown = np.zeros(trees, np.int64)
     for tree in range(trees):
         rows[0] = 0 if heads else roots[tree]
@@ -140,10 +165,14 @@ def _grow(  # type: ignore[no-untyped-def]
                     owner, at, place = node, level + 1, 0
                 base = score[tree, owner - 1] if owner else np.float32(0.0)
                 looked = owner == 0 or on_path[tree, owner - 1]
-                seen = looked_up[tree, at - 1] if looked and at <= reach else -1
+                seen, surest = said[owner], said_worth[owner]
+                if looked:
+                    seen = NONE
+                    if at <= reach:
+                        seen, surest = looked_up[tree, at - 1], worth[tree, at - 1]
                 if seen >= 0 and children:
                     parents[made], depths[made], ranks[made] = owner, at, -1
-                    _push(keys, entries, count, base + worth[tree, at - 1], made)
+                    _push(keys, entries, count, base + surest, made)
                     count, made = count + 1, made + 1
                 row, found, value = rows[owner], -1, np.float32(0.0)
                 if at <= heads:
@@ -169,8 +198,9 @@ def _grow(  # type: ignore[no-untyped-def]
             _sift_down(keys, entries, count)
             above, level, rank = parents[entry], depths[entry], ranks[entry]
             row, following = rows[above], 0
+            looked = rank < 0 and (above == 0 or on_path[tree, above - 1])
             if rank < 0:
-                chosen = looked_up[tree, level - 1]
+                chosen = looked_up[tree, level - 1] if looked else said[above]
                 if level <= heads:
                     following = _row_after(
                         tokens[tree, level - 1, row], next_row[tree, level - 1, row], chosen
@@ -182,9 +212,15 @@ def _grow(  # type: ignore[no-untyped-def]
                 chosen = np.int64(after[row, rank])
             token[tree, node], parent[tree, node] = chosen, above
             depth[tree, node], score[tree, node] = level, key
-            on_path[tree, node] = rank < 0
+            on_path[tree, node] = looked
             node += 1
             rows[node] = following if level < heads else chosen
+            said[node] = NONE
+            if len(marks) and heads <= level < deepest and not looked:
+                said[node], said_worth[node] = _remembered(
+                    token[tree], parent[tree], node, GOING_ON if rank < 0 else ASTRAY,
+                    tails[tree], salts[tree], len(after), marks, remembered, often, curves,
+                )  # fmt: skip
             if deepest:
                 before = token[tree, above - 1] if above else roots[tree]
                 stands[node] = EXPECTED if after[before, 0] == chosen else SURPRISING
@@ -254,9 +290,11 @@ def grow_from(
     token, parent, depth = (np.empty(shape, np.int64) for _ in range(3))
     score = np.empty(shape, np.float32)
     on_path = np.empty(shape, np.bool_)
+    others = known.others
     grown = _grow(
         tokens, log_probs, candidates.next_row, path, worth, rest, known.roots, known.token,
-        known.bin, known.worth, sizes, token, parent, depth, score, on_path,
+        known.bin, known.worth, sizes, others.tails, others.salts, *others.table, token,
+        parent, depth, score, on_path,
     )  # fmt: skip
     return [
         TokenTree(token[i, :n], parent[i, :n], depth[i, :n], score[i, :n], on_path[i, :n])

@@ -303,15 +303,16 @@ class Paths(Sequence[TokenTree]):
     A tree is made when it is asked for: most are never verified.
 
     Args:
-        found: continuations of the sequences.
-        worth: see ``Lookups.worth``.
+        token: ``[sequences, REACH]`` int64 continuations; -1 from where there is none.
+        worth: ``[sequences, REACH]`` float32 log probability of each token, those before
+            it being right.
         most: the most nodes of each.
     """
 
-    def __init__(self, found: LookupMatches, worth: Float32s, most: int):
-        self._token = found.token
+    def __init__(self, token: Ints, worth: Float32s, most: int):
+        self._token = token
         self._score = worth.cumsum(1, np.float32)
-        self._sizes = np.where(found.match > 0, min(most, REACH), 0)
+        self._sizes = np.minimum((token >= 0).sum(1), most)
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from numba import njit
 
 from vllm_propd.core.drafting.candidates import SUREST
+from vllm_propd.core.drafting.suffix_memory import NOTHING_RECALLED, Recalled
 from vllm_propd.core.monotone import rising
 from vllm_propd.core.tree import Bools, Float32s, Ints
 
@@ -65,12 +66,14 @@ class Successors:
         worth: ``[sequences, places, BINS]`` float32 log probability of a successor in each
             bin, rising; by where its token stands: ``AT_ROOT``, ...
         roots: ``[sequences]`` int64, the token that each sequence's tree begins with.
+        others: what others have said after longer contexts.
     """
 
     token: npt.NDArray[np.int32]
     bin: npt.NDArray[np.uint8]
     worth: Float32s
     roots: Ints
+    others: Recalled = NOTHING_RECALLED
 
 
 @dataclass(frozen=True)
@@ -201,12 +204,15 @@ class SuccessorTable:
         found: Ints = np.where(before < 0, UNKNOWN, self._token[before, 0]).astype(np.int64)
         return found
 
-    def after(self, roots: Ints, sampled: Bools) -> Successors:
+    def after(
+        self, roots: Ints, sampled: Bools, others: Recalled = NOTHING_RECALLED
+    ) -> Successors:
         """Returns the successors for sequences that end with ``roots``.
 
         Args:
             roots: ``[sequences]`` int64 tokens.
             sampled: ``[sequences]`` bool whether a request samples; else it is greedy.
+            others: what others have said, for the same sequences.
         """
         worth = self._worth[sampled.astype(np.int64)]
-        return Successors(self._token, self._bin, worth, roots)
+        return Successors(self._token, self._bin, worth, roots, others)

@@ -10,10 +10,12 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.contexts import WAYS
 from vllm_propd.core.drafting.growth import grow, grow_from
-from vllm_propd.core.drafting.lookup import Lookups
+from vllm_propd.core.drafting.lookup import REACH, Lookups
 from vllm_propd.core.drafting.reliability import Reliability
-from vllm_propd.core.drafting.successors import ReadTokens, SuccessorTable
+from vllm_propd.core.drafting.successors import NOTHING, ReadTokens, SuccessorTable
+from vllm_propd.core.drafting.suffix_memory import SuffixMemory
 from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafts, StepLoad
@@ -36,11 +38,17 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     lookups.find(["warm-up"], texts, one - 1, one)
     lookups.find(["warm-up"], texts, one - 1, one + 1)
     lookups.worth()
+    memory, path = SuffixMemory(2, WAYS), np.zeros((1, REACH), np.int64)
+    memory.see(
+        ["warm-up"], texts, one - 1, one - 1, one, one - 1, one, one > 0, NOTHING
+    )  # fmt: skip
+    others = memory.of(texts, one - 1, one + 1, one)
+    memory.suggest(others, path, np.zeros((1, REACH), np.float32))
     table, logits = SuccessorTable(2), torch.zeros(1, 2)
     read = ReadTokens(one, one, one - 1, one)
     table.see(read, *best_tokens(logits, one - 1, 2)(), one - 1)
-    path = one[:, None], np.zeros((1, 1), np.float32)
-    grow_from(Candidates.none(1), one, path, table.after(one, one > 1))
+    looked_up = one[:, None], np.zeros((1, 1), np.float32)
+    grow_from(Candidates.none(1), one, looked_up, table.after(one, one > 1, others))
     ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
     zero = torch.zeros(1, dtype=torch.int64)
     ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())

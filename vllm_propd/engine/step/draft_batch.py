@@ -14,6 +14,7 @@ from vllm_propd.core.drafting.lookup import TokenMatrix
 from vllm_propd.core.drafting.successors import ReadTokens
 from vllm_propd.core.sizing.protocol import StepLoad
 from vllm_propd.core.tree import Bools, Ints
+from vllm_propd.engine.integration.cache_salts import salts_of
 from vllm_propd.engine.step.grammar import needs_chain
 from vllm_propd.engine.step.states import VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep
@@ -94,6 +95,16 @@ class DraftBatch:
         """``[sequences]`` int64 the last token of each, the root of its next tree."""
         last: Ints = self.tokens[self.rows, self.lengths - 1].astype(np.int64)
         return last
+
+    @cached_property
+    def begins(self) -> Ints:
+        """``[sequences]`` int64 where each one's answer begins, behind its prompt."""
+        return self.lengths - np.array([len(one) for one in self.outputs], np.int64)
+
+    @property
+    def salts(self) -> Ints:
+        """``[sequences]`` int64 what ``cache_salt`` comes to, 0 without one."""
+        return salts_of(self._params)
 
     @cached_property
     def put_out(self) -> Ints:

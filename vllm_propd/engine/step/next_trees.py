@@ -80,7 +80,7 @@ def next_trees(
     looked_up: Sequence[TokenTree] = ()
     values = without = None
     found = None
-    if drafter.looks_up and drafting.looks_up():
+    if drafter.sources and drafting.looks_up():
         found = drafter.look_up(batch)
     if found is not None:
         looked_up = drafter.looked_up_trees(batch, found, most + extra)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,12 @@ from vllm.logger import init_logger
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.growth import LookedUp, grow_from
-from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, Paths
+from vllm_propd.core.drafting.growth import grow_from
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 from vllm_propd.core.drafting.prices import Prices
 from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
-from vllm_propd.core.drafting.successors import (
-    NOTHING,
-    RANKS,
-    Successors,
-    SuccessorTable,
-)
+from vllm_propd.core.drafting.sources import Found, Said, Sources
+from vllm_propd.core.drafting.successors import RANKS
 from vllm_propd.core.tree import Ints, TokenTree
 from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.step.draft_batch import DraftBatch
@@ -46,19 +40,6 @@ ROWS_AT_ONCE = 256
 """About how many rows of head logits (sequences times heads) are alive at once."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What there is to draft without the heads.
-
-    Attributes:
-        matches: what the texts suggest; None: nothing.
-        successors: what the target has said before; None: nothing is kept of that.
-    """
-
-    matches: LookupMatches | None
-    successors: Successors | None
-
-
 class MedusaTreeProposer:
     """Drafts a token tree for each sequence.
 
@@ -66,6 +47,7 @@ class MedusaTreeProposer:
 
     Attributes:
         promised: tokens per step by nodes of a tree, as training has measured them.
+        sources: what is drafted beside the heads.
     """
 
     def __init__(self, vllm_config: VllmConfig):
@@ -105,10 +87,7 @@ class MedusaTreeProposer:
         self.prices: Prices | None = None
         self._pending = PendingCandidates()
         vocabulary = self.model_config.get_vocab_size()
-        self._lookups = Lookups(vocabulary) if config.looks_up else None
-        self._successors: SuccessorTable | None = None
-        if config.recycles:
-            self._successors = SuccessorTable(vocabulary)
+        self.sources = Sources(vocabulary, config.looks_up, config.shares, config.recycles)
         if folder is None:
             return
         calibration = calibration_for(config, folder, self.num_heads)
@@ -181,35 +160,15 @@ class MedusaTreeProposer:
         found = [tensor() for tensor in waiting]
         return Candidates(*found) if len(found) > 2 else Candidates.independent(*found)
 
-    @property
-    def looks_up(self) -> bool:
-        """Whether there are candidates without the heads: in the texts, or recycled."""
-        return self._lookups is not None or self._successors is not None
-
     def look_up(self, texts: DraftBatch) -> Found | None:
         """Looks up what there is without the heads; None where that is nothing."""
-        if not texts.ids:
-            return None
-        matches = successors = None
-        if self._successors is not None:
-            self._recycle(self._successors, texts)
-            successors = self._successors.after(texts.roots, texts.sampled)
-        if self._lookups is not None:
-            matches = self._lookups.find(texts.ids, texts.tokens, texts.rows, texts.lengths)
-            matches = matches if matches.match.any() else None
-        if matches is None and successors is None:
-            return None
-        return Found(matches, successors)
+        return self.sources.find(texts, lambda: self._said(texts))
 
-    def _recycle(self, table: SuccessorTable, texts: DraftBatch) -> None:
-        """Keeps what the target has said in the step of what follows its tokens."""
+    def _said(self, texts: DraftBatch) -> Said:
+        """Returns what the target has said in the step of what follows its tokens."""
         read, rows, logits = texts.read()
-        waiting = best_tokens(logits, rows, RANKS)
-        suggested = NOTHING
-        if self._lookups is not None:
-            suggested = self._lookups.suggested(texts.ids, texts.lengths - texts.put_out)
-        kind = np.where(texts.steered, -1, texts.sampled)
-        table.see(read, *waiting(), kind, suggested)
+        best, log_share = best_tokens(logits, rows, RANKS)()
+        return read, best, log_share
 
     def looked_up_trees(
         self, texts: DraftBatch, found: Found, most: int
@@ -221,26 +180,7 @@ class MedusaTreeProposer:
             found: what ``look_up`` has just returned of them.
             most: the most nodes of each.
         """
-        if found.successors is None:
-            assert found.matches is not None and self._lookups is not None
-            return Paths(found.matches, self._lookups.worth(), most)
-        count, looked_up = len(texts.ids), self._looked_up(texts, found)
-        nothing, sizes = Candidates.none(count), np.full(count, most)
-        trees = grow_from(nothing, sizes, looked_up, found.successors)
-        for row in np.flatnonzero(texts.chain).tolist():
-            trees[row] = trees[row].first_path()
-        return trees
-
-    def _looked_up(
-        self, texts: DraftBatch, found: Found, first: Ints | None = None
-    ) -> LookedUp | None:
-        if found.matches is None:
-            return None
-        assert self._lookups is not None
-        path, best = found.matches.token, None
-        if self._successors is not None:
-            best = self._successors.best_along(texts.roots, path)
-        return path, self._lookups.worth(first, best)
+        return self.sources.trees(texts, found, most)
 
     def draft(
         self,
@@ -265,7 +205,7 @@ class MedusaTreeProposer:
             candidates = candidates.valued(values)
         looked_up = successors = None
         if found is not None:
-            looked_up = self._looked_up(texts, found, candidates.best_path())
+            looked_up = self.sources.looked_up(texts, found, candidates.best_path())
             successors = found.successors
         trees = grow_from(candidates, sizes, looked_up, successors)
         if texts.chain.any():
@@ -290,3 +230,4 @@ class MedusaTreeProposer:
     def forget(self, request_id: str) -> None:
         """Drops the candidates of a request that has ended."""
         self._pending.forget(request_id)
+        self.sources.forget(request_id)

@@ -94,22 +94,32 @@ SYMBOLS = (
         "a cut at the text's end in vLLM, which is wrong with any speculation",
     ),
     Symbol(
+        "vllm.v1.core.sched.scheduler:Scheduler.add_request",
+        "patched",
+        "self request",
+        "puts what a request's cache_salt comes to into its sampling parameters, where "
+        "texts are shared",
+        "workers are not told the salt, and what others have said is shared by it "
+        "(tests/integration/test_shared_texts.py)",
+        "cache_salt in vLLM's NewRequestData",
+    ),
+    Symbol(
         "vllm.v1.core.sched.scheduler:Scheduler",
         "read",
         "",
-        "tells whether this engine speculates",
-        "see _handle_stopped_request",
-        "see _handle_stopped_request",
-        "num_spec_tokens",
+        "tells whether this engine speculates, and how",
+        "see _handle_stopped_request and add_request",
+        "see _handle_stopped_request and add_request",
+        "num_spec_tokens vllm_config",
     ),
     Symbol(
         "vllm.v1.request:Request",
         "read",
         "",
-        "a session's computed tokens are cut",
-        "see _handle_stopped_request",
-        "see _handle_stopped_request",
-        "num_computed_tokens resumable",
+        "a session's computed tokens are cut, and a salt is read",
+        "see _handle_stopped_request and add_request",
+        "see _handle_stopped_request and add_request",
+        "num_computed_tokens resumable cache_salt sampling_params",
     ),
     Symbol(
         "vllm.v1.spec_decode.metrics:SpecDecodingLogging",
@@ -132,7 +142,7 @@ SYMBOLS = (
         "vllm.sampling_params:SamplingParams",
         "read",
         "max_tokens stop_token_ids presence_penalty frequency_penalty repetition_penalty "
-        "logit_bias allowed_token_ids bad_words structured_outputs",
+        "logit_bias allowed_token_ids bad_words structured_outputs extra_args",
         "tells whether a request may go on, and what steers it",
         "nothing is drafted for one that has ended, or has one token left; steered "
         "requests teach nothing of the heads",
