@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 
-from vllm_propd.core.drafting.lookup import Lookups
+from vllm_propd.core.sources.lookup import Lookups
 from vllm_propd.corpus import held_out_snippets
 
 MODEL = Path(__file__).parents[1] / "demo" / "model"
@@ -91,8 +91,8 @@ def install_stopwatches(worker: Any) -> None:
     for name in ("_build_attention_metadata", "_sample", "propose_draft_token_ids"):
         setattr(runner, name, timed(name, getattr(runner, name)))
     runner._prepare_inputs = timed("_prepare_inputs", runner._prepare_inputs, True)
-    drafter, sizing = runner.drafter, runner.sizing
-    drafter.candidates = timed("heads", drafter.candidates)
+    drafter, sizing = runner.drafter.trees, runner.sizing
+    runner.drafter.candidates = timed("heads", runner.drafter.candidates)
     for name in ("_learn", "look_up", "looked_up_trees"):
         setattr(drafter, name, timed(name, getattr(drafter, name)))
     if drafter.prices is not None:

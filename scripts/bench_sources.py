@@ -25,9 +25,10 @@ from vllm import LLM, SamplingParams
 
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.workloads.chats import ByTask, chat_prompts
-from vllm_propd.core.drafting.sources import Sources
-from vllm_propd.core.drafting.successors import RANKS
-from vllm_propd.simulation.source_replay import Answer, replay
+from vllm_propd.core.sources.combined import Sources
+from vllm_propd.core.sources.successors import RANKS
+from vllm_propd.simulation.answers import Answer
+from vllm_propd.simulation.source_replay import replay
 
 SOURCES = {
     "lookup": (True, False, False),

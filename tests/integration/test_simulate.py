@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import HEADS_ALONE, MODEL, engine, greedy, metric, prompts_of, run
 from prices import Line, ask_always, sizing_of
 from typer.testing import CliRunner
 
-from vllm_propd.bench.simulate import texts_of
+from vllm_propd.bench.simulate import Costs, answers_of, drafter_of, texts_of
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
 from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
+from vllm_propd.core.sizing.step_cost import StepCost
+from vllm_propd.simulation.answers import Answer
+from vllm_propd.simulation.drafted_replay import replay_drafted
 from vllm_propd.simulation.planned_replay import replay_planned
 from vllm_propd.simulation.replay import RecordedText, replay
 
@@ -30,13 +34,19 @@ SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def recording() -> list[RecordedText]:
+def recorded() -> tuple[list[RecordedText], list[Answer]]:
     everything = {"pruning": "path_probability", "keep_nodes": 255, "early_layer": 2}
     with engine(48, propd=everything) as llm:
         llm.collective_rpc("start_recording", args=(1 << 30, False))
         run(llm, PROMPTS, greedy(72, ignore_eos=True))
         assert metric(llm, "spec_decode_num_accepted_tokens") == 0
-        return texts_of(llm.collective_rpc("take_recording")[0])
+        answers = answers_of(llm.collective_rpc("recorded_answers")[0])
+        return texts_of(llm.collective_rpc("take_recording")[0]), answers
+
+
+@pytest.fixture
+def recording(recorded: tuple[list[RecordedText], list[Answer]]) -> list[RecordedText]:
+    return recorded[0]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -82,6 +92,51 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     assert found.kept == pytest.approx(kept / steps, rel=0.2)
     assert (kept < 0.9 * nodes) == (pruning == "auto")
     assert (found.kept < 0.9 * found.drafted) == (pruning == "auto")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"heads": False}, {"lookup": "shared"}, {"recycling": False}],
+    ids=["all", "without heads", "shared", "without recycling"],
+)
+def test_an_engine_without_a_model_accepts_what_an_engine_accepts(
+    recorded: tuple[list[RecordedText], list[Answer]], keys: dict[str, Any]
+) -> None:
+    step, draft = Line(0.02, 5e-4), Line(1e-3)
+
+    def priced(sizing: Any) -> Any:
+        for planner in (sizing.planner, sizing.planner_without):
+            planner.step, planner.draft = step, draft
+        ask_always(sizing)
+        return sizing
+
+    keys = {"sizing": "dynamic", **({} if "heads" in keys else {"pruning": "off"}), **keys}
+    with engine(48, propd=keys, max_num_seqs=1) as llm:
+        priced(sizing_of(llm))
+        llm.collective_rpc("start_sizing_records")
+        # Heads were not asked for what would have come last.
+        run(llm, PROMPTS[:8], greedy(70, ignore_eos=True))
+        records = llm.collective_rpc("take_sizing_records")[0]
+    # Each first token comes with its prompt; what a last step has put out beyond the
+    # text's end is no token.
+    count = 8
+    steps = sum(record["sequences"] for record in records) - count
+    nodes, emitted = sum(record["nodes"] for record in records), 69 * count
+    config = parse_config({"num_speculative_tokens": 48, **keys})
+    table = StepCost(np.array([1, 256]), step.estimate(np.array([1, 256])))
+    costs = Costs(table, StepCost(np.array([1, 64]), np.full(2, draft.base)))
+    drafter, promised = drafter_of(config, MODEL, MODEL / "propd")
+    found = replay_drafted(
+        recorded[1][:8],
+        drafter,
+        lambda clock: priced(costs.sizing(config, 48, promised)(clock)),
+        step,
+        draft,
+        batch_size=1,
+    )
+    assert emitted / steps > 2.0
+    assert found.tokens_per_step == pytest.approx(emitted / steps, rel=0.01)
+    assert found.drafted == pytest.approx(nodes / steps, rel=0.04)
 
 
 @pytest.mark.alone

@@ -14,7 +14,7 @@ from vllm.sampling_params import StructuredOutputsParams
 def curves(llm: LLM) -> list[np.ndarray]:
     """What is learnt of greedy requests, and of sampled ones."""
     runner: Any = llm.collective_rpc(lambda worker: worker.model_runner)[0]
-    return [np.stack(one.curve()) for one in runner.drafter.prices.estimators]
+    return [np.stack(one.curve()) for one in runner.drafter.trees.prices.estimators]
 
 
 def test_greedy_and_sampled_requests_teach_their_own() -> None:

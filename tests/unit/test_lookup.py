@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_propd.core.drafting.lookup import (
+from vllm_propd.core.sources.lookup import (
     ALIKE,
     LONGEST,
     MIXED,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vllm_propd.core.drafting.sources import Sources
-from vllm_propd.simulation.source_replay import Answer, replay
+from vllm_propd.core.sources.combined import Sources
+from vllm_propd.simulation.answers import Answer
+from vllm_propd.simulation.source_replay import replay
 
 VOCABULARY = 40
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_propd.core.drafting.candidates import SUREST, Candidates
 from vllm_propd.core.drafting.growth import DEEPEST, LEAST, grow_from
-from vllm_propd.core.drafting.successors import (
+from vllm_propd.core.sources.successors import (
     AT_ROOT,
     BESIDE,
     BINS,

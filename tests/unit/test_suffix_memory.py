@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.contexts import ALWAYS, MOSTLY, ORDERS, SEEN_ONCE, SELDOM
 from vllm_propd.core.drafting.growth import grow_from
-from vllm_propd.core.drafting.lookup import REACH
-from vllm_propd.core.drafting.successors import (
+from vllm_propd.core.sources.contexts import ALWAYS, MOSTLY, ORDERS, SEEN_ONCE, SELDOM
+from vllm_propd.core.sources.lookup import REACH
+from vllm_propd.core.sources.successors import (
     AT_ROOT,
     BESIDE,
     BINS,
@@ -21,7 +21,7 @@ from vllm_propd.core.drafting.successors import (
     UNKNOWN,
     Successors,
 )
-from vllm_propd.core.drafting.suffix_memory import (
+from vllm_propd.core.sources.suffix_memory import (
     AFTER_ROOT,
     ASTRAY,
     FIRST,

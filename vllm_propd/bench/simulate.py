@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from transformers import AutoConfig
 from vllm import SamplingParams
 
 from vllm_propd.bench.arms import Arm, Heads, parse_arm
@@ -20,12 +22,19 @@ from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.config import ProPDConfig, parse_config
+from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.drafter import Drafter
+from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
 from vllm_propd.core.sizing.step_cost import StepCost
+from vllm_propd.core.sources.combined import Sources
 from vllm_propd.engine.startup.cost_table import CostTable
+from vllm_propd.heads.calibration import calibration_for, known_prices
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
+from vllm_propd.simulation.answers import Answer
+from vllm_propd.simulation.drafted_replay import Clock, replay_drafted
 from vllm_propd.simulation.planned_replay import replay_planned
 from vllm_propd.simulation.replay import RecordedText, Replayed, replay
 
@@ -91,6 +100,28 @@ def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
     return found
 
 
+def answers_of(recorded: Iterable[dict[str, Any]]) -> list[Answer]:
+    """Turns what ``recorded_answers`` gives into answers."""
+    found = []
+    for one in recorded:
+        tokens, begins = np.array(one["tokens"], np.int64), one["begins"]
+        kinds = {"tokens": np.int64, "log_probs": np.float32, "next_row": np.int64}
+        said = Candidates(
+            *(
+                np.array([place[name] for place in one["candidates"]], kind)
+                for name, kind in kinds.items()
+            )
+        )
+        best, log_share = np.array(one["best"], np.int64), np.array(one["log_share"])
+        found.append(
+            Answer(
+                "any", tokens[:begins], tokens[begins:], best,
+                log_share.astype(np.float32), said,
+            )
+        )  # fmt: skip
+    return found
+
+
 @dataclass(frozen=True)
 class Costs:
     """How long steps and drafting take.
@@ -111,6 +142,20 @@ class Costs:
         """Returns a planner with these costs that has learned nothing yet."""
         recall = PruningRecall() if config.plans_pruning else None
         return Planner(self.step, self.draft, recall)
+
+    def sizing(
+        self, config: ProPDConfig, most: int, promised: dict[int, float]
+    ) -> Callable[[Clock], DynamicSizing]:
+        """Returns what makes a sizing with these costs that has learned nothing yet."""
+
+        def made(clock: Clock) -> DynamicSizing:
+            draft = copy.deepcopy(self.draft) if config.heads else None
+            return DynamicSizing(
+                copy.deepcopy(self.step), draft, most, NEVER_FULL, promised=promised,
+                clock=clock,
+            )  # fmt: skip
+
+        return made
 
     def tree_step_s(self, config: ProPDConfig, found: Replayed, batch_size: int) -> float:
         """Returns the seconds of a step with trees, drafting included."""
@@ -165,6 +210,7 @@ def run_simulate(
             detokenize=False,
         )  # fmt: skip
         ArmEngine(arm, engine).run_all(ids, size, params)
+        answers = answers_of(llm.collective_rpc("recorded_answers")[0])
         texts = texts_of(llm.collective_rpc("take_recording")[0])
         bar.update(task, description="timing steps")
         table = CostTable.model_validate(llm.collective_rpc("step_costs")[0])
@@ -177,7 +223,14 @@ def run_simulate(
         fixed = replay(texts, config) if config.sizing == "fixed" else None
         for size in settings.batch_sizes:
             plain = costs.step_s(size)
-            if fixed is None:
+            if config.looks_up or config.recycles:
+                drafter, promised = drafter_of(config, model, heads)
+                sizing = costs.sizing(config, nodes, promised)
+                planned = replay_drafted(
+                    answers, drafter, sizing, costs.step, costs.draft, size
+                )
+                found.append(Predicted(name, size, planned, planned.step_s, plain))
+            elif fixed is None:
                 planned = replay_planned(texts, config, costs.planner(config), size)
                 found.append(Predicted(name, size, planned, planned.step_s, plain))
             else:
@@ -205,9 +258,9 @@ def _configs(
                 f"--arms {text}: with dynamic sizes a recording knows pruning 'auto' and "
                 "'off' only"
             )
-        # A recording holds the heads' candidates only.
-        config = config.model_copy(update={"lookup": False, "recycling": False})
-        if config.plans_pruning and layer is None:
+        # What the early head says is recorded of the heads' own trees only.
+        beside = config.looks_up or config.recycles
+        if config.plans_pruning and (beside or layer is None):
             config = config.without_pruning()
         if config.prunes:
             if config.early_layer not in (None, layer):
@@ -217,14 +270,34 @@ def _configs(
     return configs
 
 
+def drafter_of(
+    config: ProPDConfig, model: Path, heads: Path
+) -> tuple[Drafter, dict[int, float]]:
+    """Returns a drafter that knows what training knows, and the tokens per step promised.
+
+    Args:
+        config: its sources.
+        model: folder of the target.
+        heads: folder of the heads.
+    """
+    vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
+    sources = Sources(vocabulary, config.looks_up, config.shares, config.recycles)
+    if not config.heads:
+        return Drafter(sources), {}
+    count = load_heads(heads).num_heads
+    known = calibration_for(config, heads, count)
+    drafter = Drafter(sources, known_prices(config, known, count), learns=True)
+    return drafter, {} if known is None else known.tokens_per_step
+
+
 def show(found: list[Predicted], console: Console) -> None:
     """Prints the predictions as a table."""
     table = Table(
         "arm", "batch", "tokens/step", "drafted", "kept", "step, ms", "tokens/s",
         "against plain",
         title="predicted from a recording",
-        caption="of the heads' candidates only: nothing is looked up in the text; times: "
-        "forward passes without context, and drafting",
+        caption="trees of several sources are not pruned; times: forward passes without "
+        "context, and asking the heads",
     )  # fmt: skip
     for one in found:
         table.add_row(

@@ -217,7 +217,7 @@ def simulate(
     prompts: PromptText = None,
     arms: Annotated[
         str, typer.Option(help="ProPD's, as `bench` takes them.")
-    ] = "chain propd-no-dynamic propd-no-prune propd",
+    ] = "chain propd-no-dynamic propd-no-lookup propd-no-heads propd",
     batch_sizes: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,4,16",
     early_layer: Annotated[
         int | None, typer.Option(help="Recorded. Default: the first with an early head.")

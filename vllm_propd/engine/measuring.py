@@ -6,13 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from vllm_propd.config import ProPDConfig
+from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.sizing.protocol import Sizing, StepRecord
 from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.pruning.pruned_forward import PrunedForward
+from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.record import EXTRA_NODES, Recorder
+from vllm_propd.engine.step.states import VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.engine.step.verify import Verified
 
@@ -71,6 +75,22 @@ class Measuring:
         if self.recorder is None or self.recorder.accept:
             return step
         return replace(step, token=np.full_like(step.token, -1))
+
+    def _candidates(
+        self: Any, batch: DraftBatch, verified: VerifiedStep, hidden_states: torch.Tensor
+    ) -> Candidates:
+        """Asks the heads; a recording without acceptance keeps what they say.
+
+        Args:
+            batch: the sequences.
+            verified: the step.
+            hidden_states: ``[logits rows, hidden]``.
+        """
+        rows = self._on_device(verified.outcome.final_row[batch.rows])
+        found: Candidates = self.drafter.candidates(hidden_states[rows], batch.roots)
+        if self.recorder is not None and not self.recorder.accept:
+            self.recorder.keep(batch, found, self.drafter.said(batch))
+        return found
 
     def _record(self: Any, step: TreeStep, verified: Verified) -> None:
         """Adds a step's trees to the recording, if there is one."""

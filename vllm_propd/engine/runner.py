@@ -23,6 +23,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.growth import nodes_per_sequence
+from vllm_propd.core.drafting.next_trees import NONE, next_trees
 from vllm_propd.core.sizing.fixed import FixedSizing
 from vllm_propd.core.sizing.protocol import Sizing
 from vllm_propd.core.tree import Ints, TokenTree
@@ -39,7 +40,6 @@ from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
 from vllm_propd.engine.step.draft_batch import DraftBatch, RequestEnds, step_load
 from vllm_propd.engine.step.grammar import keeps_all_rows
-from vllm_propd.engine.step.next_trees import NONE, next_trees
 from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep, build_step
@@ -317,12 +317,11 @@ class ProPDRunner(Measuring, GPUModelRunner):
             began = time.perf_counter()
             batch = DraftBatch(self, sampled_token_ids, verified)
             found = next_trees(
-                self.drafter,
+                self.drafter.trees,
                 drafting,
                 batch,
-                lambda: sample_hidden_states[
-                    self._on_device(verified.outcome.final_row[batch.rows])
-                ],
+                lambda: self.drafter.said(batch),
+                lambda: self._candidates(batch, verified, sample_hidden_states),
                 began,
                 most,
                 self._extra_nodes,

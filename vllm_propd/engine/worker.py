@@ -106,7 +106,7 @@ class ProPDWorker(WorkerBase):
 
         Both rise. It is empty where node values are not learned from what heads say.
         """
-        prices = self.model_runner.drafter.prices
+        prices = self.model_runner.drafter.trees.prices
         if prices is None or not isinstance(estimator := prices.taught, Reliability):
             return []
         curves: list[list[tuple[float, float]]]
@@ -122,6 +122,14 @@ class ProPDWorker(WorkerBase):
         recorder = self.model_runner.recorder
         self.model_runner.start_recording(None)
         return recorder.take() if recorder is not None else []
+
+    def recorded_answers(self) -> list[dict[str, Any]]:
+        """Returns what a recording without acceptance holds to draft from, so far.
+
+        ``LLM.collective_rpc``; see ``RecordedAnswer``.
+        """
+        recorder = self.model_runner.recorder
+        return recorder.take_answers() if recorder is not None else []
 
     def step_costs(self) -> dict[str, list[float]]:
         """Times steps and drafts now (``LLM.collective_rpc``); returns a ``CostTable``."""

@@ -4,7 +4,7 @@ A node's value is the product of its path's probabilities, each head's taken on 
 with heads that know the token before, given that. Popping the most valuable candidate n
 times gives the best tree of n nodes, because a child is never worth more than its parent,
 nor a lower rank more than a higher one.
-Beside the heads a path may have been looked up in the text (``core.drafting.lookup``); and
+Beside the heads a path may have been looked up in the text (``core.sources.lookup``); and
 deeper than they speak, what the target has named (``successors``) and others have said
 (``suffix_memory``) after the same tokens.
 """
@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 
 from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.contexts import NONE, ORDERS, recall
 from vllm_propd.core.drafting.same_places import priced_together
-from vllm_propd.core.drafting.successors import (
+from vllm_propd.core.sources.contexts import NONE, ORDERS, recall
+from vllm_propd.core.sources.successors import (
     AT_ROOT,
     BESIDE,
     BINS,
@@ -27,7 +27,7 @@ from vllm_propd.core.drafting.successors import (
     UNKNOWN,
     Successors,
 )
-from vllm_propd.core.drafting.suffix_memory import ASTRAY, GOING_ON
+from vllm_propd.core.sources.suffix_memory import ASTRAY, GOING_ON
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
 LookedUp = tuple[Ints, Float32s]
@@ -267,7 +267,7 @@ def grow_from(
             before it in its row. Otherwise the trees are not the best.
         sizes: ``[sequences]`` int64 wanted nodes; a tree is smaller where there are fewer
             paths. One rank gives a chain.
-        looked_up: a continuation of each sequence (``core.drafting.lookup``); None: none.
+        looked_up: a continuation of each sequence (``core.sources.lookup``); None: none.
         successors: what may follow the tokens deeper than the heads speak; None: nothing.
 
     Returns:

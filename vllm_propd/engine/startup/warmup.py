@@ -10,16 +10,16 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.contexts import WAYS
 from vllm_propd.core.drafting.growth import grow, grow_from
-from vllm_propd.core.drafting.lookup import REACH, Lookups
 from vllm_propd.core.drafting.reliability import Reliability
-from vllm_propd.core.drafting.successors import NOTHING, ReadTokens, SuccessorTable
-from vllm_propd.core.drafting.suffix_memory import SuffixMemory
 from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafts, StepLoad
 from vllm_propd.core.sizing.step_cost import StepCost
+from vllm_propd.core.sources.contexts import WAYS
+from vllm_propd.core.sources.lookup import REACH, Lookups
+from vllm_propd.core.sources.successors import NOTHING, ReadTokens, SuccessorTable
+from vllm_propd.core.sources.suffix_memory import SuffixMemory
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.kernels.best_tokens import best_tokens
 from vllm_propd.kernels.early_head_ranks import ranks

@@ -10,9 +10,9 @@ import torch
 from numba import njit
 from vllm import SamplingParams
 
-from vllm_propd.core.drafting.lookup import TokenMatrix
-from vllm_propd.core.drafting.successors import ReadTokens
 from vllm_propd.core.sizing.protocol import StepLoad
+from vllm_propd.core.sources.lookup import TokenMatrix
+from vllm_propd.core.sources.successors import ReadTokens
 from vllm_propd.core.tree import Bools, Ints
 from vllm_propd.engine.integration.cache_salts import salts_of
 from vllm_propd.engine.step.grammar import needs_chain
@@ -73,10 +73,6 @@ class DraftBatch:
     def outputs(self) -> list[list[int]]:
         """``[sequences]`` the tokens that each has put out."""
         return [self._runner.requests[i].output_token_ids for i in self.ids]
-
-    def texts(self) -> dict[str, list[int]]:
-        """Returns ``outputs`` by request id."""
-        return dict(zip(self.ids, self.outputs, strict=True))
 
     @property
     def tokens(self) -> TokenMatrix:

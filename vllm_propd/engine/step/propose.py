@@ -1,12 +1,8 @@
-"""The proposer: Medusa heads on the target's last hidden states, grown into trees.
-
-Beside them stands what the text itself suggests (``core.drafting.lookup``).
-"""
+"""The proposer: Medusa heads on the target's last hidden states, and all other sources."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +13,15 @@ from vllm.logger import init_logger
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.candidates import Candidates
-from vllm_propd.core.drafting.growth import grow_from
-from vllm_propd.core.drafting.pending_candidates import PendingCandidates
-from vllm_propd.core.drafting.prices import Prices
-from vllm_propd.core.drafting.reliability import RankAccuracy, Reliability, hits
-from vllm_propd.core.drafting.sources import Found, Said, Sources
-from vllm_propd.core.drafting.successors import RANKS
-from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.core.drafting.drafter import Drafter
+from vllm_propd.core.sources.combined import Said, Sources
+from vllm_propd.core.sources.successors import RANKS
+from vllm_propd.core.tree import Ints
 from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
 from vllm_propd.engine.step.served_heads import ServedHeads, draft_dtype
-from vllm_propd.heads.calibration import calibration_for
+from vllm_propd.heads.calibration import calibration_for, known_prices
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.kernels.best_tokens import best_tokens
 from vllm_propd.kernels.transfer import to_device, to_host
@@ -41,14 +34,17 @@ ROWS_AT_ONCE = 256
 
 
 class MedusaTreeProposer:
-    """Drafts a token tree for each sequence.
+    """Asks the heads, and the target's logits, for what a token tree may hold.
 
     vLLM builds it (method ``custom_class``) and loads it with the target model.
 
     Attributes:
         promised: tokens per step by nodes of a tree, as training has measured them.
-        sources: what is drafted beside the heads.
+        trees: makes the trees.
     """
+
+    promised: dict[int, float]
+    trees: Drafter
 
     def __init__(self, vllm_config: VllmConfig):
         self.config = engine_config(vllm_config)
@@ -82,28 +78,22 @@ class MedusaTreeProposer:
     def _learn_anew(self, folder: Path | None) -> None:
         """Sets up what values nodes, from what training has measured, if anything."""
         config = self.config
-        self.learns = config.sizing == "dynamic"
-        self.promised: dict[int, float] = {}
-        self.prices: Prices | None = None
-        self._pending = PendingCandidates()
         vocabulary = self.model_config.get_vocab_size()
-        self.sources = Sources(vocabulary, config.looks_up, config.shares, config.recycles)
+        sources = Sources(vocabulary, config.looks_up, config.shares, config.recycles)
+        self.trees, self.promised = Drafter(sources), {}
         if folder is None:
             return
         calibration = calibration_for(config, folder, self.num_heads)
-        if self.learns:
-            # What was measured on greedy text says less of what is sampled.
-            measured = None if calibration is None else calibration.sureness()
-            greedy = Reliability(self.num_heads, measured=measured)
-            self.prices = Prices(greedy, Reliability(self.num_heads))
-        nodes = config.num_speculative_tokens
+        self.trees = Drafter(
+            sources,
+            known_prices(config, calibration, self.num_heads),
+            learns=config.sizing == "dynamic",
+        )
         if calibration is None:
             logger.info("%s has no calibration.json: nothing is known of its heads", folder)
             return
         self.promised = calibration.tokens_per_step
-        if config.node_values == "rank_accuracy":
-            known = np.exp(calibration.rank_values(config.ranks))
-            self.prices = Prices(RankAccuracy(known), RankAccuracy(known))
+        nodes = config.num_speculative_tokens
         if config.tree == "best_first":
             logger.info(
                 "Calibration: trees of %d nodes gave %.2f tokens per step on held-out text",
@@ -160,74 +150,12 @@ class MedusaTreeProposer:
         found = [tensor() for tensor in waiting]
         return Candidates(*found) if len(found) > 2 else Candidates.independent(*found)
 
-    def look_up(self, texts: DraftBatch) -> Found | None:
-        """Looks up what there is without the heads; None where that is nothing."""
-        return self.sources.find(texts, lambda: self._said(texts))
-
-    def _said(self, texts: DraftBatch) -> Said:
+    def said(self, texts: DraftBatch) -> Said:
         """Returns what the target has said in the step of what follows its tokens."""
         read, rows, logits = texts.read()
         best, log_share = best_tokens(logits, rows, RANKS)()
         return read, best, log_share
 
-    def looked_up_trees(
-        self, texts: DraftBatch, found: Found, most: int
-    ) -> Sequence[TokenTree]:
-        """Returns a tree for each sequence without asking the heads.
-
-        Args:
-            texts: the sequences.
-            found: what ``look_up`` has just returned of them.
-            most: the most nodes of each.
-        """
-        return self.sources.trees(texts, found, most)
-
-    def draft(
-        self,
-        texts: DraftBatch,
-        hidden_states: torch.Tensor,
-        sizes: Ints,
-        found: Found | None = None,
-    ) -> list[TokenTree]:
-        """Drafts a tree for each sequence; learns from what became of earlier candidates.
-
-        Args:
-            texts: the sequences.
-            hidden_states: ``[sequences, hidden]``, where each last token was predicted.
-            sizes: ``[sequences]`` int64 wanted nodes.
-            found: what ``look_up`` has just returned.
-        """
-        candidates = self.candidates(hidden_states, texts.roots)
-        if self.prices is not None:
-            if self.learns:
-                self._learn(self.prices, texts, candidates)
-            values = self.prices.values(texts.sampled, candidates.log_probs)
-            candidates = candidates.valued(values)
-        looked_up = successors = None
-        if found is not None:
-            looked_up = self.sources.looked_up(texts, found, candidates.best_path())
-            successors = found.successors
-        trees = grow_from(candidates, sizes, looked_up, successors)
-        if texts.chain.any():
-            rows = np.flatnonzero(texts.chain)
-            branches = grow_from(candidates.of(rows, ranks=1), sizes[rows])
-            for row, branch in zip(rows.tolist(), branches, strict=True):
-                trees[row] = branch
-        return trees
-
-    def _learn(self, prices: Prices, texts: DraftBatch, candidates: Candidates) -> None:
-        # What penalties, bans and grammars do to a text says nothing of the heads.
-        teach = ~texts.steered
-        for sampled in (False, True):
-            rows = np.flatnonzero(teach & (texts.sampled == sampled)).tolist()
-            both = [(texts.ids[row], texts.outputs[row]) for row in rows]
-            if (graded := self._pending.take(both)) is not None:
-                right = hits(graded.tokens, graded.truth)
-                prices.observe(sampled, right, graded.log_probs)
-            for row, (request_id, text) in zip(rows, both, strict=True):
-                self._pending.add(request_id, len(text), candidates.one(row))
-
     def forget(self, request_id: str) -> None:
-        """Drops the candidates of a request that has ended."""
-        self._pending.forget(request_id)
-        self.sources.forget(request_id)
+        """Takes note that a request has ended."""
+        self.trees.forget(request_id)

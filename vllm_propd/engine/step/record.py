@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.sources.combined import Said, Texts
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.engine.step.tree_step import TreeStep
 
@@ -48,6 +50,25 @@ class RecordedTree:
     early_log_prob: list[float] = field(default_factory=list)
 
 
+@dataclass
+class RecordedAnswer:
+    """What there was to draft from at each place of a text, in plain Python types.
+
+    Attributes:
+        begins: tokens of the prompt.
+        tokens: prompt and answer, as far as heads were asked.
+        best, log_share: at each place of the answer the target's best tokens, and the log
+            of their shares, as ``SuccessorTable.see`` takes them.
+        candidates: after each place what the heads said: the fields of ``Candidates``.
+    """
+
+    begins: int
+    tokens: list[int] = field(default_factory=list)
+    best: list[list[int]] = field(default_factory=list)
+    log_share: list[list[float]] = field(default_factory=list)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+
 def _nodes_of(step: TreeStep, tree: int, rows: np.ndarray) -> list[int]:
     """Returns the drafted nodes of one tree that are among ``rows`` of the step."""
     inside = rows - step.first[tree]
@@ -66,6 +87,7 @@ class Recorder:
     def __init__(self, limit: int, accept: bool = True):
         self.limit, self.accept = limit, accept
         self.steps: list[list[RecordedTree]] = []
+        self.answers: dict[str, RecordedAnswer] = {}
 
     @property
     def is_full(self) -> bool:
@@ -119,6 +141,28 @@ class Recorder:
                 )
             )
         self.steps.append(trees)
+
+    def keep(self, texts: Texts, candidates: Candidates, said: Said) -> None:
+        """Keeps what there is to draft from after a step that has accepted nothing.
+
+        Args:
+            texts: the sequences, each with one new token.
+            candidates: what the heads say of them.
+            said: what the target has said in the step.
+        """
+        _, best, log_share = said
+        for i, name in enumerate(texts.ids):
+            begins, length = int(texts.begins[i]), int(texts.lengths[i])
+            answer = self.answers.setdefault(name, RecordedAnswer(begins))
+            answer.tokens = texts.tokens[texts.rows[i], :length].tolist()
+            answer.best.append(best[i].tolist())
+            answer.log_share.append(log_share[i].tolist())
+            one = vars(candidates.one(i))
+            answer.candidates.append({name: v[0].tolist() for name, v in one.items()})
+
+    def take_answers(self) -> list[dict[str, Any]]:
+        """Returns what ``keep`` has kept, as plain dicts."""
+        return [asdict(answer) for answer in self.answers.values()]
 
     def take(self) -> list[list[dict[str, Any]]]:
         """Returns the recorded steps, as plain dicts."""

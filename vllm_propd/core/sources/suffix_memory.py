@@ -1,6 +1,6 @@
 """A memory of what all requests have said: what came next after the same last tokens.
 
-Not in the paper. A request's own text is searched as a whole (``core.drafting.lookup``);
+Not in the paper. A request's own text is searched as a whole (``core.sources.lookup``);
 what others have said is kept by context, in a table of fixed size: the last 8, 5, 3 or 2
 tokens, and how often which token came next (as the suffix trees of SuffixDecoding, arXiv
 2411.04975, count it). The longest context that is known speaks. Every node of a tree is
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from numba import njit
 
 from vllm_propd.core.drafting.candidates import SUREST
-from vllm_propd.core.drafting.contexts import NONE, ORDERS, WAYS, learn, recall, shift
-from vllm_propd.core.drafting.lookup import REACH, TokenMatrix
+from vllm_propd.core.sources.contexts import NONE, ORDERS, WAYS, learn, recall, shift
+from vllm_propd.core.sources.lookup import REACH, TokenMatrix
 from vllm_propd.core.tree import Float32s, Ints
 
 SLOTS = 1 << 20

@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.growth import LookedUp, grow_from
-from vllm_propd.core.drafting.lookup import LookupMatches, Lookups, Paths, TokenMatrix
-from vllm_propd.core.drafting.successors import (
+from vllm_propd.core.sources.lookup import LookupMatches, Lookups, Paths, TokenMatrix
+from vllm_propd.core.sources.successors import (
     NOTHING,
     ReadTokens,
     Successors,
     SuccessorTable,
 )
-from vllm_propd.core.drafting.suffix_memory import (
+from vllm_propd.core.sources.suffix_memory import (
     NOTHING_RECALLED,
     Recalled,
     SuffixMemory,
@@ -53,6 +53,10 @@ class Texts(Protocol):
     @property
     def begins(self) -> Ints:
         """``[sequences]`` int64 where each answer begins, behind its prompt."""
+
+    @property
+    def outputs(self) -> list[list[int]]:
+        """``[sequences]`` the tokens that each has put out."""
 
     @property
     def put_out(self) -> Ints:

@@ -1,4 +1,4 @@
-"""The next trees, whatever runner asks: looked up, drafted if that pays, cut to size."""
+"""The next trees, whoever asks: looked up, drafted if that pays, cut to size."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from vllm_propd.core.drafting.lookup import Paths
+from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.drafter import Drafter
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.protocol import Drafting, Drafts
+from vllm_propd.core.sources.combined import Said, Texts
+from vllm_propd.core.sources.lookup import Paths
 from vllm_propd.core.tree import TokenTree
-from vllm_propd.engine.step.draft_batch import DraftBatch
-from vllm_propd.engine.step.propose import MedusaTreeProposer
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,17 @@ def values_of(trees: Sequence[TokenTree], most: int) -> NodeValues:
     return NodeValues.of(trees, most)
 
 
+def texts_of(texts: Texts) -> dict[str, list[int]]:
+    """Returns by request the tokens that each has put out."""
+    return dict(zip(texts.ids, texts.outputs, strict=True))
+
+
 def next_trees(
-    drafter: MedusaTreeProposer,
+    drafter: Drafter,
     drafting: Drafting,
-    batch: DraftBatch,
-    hidden_states: Callable[[], torch.Tensor],
+    texts: Texts,
+    said: Callable[[], Said],
+    candidates: Callable[[], Candidates],
     began: float,
     most: int,
     extra: int = 0,
@@ -66,11 +72,11 @@ def next_trees(
     """Drafts trees for some sequences, and chooses how much of them is verified.
 
     Args:
-        drafter: holds the heads.
+        drafter: makes the trees.
         drafting: sizing's state of the step that has just been verified.
-        batch: the sequences.
-        hidden_states: gives ``[sequences, hidden]``, where each sequence's last token was
-            predicted; called only if the heads are asked.
+        texts: the sequences.
+        said: gives what the target has said in the step; called only where it is kept.
+        candidates: asks the heads; called only if that may pay.
         began: when drafting did, the sequences' texts included, by ``time.perf_counter``.
         most: the most nodes of each tree.
         extra: further nodes, which are drafted for a recording.
@@ -81,23 +87,23 @@ def next_trees(
     values = without = None
     found = None
     if drafter.sources and drafting.looks_up():
-        found = drafter.look_up(batch)
+        found = drafter.look_up(texts, said)
     if found is not None:
-        looked_up = drafter.looked_up_trees(batch, found, most + extra)
+        looked_up = drafter.looked_up_trees(texts, found, most + extra)
         without = values_of(looked_up, most)
     asks = drafting.asks_heads(without)
-    if not (asks or looked_up) or not batch.ids:
+    if not (asks or looked_up) or not texts.ids:
         return NONE
     if asks:
-        sizes = np.full(len(batch.ids), most + extra, np.int64)
-        trees = drafter.draft(batch, hidden_states(), sizes, found)
+        sizes = np.full(len(texts.ids), most + extra, np.int64)
+        trees = drafter.draft(texts, candidates(), sizes, found)
         values = values_of(trees, most)
-    choice = drafting.plan(Drafts(values, began, without, batch.texts))
+    choice = drafting.plan(Drafts(values, began, without, lambda: texts_of(texts)))
     chosen = trees if choice.heads else looked_up
     # Another rank's sizes count where there are several: each holds all trees.
-    drafted = range(len(batch.ids)) if ranks > 1 else np.flatnonzero(choice.sizes).tolist()
+    drafted = range(len(texts.ids)) if ranks > 1 else np.flatnonzero(choice.sizes).tolist()
     return NextTrees(
-        {batch.ids[i]: chosen[i] for i in drafted},
-        {batch.ids[i]: int(choice.sizes[i]) for i in drafted},
+        {texts.ids[i]: chosen[i] for i in drafted},
+        {texts.ids[i]: int(choice.sizes[i]) for i in drafted},
         choice.keep,
     )

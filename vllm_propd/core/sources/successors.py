@@ -17,8 +17,8 @@ import numpy.typing as npt
 from numba import njit
 
 from vllm_propd.core.drafting.candidates import SUREST
-from vllm_propd.core.drafting.suffix_memory import NOTHING_RECALLED, Recalled
 from vllm_propd.core.monotone import rising
+from vllm_propd.core.sources.suffix_memory import NOTHING_RECALLED, Recalled
 from vllm_propd.core.tree import Bools, Float32s, Ints
 
 RANKS = 8

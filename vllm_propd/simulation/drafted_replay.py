@@ -1,0 +1,124 @@
+"""An engine without a model: known answers, drafted and sized as in serving.
+
+Drafting and sizing are the engine's own. What is replayed is what they see: the text, what
+the target and the heads said of it (``simulation.answers``), and what steps take, by a
+table of costs and a clock that runs by it. Nothing is known before it has come: sources and
+prices learn as in an engine that has just started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import numpy as np
+
+from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.core.drafting.drafter import Drafter
+from vllm_propd.core.drafting.next_trees import NONE, next_trees
+from vllm_propd.core.sizing.controller import LOOKING_UP_S, DynamicSizing
+from vllm_propd.core.sizing.planner import Price
+from vllm_propd.core.sizing.protocol import StepLoad
+from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.simulation.answers import Answer, Reading
+from vllm_propd.simulation.offline_acceptance import accepted_path
+from vllm_propd.simulation.planned_replay import PlannedReplay
+
+EMPTY = np.empty(0, np.int64)
+NOTHING = TokenTree(EMPTY, EMPTY, EMPTY, np.empty(0, np.float32))
+"""The tree of a sequence without drafts."""
+
+
+class Clock:
+    """A clock that stands still until it is told what something took."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Returns the time in seconds."""
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        """Lets so many seconds pass."""
+        self.now += seconds
+
+
+def replay_drafted(
+    answers: Sequence[Answer],
+    drafter: Drafter,
+    sizing: Callable[[Clock], DynamicSizing],
+    step: Price,
+    draft: Price,
+    batch_size: int,
+) -> PlannedReplay:
+    """Puts answers out, ``batch_size`` of them together.
+
+    Where one ends the next begins, the first again after the last: the batch stays full
+    until it has put out as many tokens as all answers have. Prompts take no time.
+
+    Args:
+        answers: with the heads' candidates, if sizing may ask heads.
+        drafter: makes the trees; it learns.
+        sizing: makes what sizes them, which runs by this clock; it does not prune.
+        step: what steps take.
+        draft: what asking the heads takes.
+        batch_size: how many sequences run together.
+
+    Raises:
+        ValueError: the answers are too short.
+    """
+    long_enough = [one for one in answers if one.places > 1]
+    if not long_enough:
+        raise ValueError("the recorded answers are too short to replay")
+    clock, pool = Clock(), cycle(long_enough)
+    planned = sizing(clock)
+    reading = Reading([next(pool) for _ in range(batch_size)])
+    wanted = sum(one.places - 1 for one in long_enough)
+    steps = tokens = drafted = nodes = 0
+    trees, price = [NOTHING] * batch_size, np.array([batch_size])
+    emitted = np.ones(batch_size, np.int64)  # by the first step, with all prompts
+    host_s = float(np.interp(batch_size, (1, 64), LOOKING_UP_S))
+
+    def asked() -> Candidates:
+        clock.passes(draft.estimate(price).item())
+        return reading.candidates()
+
+    while True:
+        chained = all((tree.parent == np.arange(len(tree))).all() for tree in trees)
+        context, rows = int(reading.lengths.sum()), batch_size + nodes
+        load = StepLoad(batch_size, rows, 0, context, chained=chained)
+        timer = planned.begin(clock(), load)
+        kinds = np.array([load.kind])
+        clock.passes(step.estimate(np.array([rows]), context, kinds=kinds).item())
+        drafting = timer.verified(None)
+        found, most = NONE, planned.most(batch_size)
+        if most:
+            began = clock()
+            clock.passes(host_s)
+            found = next_trees(drafter, drafting, reading, reading.said, asked, began, most)
+        drafting.end(nodes, int(emitted.sum()))
+        if tokens >= wanted:
+            break
+        trees = [
+            found.trees[one].prefix(found.sizes[one]) if one in found.trees else NOTHING
+            for one in reading.ids
+        ]
+        nodes = sum(map(len, trees))
+        emitted = _accepted(trees, reading)
+        reading.read(emitted)
+        steps, tokens, drafted = steps + 1, tokens + int(emitted.sum()), drafted + nodes
+        for row in np.flatnonzero(reading.at == reading.places).tolist():
+            drafter.forget(reading.ids[row])
+            reading.begin(row, next(pool))
+    each, step_s = steps * batch_size, clock() / (steps + 1)
+    return PlannedReplay(each, tokens, drafted / each, drafted / each, step_s)
+
+
+def _accepted(trees: Sequence[TokenTree], reading: Reading) -> Ints:
+    """Returns ``[answers]`` int64 how many tokens a step puts out, the bonus included."""
+    counts = [
+        1 + len(accepted_path(tree, reading.rest(row))) for row, tree in enumerate(trees)
+    ]
+    left: Ints = np.minimum(counts, reading.places - reading.at)
+    return left
