@@ -134,7 +134,8 @@ bench-sizes: $(INFLATED)/config.json
 	$(BIN)/vllm-propd bench $(INFLATED) --arms "plain chain propd" --batch-sizes 2,8,32,64 \
 		$(TEXTS) --seconds 24 --out build/sizes
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/sizes
-	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) propd-no-prune propd" \
+	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) \
+		propd-no-lookup:pruning=off propd-no-lookup propd" \
 		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
 
 bench-host: $(READY)
