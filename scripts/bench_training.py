@@ -39,7 +39,6 @@ SHOWN = (1, 4, 8, 16, 32, 64)
 
 FIGURES = "training.json"
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
-PLACE = re.compile(r"(<!-- trained: [^\n]*-->\n).*?(<!-- end of trained -->\n)", re.DOTALL)
 
 
 def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
@@ -53,11 +52,21 @@ def line(minutes: str, figures: dict[str, float], found: Calibration) -> str:
     return f"| {' | '.join([*cells, *tops, *walked])} |"
 
 
-def table(out: Path, pattern: str = "*") -> str:
-    """All trainings that have ended, in folders of such names, shortest first."""
-    done = sorted((p.parent for p in out.glob(f"{pattern}/{FIGURES}")), key=_order)
+def trained(out: Path) -> list[Path]:
+    """Returns the folders of all trainings that have ended, shortest first."""
+    return sorted((found.parent for found in out.glob(f"*/{FIGURES}")), key=_order)
+
+
+def beside_variants(folders: list[Path]) -> list[Path]:
+    """Returns variants, and what was trained as long without one."""
+    minutes = {f.name.rpartition("-")[2] for f in folders if "-" in f.name}
+    return [folder for folder in folders if folder.name.rpartition("-")[2] in minutes]
+
+
+def table(folders: list[Path]) -> str:
+    """Returns a table of trainings."""
     lines: list[str] = []
-    for folder in done:
+    for folder in folders:
         found = Calibration.model_validate_json((folder / "calibration.json").read_text())
         if not lines:
             heads = [f"head {k + 1}" for k in range(len(found.rank_accuracy))]
@@ -119,6 +128,12 @@ def train(
     (work / checkpoint.FILE).unlink()
 
 
+def write(place: str, lines: str) -> None:
+    """Writes a table to its place on the page."""
+    here = re.compile(rf"(<!-- {place}: [^\n]*-->\n).*?(<!-- end of {place} -->\n)", re.S)
+    PAGE.write_text(here.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
+
+
 def main(
     model: Annotated[str, typer.Argument(help="Folder or hub name of the target.")],
     out: Annotated[Path, typer.Argument(help="Folder of all heads.")],
@@ -163,11 +178,13 @@ def main(
             settings = {**chosen, **others, "minutes": float(each)}
             text = settings.pop("text", 1.0)
             train(inputs, TrainSettings(**settings), text, work, folder)
-            (out / "table.md").write_text(table(out))
-            print(table(out))
+            lines = table(trained(out))
+            (out / "table.md").write_text(lines)
+            print(lines)
     if docs:
-        lines = table(out, "[0-9]*")  # variants are of another question
-        PAGE.write_text(PLACE.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
+        folders = trained(out)
+        write("trained", table([f for f in folders if "-" not in f.name]))
+        write("variants", table(beside_variants(folders)))
 
 
 if __name__ == "__main__":
