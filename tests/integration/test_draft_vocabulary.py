@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ties, engine, greedy, mixed_prompts, run, use
+from conftest import MODEL, Ties, engine, greedy, metric, mixed_prompts, run, use
 from made_heads import RANK, TOKENS, heads_in
+from safetensors.torch import load_file
 
 from vllm_propd.heads.checkpoint import AFTER, BEFORE, load_heads
+from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.heads.transition import Transition
 
 
@@ -29,6 +31,21 @@ def test_texts_are_plain_vllms(heads: Path, ties: Ties) -> None:
         for sizing in ("fixed", "dynamic"):
             use(llm, 16, {"model": str(heads), "sizing": sizing})
             ties.check(expected, run(llm, prompts, greedy(40, logprobs=2)))
+
+
+def test_vllms_own_medusa_loads_them_exported(tmp_path: Path) -> None:
+    """Less root and transition term, for which it has no place."""
+    heads = heads_in(tmp_path / "heads")
+    output = load_file(MODEL / "model.safetensors")["model.embed_tokens.weight"]
+    export_for_vllm(heads, output, tmp_path / "exported")
+    medusa = {
+        "method": "medusa",
+        "model": str(tmp_path / "exported"),
+        "num_speculative_tokens": 4,
+    }
+    with engine(speculative_config=medusa) as llm:
+        run(llm, mixed_prompts(8, seed=61), greedy(40))
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 40
 
 
 @pytest.mark.usefixtures("heads_in_targets_dtype")

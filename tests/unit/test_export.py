@@ -55,6 +55,29 @@ def test_own_output_layers_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["target's output", "own outputs"])
+def test_a_draft_vocabulary_is_written_as_rows_for_all_tokens(
+    tmp_path: Path, own: bool
+) -> None:
+    """VLLM has no way to load a ``token_map`` (0.32): the other tokens' rows are zero."""
+    some, output = torch.tensor([1, 4, 5, 19]), torch.randn(VOCAB, HIDDEN).bfloat16()
+    tensors = blocks() | {"token_map": some}
+    tensors |= outputs(vocab=len(some)) if own else {}
+    folder = exported(tmp_path, tensors, output)
+    stored = load_file(folder / "model.safetensors")
+    assert "token_map" not in stored
+    names = [name for name in stored if name.startswith("lm_heads.")]
+    assert len(names) == (HEADS if own else 1)
+    for name in names:
+        rows = tensors[name].bfloat16() if own else output[some]
+        expected = torch.zeros(VOCAB, HIDDEN, dtype=torch.bfloat16)
+        expected[some] = rows
+        torch.testing.assert_close(stored[name], expected, rtol=0, atol=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vocab_size"] == config["truncated_vocab_size"] == VOCAB
+    load_heads(folder).check_fits(HIDDEN, VOCAB)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["target's output", "own outputs"])
 def test_early_heads_stay_behind(tmp_path: Path, own: bool) -> None:
     tensors = blocks() | (outputs() if own else {})
     folder = exported(tmp_path, tensors, torch.zeros(VOCAB, HIDDEN))

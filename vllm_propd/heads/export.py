@@ -19,7 +19,10 @@ def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
 
     vLLM's heads do not share the target's output layer in memory, so it is written
     along where ours have none of their own. They know neither the root nor the token
-    before: where ours do, they are worse than ours.
+    before: where ours do, they are worse than ours. Heads that draft some tokens only are
+    written with rows for all, since vLLM 0.32 refuses a ``token_map`` of its own format
+    ("weights were not initialized"): the others' are zero, and so are their logits, which
+    a head's choice is above.
 
     Args:
         heads: folder of ProPD heads.
@@ -35,13 +38,18 @@ def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
         for name, tensor in checkpoint.tensors.items()
         if not name.startswith(("roots.", "transition."))
     }
+    some = tensors.pop("token_map", None)
     if not checkpoint.num_outputs:
         rows = output.detach().to("cpu", checkpoint.block(0, 0, "weight").dtype)
-        some = checkpoint.tensors.get("token_map")
         tensors[SHARED_OUTPUT] = rows if some is None else rows[some.long()]
+    config = checkpoint.config(len(output))
+    if some is not None:
+        config["truncated_vocab_size"] = len(output)
+        for name, rows in tensors.items():
+            if name.startswith("lm_heads."):
+                tensors[name] = rows.new_zeros(output.shape)
+                tensors[name][some.long()] = rows
     folder.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(
-        json.dumps(checkpoint.config(len(output)), indent=2) + "\n"
-    )
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
