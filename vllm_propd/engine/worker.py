@@ -27,6 +27,7 @@ from vllm_propd.core.drafting.reliability import Reliability
 from vllm_propd.engine.attention.tree_split import refuse_other_builders
 from vllm_propd.engine.startup.cost_table import measure
 from vllm_propd.engine.startup.warmup import warm_up_kernels
+from vllm_propd.engine.step.draft_batch import warm_up
 from vllm_propd.engine.step.record import Recorder
 
 logger = init_logger("vllm.propd.worker")
@@ -73,6 +74,7 @@ class ProPDWorker(WorkerBase):
         self.warm_up_attention()
         times = super().compile_or_warm_up_model()
         warm_up_kernels(self.model_config.dtype)
+        warm_up(self.model_runner.ends, self.model_runner.input_batch)
         self.model_runner.start_sizing()
         return times
 

@@ -112,13 +112,15 @@ def _cuts(  # type: ignore[no-untyped-def]
     return order, nodes, gained, fair, kinds
 
 
-@njit(cache=True, nogil=True)
-def _left(drafted, kept, share):  # type: ignore[no-untyped-def]
+def _left(drafted: float, kept: float, share: float) -> float:
     """Returns what is left after pruning of the gain of drafted nodes.
 
     All of what the best nodes alone gain (``kept``), and ``share`` of what the others add.
     """
     return kept + share * (drafted - kept)
+
+
+_left_inside = njit(cache=True, nogil=True)(_left)
 
 
 @njit(cache=True, nogil=True)
@@ -135,14 +137,9 @@ def _rates(fair, whole, split, drafting, share, sequences):  # type: ignore[no-u
         seconds = whole[cut] + (drafting if cut else 0.0)
         rates[cut, 0] = (sequences + fair[cut]) / seconds
         for kept in range(1, min(cut, choices)):
-            left = _left(fair[cut], fair[kept], share)
+            left = _left_inside(fair[cut], fair[kept], share)
             rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + drafting)
     return rates
-
-
-@njit(cache=True, nogil=True)
-def _nearest(nodes, wanted):  # type: ignore[no-untyped-def]
-    return np.abs(nodes - wanted).argmin()
 
 
 @njit(cache=True, nogil=True)
@@ -311,8 +308,8 @@ class Planner:
         if self._last is None:
             return None
         size, keep = self._last
-        cut = int(_nearest(nodes, float(size * sequences)))
+        cut = int(np.abs(nodes - size * sequences).argmin())
         if keep is None:
             return cut, 0
-        kept = int(_nearest(nodes, float(keep * sequences)))
+        kept = int(np.abs(nodes - keep * sequences).argmin())
         return (cut, 1 + kept) if 0 < kept < cut else None

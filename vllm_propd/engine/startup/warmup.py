@@ -43,6 +43,7 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
         ["warm-up"], texts, one - 1, one - 1, one, one - 1, one, one > 0, NOTHING
     )  # fmt: skip
     others = memory.of(texts, one - 1, one + 1, one)
+    others.best_along(path)
     memory.suggest(others, path, np.zeros((1, REACH), np.float32))
     table, logits = SuccessorTable(2), torch.zeros(1, 2)
     read = ReadTokens(one, one, one - 1, one)

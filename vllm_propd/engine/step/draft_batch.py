@@ -225,6 +225,13 @@ class RequestEnds:
             row[: len(tokens)] = list(tokens)
 
 
+def warm_up(ends: RequestEnds, batch: Any) -> None:
+    """Runs this file's kernels once, on a worker's empty batch."""
+    nothing = np.empty(0, np.int64)
+    ends.going_on(batch, {})
+    _read(batch.token_ids_cpu, nothing, nothing, nothing, np.empty((0, 1), np.int64))
+
+
 def step_load(runner: Any, num_scheduled: np.ndarray, step: TreeStep | None) -> StepLoad:
     """Returns what a step holds, once vLLM has prepared it.
 
