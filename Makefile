@@ -136,7 +136,7 @@ bench-sizes: $(INFLATED)/config.json
 	$(BIN)/python scripts/bench_sizing.py $(INFLATED) build/sizes
 	$(BIN)/vllm-propd simulate $(INFLATED) --arms "chain $(FIXED) \
 		propd-no-lookup:pruning=off propd-no-lookup propd" \
-		--batch-sizes 1,2,4,8,16,32,64 --prompt-tokens 32
+		--batch-sizes 1,2,4,8,16,32,64 --num-prompts 128 --prompt-tokens 32
 
 bench-host: $(READY)
 	$(BIN)/python scripts/bench_attention.py

@@ -10,6 +10,9 @@ from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_
 from prices import pay_always
 from vllm import LLM, SamplingParams
 from vllm.outputs import CompletionOutput
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_propd.engine.integration.cache_salts import SALT, salted, salts_of
 
 NODES = 48
 SHARED = {"sizing": "dynamic", "lookup": "shared"}
@@ -84,3 +87,32 @@ def test_requests_of_one_salt_help_each_other(llm: LLM) -> None:
     first, again = ([steps(llm, salt) for salt in salts] for _ in range(2))
     assert min(first) > 0.8 * max(first), "another salt's text has told"
     assert max(again) < 0.6 * min(first)
+
+
+def test_a_salt_is_not_what_a_client_says_it_is(llm: LLM) -> None:
+    """``extra_args`` come from requests (``vllm_xargs``), and are anything."""
+    use(llm, NODES, ALONE)
+    pay_always(llm)
+    (prompt,) = prompts_of([40], seed=94)
+    expected = run(llm, [prompt], greedy(48))
+    for sent in ("x", 1 << 63, [1, 2], 5):
+        params = greedy(48, extra_args={SALT: sent, "own": 1})
+        assert run(llm, [prompt], params)[0].token_ids == expected[0].token_ids
+        assert params.extra_args == {SALT: sent, "own": 1}
+        assert salted(params, None).extra_args == {"own": 1}
+        assert salts_of([salted(params, "a"), salted(params, "b")])[0] != sent
+
+
+def test_all_of_a_session_has_its_first_parts_salt(llm: LLM) -> None:
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    salts = ("tenant", None, "other")
+    for salt in salts:
+        scheduler.add_request(
+            Request("session", [1, 2, 3], greedy(8), None, cache_salt=salt, resumable=True)
+        )
+    first = scheduler.requests["session"]
+    parts = [first.sampling_params] + [one.sampling_params for one in first.streaming_queue]
+    scheduler.finish_requests("session", RequestStatus.FINISHED_ABORTED)
+    found = salts_of(parts)
+    assert len(found) == len(salts)
+    assert set(found.tolist()) == set(salts_of([salted(greedy(8), "tenant")]).tolist())

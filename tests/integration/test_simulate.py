@@ -129,7 +129,7 @@ def test_an_engine_without_a_model_accepts_what_an_engine_accepts(
     found = replay_drafted(
         recorded[1][:8],
         drafter,
-        lambda clock: priced(costs.sizing(config, 48, promised)(clock)),
+        lambda clock: priced(costs.sizing(config, promised)(clock)),
         step,
         draft,
         batch_size=1,

@@ -123,9 +123,30 @@ def test_a_text_is_taken_note_of_once() -> None:
     marks, tokens, often, _ = ask(both[0], text).table
     for mine, whole in zip((marks, tokens, often), ask(both[1], text).table, strict=False):
         np.testing.assert_array_equal(mine, whole)
-    both[0].forget("one")
+    both[0].end("one", text[2:])
     say(both[0], text, prompt=2)
     assert (ask(both[0], text).table[2] == ALWAYS).any(), "another of the same name"
+
+
+def test_a_sessions_next_prompt_is_not_kept() -> None:
+    memory = SuffixMemory(VOCABULARY)
+    say(memory, [1, 2, 3, 10, 11], prompt=3)
+    say(memory, [1, 2, 3, 10, 40, 41, 42, 43, 20, 21], prompt=8)
+    assert goes_on(memory, [40, 41]) == [], "that 42 comes next is the user's word"
+    assert goes_on(memory, [42, 43]) == [20, 21]
+
+
+@pytest.mark.parametrize("seen", [4, 12])
+def test_last_words_are_kept(seen: int) -> None:
+    """The worker drafts nothing for one that has ended, and does not see it again."""
+    memory, text = SuffixMemory(VOCABULARY), [1, 2, *range(3, 15)]
+    say(memory, text[:seen], prompt=2, salt=5)
+    memory.end("one", text[2:])
+    assert goes_on(memory, [*range(seen - 4, seen - 1)], salt=5)[-1] == 14
+    assert goes_on(memory, [12, 13]) == [], "under its salt"
+    memory.end("never seen", text)
+    memory.end("one", text[2:])
+    assert goes_on(memory, [12, 13]) == []
 
 
 def test_tokens_that_the_target_does_not_know_are_not_drafted() -> None:

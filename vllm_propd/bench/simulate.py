@@ -144,15 +144,15 @@ class Costs:
         return Planner(self.step, self.draft, recall)
 
     def sizing(
-        self, config: ProPDConfig, most: int, promised: dict[int, float]
+        self, config: ProPDConfig, promised: dict[int, float]
     ) -> Callable[[Clock], DynamicSizing]:
         """Returns what makes a sizing with these costs that has learned nothing yet."""
 
         def made(clock: Clock) -> DynamicSizing:
             draft = copy.deepcopy(self.draft) if config.heads else None
             return DynamicSizing(
-                copy.deepcopy(self.step), draft, most, NEVER_FULL, promised=promised,
-                clock=clock,
+                copy.deepcopy(self.step), draft, config.num_speculative_tokens,
+                NEVER_FULL, promised=promised, clock=clock,
             )  # fmt: skip
 
         return made
@@ -191,7 +191,7 @@ def run_simulate(
     known = early_layers(heads)
     layer = early_layer if early_layer is not None else next(iter(known), None)
     console = wide_console()
-    configs = _configs(settings, heads, layer)
+    configs = _configs(settings, heads, layer, num_prompts)
     keys: dict[str, Any] = {"model": str(heads), "num_speculative_tokens": nodes}
     if layer is not None:
         everything = {"pruning": "path_probability", "keep_nodes": 255}
@@ -225,9 +225,10 @@ def run_simulate(
             plain = costs.step_s(size)
             if config.looks_up or config.recycles:
                 drafter, promised = drafter_of(config, model, heads)
-                sizing = costs.sizing(config, nodes, promised)
+                sizing = costs.sizing(config, promised)
+                asked = [answer.of_ranks(config.ranks) for answer in answers]
                 planned = replay_drafted(
-                    answers, drafter, sizing, costs.step, costs.draft, size
+                    asked, drafter, sizing, costs.step, costs.draft, size
                 )
                 found.append(Predicted(name, size, planned, planned.step_s, plain))
             elif fixed is None:
@@ -241,7 +242,7 @@ def run_simulate(
 
 
 def _configs(
-    settings: BenchSettings, heads: Path, layer: int | None
+    settings: BenchSettings, heads: Path, layer: int | None, num_prompts: int
 ) -> dict[str, ProPDConfig]:
     """Returns the arms' configs, by name; refuses what a recording cannot tell of."""
     configs = {}
@@ -260,6 +261,15 @@ def _configs(
             )
         # What the early head says is recorded of the heads' own trees only.
         beside = config.looks_up or config.recycles
+        if beside and (size := max(settings.batch_sizes)) > num_prompts:
+            raise ValueError(
+                f"--batch-sizes {size}: {arm.name} learns from text to text, and needs as "
+                f"many prompts: --num-prompts {size} or more"
+            )
+        if config.ranks > (recorded := ProPDConfig().num_candidates):
+            raise ValueError(
+                f"--arms {text}: recorded are {recorded} candidates of each head"
+            )
         if config.plans_pruning and (beside or layer is None):
             config = config.without_pruning()
         if config.prunes:

@@ -314,7 +314,6 @@ class ProPDRunner(Measuring, GPUModelRunner):
         drafting = verified.timer.verified(verified.pruned)
         most, found = self.sizing.most(len(sampled_token_ids)), NONE
         if most and any(sampled_token_ids):
-            began = time.perf_counter()
             batch = DraftBatch(self, sampled_token_ids, verified)
             found = next_trees(
                 self.drafter.trees,
@@ -322,7 +321,7 @@ class ProPDRunner(Measuring, GPUModelRunner):
                 batch,
                 lambda: self.drafter.said(batch),
                 lambda: self._candidates(batch, verified, sample_hidden_states),
-                began,
+                time.perf_counter,
                 most,
                 self._extra_nodes,
                 self.parallel_config.tensor_parallel_size,
@@ -345,4 +344,5 @@ class ProPDRunner(Measuring, GPUModelRunner):
         """Forgets the tree and the candidates of a request that has ended."""
         super()._on_request_state_removed(req_id, req_state)
         self._trees.pop(req_id, None)
-        self.drafter.forget(req_id)
+        answer = [] if req_state is None else req_state.output_token_ids
+        self.drafter.trees.end(req_id, answer)

@@ -7,7 +7,7 @@ said there is all that drafting ever sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,13 @@ class Answer:
         """How many tokens of it can be put out before drafts are wanted for the next."""
         known = len(self.text) if self.candidates is None else len(self.candidates)
         return min(known, len(self.text), len(self.best))
+
+    def of_ranks(self, ranks: int) -> Answer:
+        """Returns the answer with at most so many candidates of each head."""
+        if self.candidates is None:
+            return self
+        every = np.arange(len(self.candidates))
+        return replace(self, candidates=self.candidates.of(every, ranks))
 
 
 class Reading:

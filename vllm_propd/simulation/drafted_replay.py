@@ -9,7 +9,6 @@ prices learn as in an engine that has just started.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
 
 import numpy as np
 
@@ -54,11 +53,12 @@ def replay_drafted(
 ) -> PlannedReplay:
     """Puts answers out, ``batch_size`` of them together.
 
-    Where one ends the next begins, the first again after the last: the batch stays full
-    until it has put out as many tokens as all answers have. Prompts take no time.
+    Where one ends the next begins; the replay is over where none is left to begin, so that
+    the batch is always full and no answer is known before. Prompts take no time.
 
     Args:
-        answers: with the heads' candidates, if sizing may ask heads.
+        answers: at least ``batch_size``; with the heads' candidates, if sizing may ask
+            heads.
         drafter: makes the trees; it learns.
         sizing: makes what sizes them, which runs by this clock; it does not prune.
         step: what steps take.
@@ -66,25 +66,32 @@ def replay_drafted(
         batch_size: how many sequences run together.
 
     Raises:
-        ValueError: the answers are too short.
+        ValueError: too few answers have two tokens or more.
     """
-    long_enough = [one for one in answers if one.places > 1]
-    if not long_enough:
-        raise ValueError("the recorded answers are too short to replay")
-    clock, pool = Clock(), cycle(long_enough)
+    waiting = [one for one in answers if one.places > 1]
+    if len(waiting) < batch_size:
+        raise ValueError(
+            f"{len(waiting)} recorded answers of two tokens or more are too few to replay "
+            f"{batch_size} together"
+        )
+    clock, reading, waiting = Clock(), Reading(waiting[:batch_size]), waiting[batch_size:]
     planned = sizing(clock)
-    reading = Reading([next(pool) for _ in range(batch_size)])
-    wanted = sum(one.places - 1 for one in long_enough)
     steps = tokens = drafted = nodes = 0
     trees, price = [NOTHING] * batch_size, np.array([batch_size])
     emitted = np.ones(batch_size, np.int64)  # by the first step, with all prompts
     host_s = float(np.interp(batch_size, (1, 64), LOOKING_UP_S))
 
+    def began() -> float:
+        now = clock()
+        clock.passes(host_s)
+        return now
+
     def asked() -> Candidates:
         clock.passes(draft.estimate(price).item())
         return reading.candidates()
 
-    while True:
+    going_on = True
+    while going_on:
         chained = all((tree.parent == np.arange(len(tree))).all() for tree in trees)
         context, rows = int(reading.lengths.sum()), batch_size + nodes
         load = StepLoad(batch_size, rows, 0, context, chained=chained)
@@ -94,12 +101,8 @@ def replay_drafted(
         drafting = timer.verified(None)
         found, most = NONE, planned.most(batch_size)
         if most:
-            began = clock()
-            clock.passes(host_s)
             found = next_trees(drafter, drafting, reading, reading.said, asked, began, most)
         drafting.end(nodes, int(emitted.sum()))
-        if tokens >= wanted:
-            break
         trees = [
             found.trees[one].prefix(found.sizes[one]) if one in found.trees else NOTHING
             for one in reading.ids
@@ -109,9 +112,11 @@ def replay_drafted(
         reading.read(emitted)
         steps, tokens, drafted = steps + 1, tokens + int(emitted.sum()), drafted + nodes
         for row in np.flatnonzero(reading.at == reading.places).tolist():
-            drafter.forget(reading.ids[row])
-            reading.begin(row, next(pool))
-    each, step_s = steps * batch_size, clock() / (steps + 1)
+            drafter.end(reading.ids[row], reading.outputs[row])
+            going_on = going_on and bool(waiting)
+            if going_on:
+                reading.begin(row, waiting.pop(0))
+    each, step_s = steps * batch_size, clock() / steps
     return PlannedReplay(each, tokens, drafted / each, drafted / each, step_s)
 
 

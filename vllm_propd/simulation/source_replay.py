@@ -51,6 +51,7 @@ def replay(answers: Sequence[Answer], nodes: int, sources: Sources) -> Gained:
         if index:
             reading.begin(0, answer)
         while left := len(reading.rest(0)):
+            sources.see(reading)
             found, count = sources.find(reading, reading.said), 1
             if found is not None:
                 tree = sources.trees(reading, found, nodes)[0]
@@ -60,5 +61,5 @@ def replay(answers: Sequence[Answer], nodes: int, sources: Sources) -> Gained:
             reading.read(np.array([count]))
             tokens[answer.task] += count
             steps[answer.task] += 1
-        sources.forget(reading.ids[0])
+        sources.end(reading.ids[0], answer.text.tolist())
     return Gained(tokens, steps, expected)

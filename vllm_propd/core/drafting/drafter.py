@@ -87,7 +87,7 @@ class Drafter:
             for row, (request_id, text) in zip(rows, both, strict=True):
                 self._pending.add(request_id, len(text), candidates.one(row))
 
-    def forget(self, request_id: str) -> None:
-        """Takes note that a request has ended."""
+    def end(self, request_id: str, answer: Sequence[int]) -> None:
+        """Takes note that a request has ended, having put out ``answer``."""
         self._pending.forget(request_id)
-        self.sources.forget(request_id)
+        self.sources.end(request_id, answer)

@@ -64,7 +64,7 @@ def next_trees(
     texts: Texts,
     said: Callable[[], Said],
     candidates: Callable[[], Candidates],
-    began: float,
+    clock: Callable[[], float],
     most: int,
     extra: int = 0,
     ranks: int = 1,
@@ -77,7 +77,7 @@ def next_trees(
         texts: the sequences.
         said: gives what the target has said in the step; called only where it is kept.
         candidates: asks the heads; called only if that may pay.
-        began: when drafting did, the sequences' texts included, by ``time.perf_counter``.
+        clock: gives the time in seconds, as sizing's does.
         most: the most nodes of each tree.
         extra: further nodes, which are drafted for a recording.
         ranks: how many tensor-parallel ranks the engine has.
@@ -86,6 +86,8 @@ def next_trees(
     looked_up: Sequence[TokenTree] = ()
     values = without = None
     found = None
+    drafter.sources.see(texts)  # what others are to know costs the same in every step
+    began = clock()
     if drafter.sources and drafting.looks_up():
         found = drafter.look_up(texts, said)
     if found is not None:

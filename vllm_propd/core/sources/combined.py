@@ -18,12 +18,12 @@ from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.growth import LookedUp, grow_from
 from vllm_propd.core.sources.lookup import LookupMatches, Lookups, Paths, TokenMatrix
 from vllm_propd.core.sources.successors import (
-    NOTHING,
     ReadTokens,
     Successors,
     SuccessorTable,
 )
 from vllm_propd.core.sources.suffix_memory import (
+    NOTHING,
     NOTHING_RECALLED,
     Recalled,
     SuffixMemory,
@@ -122,10 +122,25 @@ class Sources:
         """Whether there is any."""
         return any((self._lookups, self._memory, self._table))
 
+    def see(self, texts: Texts) -> None:
+        """Takes note of what a step has put out, where others are to know; every step."""
+        if self._memory is not None and texts.ids:
+            starts = texts.lengths - texts.put_out
+            self._memory.see(
+                texts.ids, texts.tokens, texts.rows, texts.begins, texts.lengths, starts,
+                texts.salts, ~texts.steered, self._suggested(texts),
+            )  # fmt: skip
+
+    def _suggested(self, texts: Texts) -> Ints:
+        """Returns what texts suggested before the step, if they were searched then."""
+        if self._lookups is None:
+            return NOTHING
+        return self._lookups.suggested(texts.ids, texts.lengths - texts.put_out)
+
     def find(self, texts: Texts, said: Callable[[], Said]) -> Found | None:
         """Looks up what there is; None where that is nothing.
 
-        Takes note of what the step has put out, and of whose suggestion that was.
+        Takes note of what the target has said in the step.
 
         Args:
             texts: the sequences.
@@ -134,18 +149,11 @@ class Sources:
         if not texts.ids:
             return None
         matches = others = successors = None
-        starts, suggested = texts.lengths - texts.put_out, NOTHING
-        if self._lookups is not None and (self._table or self._memory):
-            suggested = self._lookups.suggested(texts.ids, starts)
         if self._memory is not None:
-            self._memory.see(
-                texts.ids, texts.tokens, texts.rows, texts.begins, texts.lengths, starts,
-                texts.salts, ~texts.steered, suggested,
-            )  # fmt: skip
             others = self._memory.of(texts.tokens, texts.rows, texts.lengths, texts.salts)
         if self._table is not None:
             kind = np.where(texts.steered, -1, texts.sampled)
-            self._table.see(*said(), kind, suggested)
+            self._table.see(*said(), kind, self._suggested(texts))
             roots, sampled = texts.roots, texts.sampled
             successors = self._table.after(roots, sampled, others or NOTHING_RECALLED)
         if self._lookups is not None:
@@ -201,7 +209,7 @@ class Sources:
             trees[row] = trees[row].first_path()
         return trees
 
-    def forget(self, request_id: str) -> None:
-        """Takes note that a request has ended."""
+    def end(self, request_id: str, answer: Sequence[int]) -> None:
+        """Takes note that a request has ended, having put out ``answer``."""
         if self._memory is not None:
-            self._memory.forget(request_id)
+            self._memory.end(request_id, answer)

@@ -18,7 +18,7 @@ from numba import njit
 
 from vllm_propd.core.drafting.candidates import SUREST
 from vllm_propd.core.monotone import rising
-from vllm_propd.core.sources.suffix_memory import NOTHING_RECALLED, Recalled
+from vllm_propd.core.sources.suffix_memory import NOTHING, NOTHING_RECALLED, Recalled
 from vllm_propd.core.tree import Bools, Float32s, Ints
 
 RANKS = 8
@@ -127,10 +127,6 @@ def _see(  # type: ignore[no-untyped-def]
                 bin_ = int((odds + STEEPEST) * (BINS / (2.0 * STEEPEST)))
                 known[rank] = seen[i, rank]
                 bins[rank] = min(max(bin_, 0), BINS - 1)
-
-
-NOTHING = np.empty((0, 0), np.int64)
-"""What is looked up where nothing is."""
 
 
 class SuccessorTable:

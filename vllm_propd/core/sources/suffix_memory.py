@@ -12,6 +12,7 @@ integer arithmetic on tokens and salts, alike on every tensor-parallel rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,6 +165,9 @@ class Recalled:
         return found
 
 
+NOTHING = np.empty((0, 0), np.int64)
+"""What is looked up where nothing is."""
+
 NOTHING_RECALLED = Recalled(
     np.empty((0, ORDERS[0]), np.int64),
     np.empty(0, np.int64),
@@ -175,6 +179,19 @@ NOTHING_RECALLED = Recalled(
     ),
 )
 """Stands where there is no memory."""
+
+
+def _tails(texts: TokenMatrix, rows: Ints, lengths: Ints) -> Ints:
+    """Returns ``[sequences, ORDERS[0]]`` int64 the last tokens of texts, the last first."""
+    places = lengths[:, None] - 1 - np.arange(ORDERS[0])
+    tails: Ints = texts[rows[:, None], np.maximum(places, 0)].astype(np.int64)
+    tails[places < 0] = NONE
+    return tails
+
+
+UNSEEN = (0, 0, 0)
+"""Stands for a request of which nothing has been seen: tokens of its text, where its answer
+begins, its salt."""
 
 
 class SuffixMemory:
@@ -193,7 +210,7 @@ class SuffixMemory:
         self._often = np.zeros(slots, np.uint8)
         self._stamps = np.zeros(slots, np.int64)
         self._clock = 0
-        self._known: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, int, int]] = {}
         self._total = np.full((3, 2, len(ORDERS), 4), TRUST)
         self._right = TRUST * np.tile(FIRST, (3, 1, 1, 1))
         self._curves = self._logs()
@@ -228,15 +245,16 @@ class SuffixMemory:
             suggested: ``[sequences, reach]`` int64 what its own text suggested before the
                 last step; -1: nothing.
         """
-        known = [self._known.get(one, -1) for one in ids]
-        new = np.where(np.array(known, np.int64) < 0, begins, known)
+        seen = [self._seen.get(one, UNSEEN)[0] for one in ids]
+        new = np.maximum(np.array(seen, np.int64), begins)
         found = np.zeros((2, *self._total.shape))
         self._clock = _see(
             texts, rows, np.minimum(new, lengths), lengths, starts, salts, teaches,
             suggested, self._marks, self._tokens, self._often, self._counts, self._stamps,
             self._clock, found,
         )  # fmt: skip
-        self._known.update(zip(ids, lengths.tolist(), strict=True))
+        places = zip(lengths.tolist(), begins.tolist(), salts.tolist(), strict=True)
+        self._seen.update(zip(ids, places, strict=True))
         fades = np.exp(-found[0] / MEMORY)
         self._total = fades * self._total + found[0]
         self._right = fades * self._right + found[1]
@@ -244,11 +262,8 @@ class SuffixMemory:
 
     def of(self, texts: TokenMatrix, rows: Ints, lengths: Ints, salts: Ints) -> Recalled:
         """Returns the memory for the next tokens of some texts; see ``see``."""
-        places = lengths[:, None] - 1 - np.arange(ORDERS[0])
-        tails = texts[rows[:, None], np.maximum(places, 0)].astype(np.int64)
-        tails[places < 0] = NONE
         table = self._marks, self._tokens, self._often, self._curves
-        return Recalled(tails, salts, table)
+        return Recalled(_tails(texts, rows, lengths), salts, table)
 
     def suggest(
         self, recalled: Recalled, own: Ints, worth: Float32s
@@ -270,6 +285,22 @@ class SuffixMemory:
         )  # fmt: skip
         return path, value
 
-    def forget(self, request_id: str) -> None:
-        """Takes note that a request has ended; what it said is kept."""
-        self._known.pop(request_id, None)
+    def end(self, request_id: str, answer: Sequence[int]) -> None:
+        """Takes note that a request has ended, and of its last words; all are kept.
+
+        Args:
+            request_id: its id.
+            answer: all tokens that it has put out.
+        """
+        length, begins, salt = self._seen.pop(request_id, UNSEEN)
+        known = length - begins
+        if not length or len(answer) <= known:
+            return
+        first = max(0, known - ORDERS[0])
+        texts, row = np.array([answer[first:]], np.int32), np.zeros(1, np.int64)
+        starts, lengths = np.array([known - first]), np.array([texts.shape[1]])
+        self._clock = _see(
+            texts, row, starts, lengths, starts, np.array([salt]), row > 0, NOTHING,
+            self._marks, self._tokens, self._often, self._counts, self._stamps,
+            self._clock, np.zeros((2, *self._total.shape)),
+        )  # fmt: skip

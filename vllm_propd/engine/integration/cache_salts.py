@@ -1,8 +1,7 @@
 """Requests' ``cache_salt``, told to workers: what others have said is shared by it.
 
 vLLM keeps it to the scheduler. Workers are sent a request's sampling parameters, which have
-a field for plugins; what the salt comes to goes there, where an engine shares texts
-(``lookup: shared``).
+a field for plugins; what the salt comes to goes there (``lookup: shared`` reads it).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.config import METHOD
 from vllm_propd.core.tree import Ints
 from vllm_propd.engine.integration.patches import Patch
 
@@ -25,22 +24,30 @@ SALT = "propd_salt"
 """The key in ``SamplingParams.extra_args``."""
 
 
-def _salted(request: Request) -> SamplingParams:
-    """Returns a request's sampling parameters with what its salt comes to, everywhere."""
-    digest = blake2b(request.cache_salt.encode(), digest_size=8).digest()
-    params = copy.copy(request.sampling_params)
-    salt = int.from_bytes(digest, "little", signed=True)
-    params.extra_args = {**(params.extra_args or {}), SALT: salt}
-    return params
+def salted(params: SamplingParams, cache_salt: str | None) -> SamplingParams:
+    """Returns sampling parameters with what a salt comes to, on every machine the same.
+
+    Without a salt nothing stands there, whatever the client has sent.
+    """
+    others = {k: v for k, v in (params.extra_args or {}).items() if k != SALT}
+    if cache_salt:
+        digest = blake2b(cache_salt.encode(), digest_size=8).digest()
+        others[SALT] = int.from_bytes(digest, "little", signed=True)
+    if others == (params.extra_args or {}):
+        return params
+    changed = copy.copy(params)
+    changed.extra_args = others
+    return changed
 
 
 def _tell_workers(original: Any) -> Any:
     def add_request(self: Scheduler, request: Request) -> None:
-        if request.cache_salt and request.sampling_params and self.num_spec_tokens:
-            additional: Any = self.vllm_config.additional_config
-            config = additional.get(METHOD) if isinstance(additional, dict) else None
-            if config and ProPDConfig.model_validate_json(config).shares:
-                request.sampling_params = _salted(request)
+        additional: Any = self.vllm_config.additional_config
+        if isinstance(additional, dict) and METHOD in additional:
+            # A session's further parts have the salt of the first.
+            first = self.requests.get(request.request_id, request)
+            if (params := request.sampling_params) is not None:
+                request.sampling_params = salted(params, first.cache_salt)
         original(self, request)
 
     return add_request

@@ -18,8 +18,8 @@ from vllm_propd.core.sizing.protocol import Drafts, StepLoad
 from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.sources.contexts import WAYS
 from vllm_propd.core.sources.lookup import REACH, Lookups
-from vllm_propd.core.sources.successors import NOTHING, ReadTokens, SuccessorTable
-from vllm_propd.core.sources.suffix_memory import SuffixMemory
+from vllm_propd.core.sources.successors import ReadTokens, SuccessorTable
+from vllm_propd.core.sources.suffix_memory import NOTHING, SuffixMemory
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.kernels.best_tokens import best_tokens
 from vllm_propd.kernels.early_head_ranks import ranks

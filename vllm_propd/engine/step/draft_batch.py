@@ -19,6 +19,9 @@ from vllm_propd.engine.step.grammar import needs_chain
 from vllm_propd.engine.step.states import VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep
 
+NO_TOKEN = np.int32(np.iinfo(np.int32).max)
+"""Stands where a prompt has an embedding and no token: no target knows it."""
+
 
 @njit(cache=True, nogil=True)
 def _read(texts, rows, lengths, counts, drawn):  # type: ignore[no-untyped-def]
@@ -74,10 +77,14 @@ class DraftBatch:
         """``[sequences]`` the tokens that each has put out."""
         return [self._runner.requests[i].output_token_ids for i in self.ids]
 
-    @property
+    @cached_property
     def tokens(self) -> TokenMatrix:
         """``[rows, width]`` int32 all tokens of the batch, prompts included."""
-        tokens: TokenMatrix = self._runner.input_batch.token_ids_cpu
+        batch = self._runner.input_batch
+        tokens: TokenMatrix = batch.token_ids_cpu
+        if self._runner.enable_prompt_embeds:
+            # A prompt without ids leaves what its row's last request had there.
+            tokens = np.where(batch.is_token_ids, tokens, NO_TOKEN)
         return tokens
 
     @cached_property

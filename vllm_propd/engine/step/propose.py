@@ -155,7 +155,3 @@ class MedusaTreeProposer:
         read, rows, logits = texts.read()
         best, log_share = best_tokens(logits, rows, RANKS)()
         return read, best, log_share
-
-    def forget(self, request_id: str) -> None:
-        """Takes note that a request has ended."""
-        self.trees.forget(request_id)

@@ -97,8 +97,7 @@ SYMBOLS = (
         "vllm.v1.core.sched.scheduler:Scheduler.add_request",
         "patched",
         "self request",
-        "puts what a request's cache_salt comes to into its sampling parameters, where "
-        "texts are shared",
+        "puts what a request's cache_salt comes to into its sampling parameters",
         "workers are not told the salt, and what others have said is shared by it "
         "(tests/integration/test_shared_texts.py)",
         "cache_salt in vLLM's NewRequestData",
@@ -110,7 +109,7 @@ SYMBOLS = (
         "tells whether this engine speculates, and how",
         "see _handle_stopped_request and add_request",
         "see _handle_stopped_request and add_request",
-        "num_spec_tokens vllm_config",
+        "num_spec_tokens vllm_config requests",
     ),
     Symbol(
         "vllm.v1.request:Request",

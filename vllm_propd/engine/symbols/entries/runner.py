@@ -89,7 +89,7 @@ SYMBOLS = (
         "tree drafts in vLLM",
         "block_table num_computed_tokens_cpu_tensor num_prompt_tokens "
         "num_tokens_no_spec random_reqs "
-        "req_id_to_index sampling_metadata token_ids_cpu",
+        "req_id_to_index sampling_metadata token_ids_cpu is_token_ids",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",
