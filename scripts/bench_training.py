@@ -26,6 +26,7 @@ import typer
 import yaml
 
 from vllm_propd.heads.calibration import Calibration
+from vllm_propd.resume import write_whole
 from vllm_propd.training.data.batches import Epochs, Starts, load_data
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.model import checkpoint
@@ -89,7 +90,7 @@ def parse_variants(text: str) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {"": {}}
     for variant in text.split():
         name, _, settings = variant.partition(":")
-        pairs = (one.partition("=") for one in settings.split(","))
+        pairs = (one.partition("=") for one in re.split(r",(?![^[]*])", settings))
         found[f"{name}-"] = {key: yaml.safe_load(value) for key, _, value in pairs}
     return found
 
@@ -110,6 +111,10 @@ def train(
     inputs: Inputs, settings: TrainSettings, text: float, work: Path, out: Path
 ) -> None:
     """One training on a share of the text, resumed where it was killed."""
+    whose = work / "whose.txt"  # trainings share a folder, and one checkpoint
+    if not whose.exists() or whose.read_text() != out.name:
+        (work / checkpoint.FILE).unlink(missing_ok=True)
+        whose.write_text(out.name)
     data = load_data(work, training_data(inputs))
     trainee = load_trainee(inputs.model, settings, data)
     loop = Loop(trainee, data, settings, work, resume=(work / checkpoint.FILE).exists())
@@ -124,7 +129,7 @@ def train(
         "speed": speed * settings.tokens_per_step,
         "loss": loop.progress.loss,
     }
-    (out / FIGURES).write_text(json.dumps(figures) + "\n")
+    write_whole(out / FIGURES, json.dumps(figures) + "\n")
     (work / checkpoint.FILE).unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -17,3 +18,10 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> str:
     """
     changed = [name for name in now if now[name] != then.get(name)]
     return ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in changed)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all, whenever the writer is killed."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

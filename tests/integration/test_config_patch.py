@@ -121,8 +121,10 @@ def test_without_the_option_nothing_changes() -> None:
 
 def test_the_doors_bring_no_compiler_along() -> None:
     """Plain vLLM engines stumble over numba, which only our workers make harmless."""
-    module = "vllm_propd.engine.integration.config_patch"
-    code = f"import sys, {module}; sys.exit('numba' in sys.modules)"
+    code = (
+        "import sys; from vllm_propd.plugin import register; register(); "
+        "sys.exit('numba' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -208,8 +210,14 @@ def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
-def test_heads_may_lie_on_the_hub(on_the_hub: Path) -> None:
+def test_heads_may_lie_on_the_hub(on_the_hub: Path, tmp_path: Path) -> None:
     assert find_heads("someone/heads", str(MODEL)).resolve() == on_the_hub
+    unfinished = tmp_path / "model" / "propd" / "training"
+    unfinished.mkdir(parents=True)
+    with pytest.raises(NoHeadsError, match="holds none: an unfinished training"):
+        find_heads(None, str(tmp_path / "model"))
+    with pytest.raises(NoHeadsError, match="--out name-propd`"):
+        find_heads(None, "someone/name")
     with pytest.raises(ValueError, match="the model hub \\(someone/nothing\\)"):
         find_heads("someone/nothing", str(MODEL))
 

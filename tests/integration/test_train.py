@@ -27,6 +27,7 @@ from vllm_propd.training.loop import Loop
 from vllm_propd.training.model.target import load_trainee
 from vllm_propd.training.run import WORK
 from vllm_propd.training.settings import TrainSettings
+from vllm_propd.training.text import INPUTS, QUESTIONS, Inputs, write_inputs
 from vllm_propd.training.workers import train_on_ray
 
 pytestmark = pytest.mark.alone
@@ -172,6 +173,29 @@ def small_vocabulary(folder: Path) -> str:
     return str(folder)
 
 
+def test_files_that_are_no_trainings_are_left_alone(data: Path, tmp_path: Path) -> None:
+    (mine := tmp_path / WORK / "mine.jsonl").parent.mkdir()
+    mine.write_bytes(data.read_bytes())
+    error = refused(str(MODEL), "--data", str(mine), "--out", str(tmp_path))
+    assert "has files that are no training's" in error
+    assert mine.read_bytes() == data.read_bytes()
+
+
+def test_an_error_leaves_what_was_written_before(data: Path, tmp_path: Path) -> None:
+    inputs, settings = Inputs(str(MODEL), [data]), TrainSettings(early_layers=(1,))
+    work, wrong = tmp_path / "work", TrainSettings(early_layers=(99,))
+    with pytest.raises(ValueError, match="the model has 6 layers"):
+        write_inputs(inputs, wrong, work)
+    assert not work.exists(), "nothing was written"
+    work.mkdir()
+    files = {INPUTS: inputs.dump(settings), QUESTIONS: "[[], []]", "states.done": ""}
+    for name, text in files.items():
+        (work / name).write_text(text)
+    with pytest.raises(ValueError, match="the model has 6 layers"):
+        write_inputs(inputs, wrong, work)
+    assert {path.name: path.read_text() for path in work.iterdir()} == files
+
+
 def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) -> None:
     model, out = str(MODEL), str(tmp_path / "out")
     (tmp_path / "empty.txt").touch()
@@ -200,7 +224,9 @@ def test_bad_input_is_one_error_before_any_training(data: Path, tmp_path: Path) 
         (model, good, out, "--minutes", "1", "--steps", "5"): "--minutes and --steps",
         (model, good, out, "--batch-size", "6", "--accumulate", "4"): "not a multiple",
         (model, good, out, "--labels", "soft"): "--labels",
+        (model, good, out, "--num-workers", "3"): "not a multiple of --num-workers",
         (model, good, out, "--resume"): "no unfinished",
+        ("org/name", good, "org/name/propd"): "is then the model instead of the hub's",
     }
     for (target, source, folder, *more), expected in cases.items():
         given = ["--data", source] if source else []

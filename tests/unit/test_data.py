@@ -31,10 +31,10 @@ def write_rows(path: Path, texts: list[str]) -> Path:
 
 
 def prepared(
-    path: Path, *held_out: Path, vocab_size: int = VOCAB
+    path: Path, *held_out: Path, vocab_size: int = VOCAB, prompts_do: bool = False
 ) -> tuple[TokenData, TokenData]:
-    folder = path.parent / "deep" / "work"
-    return prepare([path], list(held_out), tokenizer(), vocab_size, folder, 10**9)
+    folder, files = path.parent / "deep" / "work", ([path], list(held_out))
+    return prepare(*files, tokenizer(), vocab_size, folder, 10**9, prompts_do)
 
 
 def documents(data: TokenData) -> list[list[int]]:
@@ -69,6 +69,25 @@ def test_of_few_documents_each_ones_end_is_held_out(tmp_path: Path, count: int) 
     np.testing.assert_array_equal(train.tokens, np.concatenate(starts))
     np.testing.assert_array_equal(held_out.tokens, np.concatenate(ends))
     assert len(held_out.tokens)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1), (3, 1), (4, 1), (16, 4)])
+def test_of_few_questions_some_are_held_out_and_not_asked(
+    tmp_path: Path, count: int, kept: int
+) -> None:
+    rows = [json.dumps({"question": f"question {i}"}) for i in range(count)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(rows))
+    train, held_out = prepared(path, prompts_do=True)
+    both = [*map(tuple, train.chats), *map(tuple, held_out.chats)]
+    assert len(held_out.chats) == kept
+    assert len(both) == len(set(both)) == count
+
+
+def test_equal_prompts_are_one() -> None:
+    chats = [[1, 2], [3], [1, 2], [3], [4]]
+    data = TokenData(np.empty(0, np.int32), np.array([], np.int64), chats)
+    assert sorted(data.prompts(9, 8, seed=0)) == [[1, 2], [3], [4]]
 
 
 def test_nothing_is_lost_between_few_and_many(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tiny_targets import (
 )
 
 from vllm_propd.training.model.losses import distillation, exact_labels, labels_of
-from vllm_propd.training.model.states import BEST, KeptStates, States
+from vllm_propd.training.model.states import BEST, ROOM, KeptStates, States
 
 MANY = 4000
 
@@ -130,3 +131,52 @@ def test_states_of_another_shape_are_forgotten(tmp_path: Path) -> None:
     kept.put(np.arange(4), states_of(0, 4, 5, 1))
     again = KeptStates(tmp_path / "states", 4, 5, 2, HIDDEN, 1 << 30)
     assert again.missing(np.arange(4)).all()
+
+
+def test_states_of_other_layers_are_forgotten(tmp_path: Path) -> None:
+    """As many others have files of the same size."""
+    for kind, known in (("layers 1, 2", 0), ("layers 1, 2", 4), ("layers 2, 3", 0)):
+        kept = KeptStates(tmp_path / "states", 4, 5, 2, HIDDEN, 1 << 30, kind)
+        assert (~kept.missing(np.arange(4))).sum() == known
+        kept.put(np.arange(4), states_of(0, 4, 5, 2))
+
+
+def test_no_more_is_kept_than_the_disk_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sparse file's write would be a bus error."""
+    each = 5 * (2 * HIDDEN * 2 + BEST * 6)
+    free = SimpleNamespace(free=int(3.5 * each / ROOM))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    for _ in range(2):
+        kept = KeptStates(tmp_path / "states", 7, 5, 1, HIDDEN, 1 << 30)
+        assert kept.windows == 3
+        free.free = 0  # what is there has its room
+    assert "of 3 of 7 windows" in caplog.text
+
+
+def test_new_states_stand_beside_kept_ones() -> None:
+    whole = states_of(0, 5, 4, 2)
+    mine = torch.tensor([True, False, False, True, False])
+    parts = [
+        States(whole.last[at], whole.early[:, at], whole.best[at], whole.log_probs[at])
+        for at in (mine, ~mine)
+    ]
+    found = parts[0].beside(parts[1], mine)
+    for name, tensor in vars(whole).items():
+        torch.testing.assert_close(getattr(found, name), tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_have_its_loss(parts: int) -> None:
+    """However many of their positions are learnt: one part has them all but few."""
+    heads, ids = randomise(trainee(num_heads=2, sampled_tokens=0)), token_ids(4)
+    learn = torch.zeros(ids.shape, dtype=torch.bool)
+    learn[0], learn[1, :4], learn[2, 3:9] = True, True, True
+    whole = heads(ids, learn, heads.states(ids), 0)
+    positions = heads.positions(learn)
+    found = sum(
+        heads(some, where, heads.states(some), 0, positions)
+        for some, where in zip(ids.chunk(parts), learn.chunk(parts), strict=True)
+    )
+    torch.testing.assert_close(found, whole)

@@ -30,9 +30,10 @@ from vllm_propd.core.sizing.pruning_recall import PruningRecall
 from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.core.sources.combined import Sources
 from vllm_propd.engine.startup.cost_table import CostTable
-from vllm_propd.heads.calibration import calibration_for, known_prices
+from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
+from vllm_propd.heads.known_prices import known_prices
 from vllm_propd.simulation.answers import Answer
 from vllm_propd.simulation.drafted_replay import Clock, replay_drafted
 from vllm_propd.simulation.planned_replay import replay_planned

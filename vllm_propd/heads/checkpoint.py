@@ -265,6 +265,11 @@ def _read_config(path: Path) -> tuple[float, bool]:
     return float(scale), bool(config.get("original_lm_head"))
 
 
+def has_heads(folder: Path) -> bool:
+    """Whether a folder has a file of heads' weights."""
+    return any((folder / name).is_file() for name in WEIGHT_FILES)
+
+
 def load_heads(folder: Path, shapes_only: bool = False) -> HeadsCheckpoint:
     """Reads and checks the Medusa heads in ``folder``.
 

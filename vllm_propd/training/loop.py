@@ -38,6 +38,16 @@ def learning_rate(settings: TrainSettings, step: int, done: float) -> float:
     return settings.learning_rate * cosine * min(1.0, (step + 1) / WARMUP_STEPS)
 
 
+def check_divides(settings: TrainSettings, workers: int) -> None:
+    """Raises ValueError where a batch cannot be cut into equal parts."""
+    parts = workers * settings.accumulate
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"--batch-size {settings.batch_size} is not a multiple of --num-workers x "
+            f"--accumulate ({parts})"
+        )
+
+
 def _all_workers(value: torch.Tensor) -> torch.Tensor:
     """Returns the mean of a value over the workers."""
     if distributed.is_initialized():
@@ -85,6 +95,8 @@ class Loop:
             len(settings.early_layers),
             trainee.output.weight.shape[1],
             int(settings.kept_gib * (1 << 30)),
+            f"{len(data.tokens)} tokens, length {settings.length}, layers "
+            f"{settings.early_layers}",
         )
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -97,12 +109,7 @@ class Loop:
         if distributed.is_initialized():
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
             self.model = DistributedDataParallel(trainee)
-        parts = self.world * settings.accumulate
-        if settings.batch_size % parts:
-            raise ValueError(
-                f"--batch-size {settings.batch_size} is not a multiple of --num-workers x "
-                f"--accumulate ({parts})"
-            )
+        check_divides(settings, self.world)
 
     def _states(self, windows: Starts, ids: torch.Tensor) -> States:
         """Returns what the target says of windows; runs it on those that are new."""
@@ -113,7 +120,8 @@ class Loop:
             if new.all():
                 return states.rounded()
             if self.kept.missing(windows).any():  # there is no room for all
-                return self.trainee.states(ids).rounded()
+                known = self.kept.get(windows[~new]).to(self.device)
+                return states.rounded().beside(known, torch.from_numpy(new))
         return self.kept.get(windows).to(self.device)
 
     def _step(self, done: float) -> float:
@@ -121,7 +129,12 @@ class Loop:
         settings, step = self.settings, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, done)
-        mine = self.epochs(step)[self.rank :: self.world]
+        whole = self.epochs(step)
+        mine = whole[self.rank :: self.world]
+        _, where = self.data.rows(self.windows[whole], settings.length)
+        # The gradient is the workers' mean: each gives its part as many times.
+        positions = self.trainee.positions(torch.from_numpy(where)) / self.world
+        positions = positions.to(self.device)
         total = torch.zeros((), device=self.device)
         parts = settings.accumulate
         for i, windows in enumerate(np.array_split(mine, parts)):
@@ -134,7 +147,8 @@ class Loop:
                 self.trainee.autocast(),
             ):
                 states = self._states(windows, ids)
-                loss = self.model(ids, learn, states, settings.seed + step) / parts
+                seed = settings.seed + step
+                loss = self.model(ids, learn, states, seed, positions)
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -18,7 +18,7 @@ from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.history import History
-from vllm_propd.training.loop import Loop
+from vllm_propd.training.loop import Loop, check_divides
 from vllm_propd.training.measure import calibrate, top_accuracy
 from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.checkpoint import Progress
@@ -68,7 +68,8 @@ def train_heads(
         OSError: ``out`` cannot be written.
     """
     console, work = Console(), out / WORK
-    _check_out(out, work, resume)
+    _check_out(inputs.model, out, work, resume)
+    check_divides(settings, num_workers)
     write_inputs(inputs, settings, work)
     data = training_data(inputs)
     begun = (work / checkpoint.FILE).exists()
@@ -128,8 +129,13 @@ def save_trained(
     return calibration
 
 
-def _check_out(out: Path, work: Path, resume: bool) -> None:
+def _check_out(model: str, out: Path, work: Path, resume: bool) -> None:
     """Refuses an output that cannot be written, or that would replace unfinished work."""
+    if not Path(model).exists() and Path(model) in out.parents:
+        raise ValueError(
+            f"--out {out} would make a folder {model}, which is then the model instead of "
+            f"the hub's: give another, such as {Path(model).name}-propd"
+        )
     unfinished = (work / INPUTS).exists()
     if resume and not unfinished:
         raise ValueError(f"--resume: {work} holds no unfinished training")

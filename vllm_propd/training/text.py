@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from vllm_propd.resume import changes
+from vllm_propd.resume import changes, write_whole
 from vllm_propd.training.data.batches import check_enough, prepare, save_written
 from vllm_propd.training.data.documents import DataError
 from vllm_propd.training.data.writing import (
@@ -91,18 +91,26 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     _check_same(work, inputs, settings)
     if (work / CONTINUATIONS).exists():
         return
+    begins = not (work / INPUTS).exists()
+    if begins:
+        if work.exists() and any(work.iterdir()):
+            raise ValueError(
+                f"{work} has files that are no training's: move them away, or give another "
+                "--out"
+            )
+        work.mkdir(parents=True, exist_ok=True)
+        write_whole(work / INPUTS, inputs.dump(settings))
     try:
         _write(inputs, settings, work)
-    except ValueError:  # there is nothing to go on with
-        (work / INPUTS).unlink(missing_ok=True)
+    except ValueError:
+        if begins:  # there is nothing to go on with
+            shutil.rmtree(work)
         raise
 
 
 def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     from vllm_propd.engine.target_text import TargetWriter, check_trainable
 
-    if not (work / INPUTS).exists():
-        shutil.rmtree(work, ignore_errors=True)
     check_trainable(inputs.model)
     config = AutoConfig.from_pretrained(inputs.model).get_text_config()
     check_early_layers(settings.early_layers, config.num_hidden_layers)
@@ -117,13 +125,11 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         asked, held_out = json.loads(questions.read_text())
     else:
         asked, held_out = _read(inputs, settings, work, tokenizer, config.vocab_size)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / INPUTS).write_text(inputs.dump(settings))
     with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
         if not known:
             if inputs.self_distill and inputs.share_asked():
                 asked, held_out = _ask(inputs, settings, it, tokenizer, asked, held_out)
-            questions.write_text(json.dumps([asked, held_out]))
+            write_whole(questions, json.dumps([asked, held_out]))
         file = work / f"{MEASURED}.jsonl"
         spoken = answers(it, held_out, file, "held-out text", NEW_TOKENS)
         if inputs.self_distill:
@@ -136,7 +142,7 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
             )
     measured = save_written(work, MEASURED, *spoken, length)
     check_enough(measured, length, "that the target wrote to measure with")
-    (work / CONTINUATIONS).write_text(json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
+    write_whole(work / CONTINUATIONS, json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
 
 
 def write_held_out(
@@ -205,7 +211,9 @@ def _read(
         return [], prompts
     # About as many windows as it takes: their mean length is half of the longest.
     count = len(train.chats) or inputs.distill_tokens // (length - longest // 2)
-    return train.prompts(max(1, count), longest, settings.seed), prompts
+    measured = {tuple(prompt) for prompt in prompts}
+    asked = train.prompts(max(1, count), longest, settings.seed)
+    return [prompt for prompt in asked if tuple(prompt) not in measured], prompts
 
 
 def _ask(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm import SamplingParams
@@ -17,8 +17,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from vllm_propd.config import METHOD
-from vllm_propd.core.tree import Ints
 from vllm_propd.engine.integration.patches import Patch
+
+if TYPE_CHECKING:  # the front end is not to import numba
+    from vllm_propd.core.tree import Ints
 
 SALT = "propd_salt"
 """The key in ``SamplingParams.extra_args``."""

@@ -16,6 +16,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.heads.checkpoint import has_heads
 
 logger = init_logger("vllm.propd.heads")
 
@@ -65,9 +66,12 @@ def find_heads(given: str | None, target: str) -> Path:
     name = given if given is not None else target
     inside = "" if given is not None else HEADS_FOLDER
     folder = Path(name) / inside
-    if folder.is_dir():
-        return folder.resolve()
     looked = [str(folder)]
+    if folder.is_dir():
+        # A training that has not ended, or has failed, leaves a folder without heads.
+        if given is not None or has_heads(folder):
+            return folder.resolve()
+        looked = [f"{folder} (which holds none: an unfinished training?)"]
     if not Path(name).exists() and HUB_NAME.fullmatch(name):
         looked.append(f"the model hub ({name}{f', {inside}/' if inside else ''})")
         found = _from_hub(name, f"{inside}/*" if inside else None)
@@ -76,8 +80,15 @@ def find_heads(given: str | None, target: str) -> Path:
     raise NoHeadsError(
         f"no heads for {target}: looked in {', '.join(looked)}. Point speculative_config "
         f"'model' (--spec-model) at a folder of Medusa heads, or train some: "
-        f"`vllm-propd train {target} --self-distill --out {Path(target) / HEADS_FOLDER}`"
+        f"`vllm-propd train {target} --self-distill --out {_place_for(target)}`"
     )
+
+
+def _place_for(target: str) -> Path:
+    """Returns where new heads may go; not into a folder that would look like the target."""
+    if Path(target).is_dir():
+        return Path(target) / HEADS_FOLDER
+    return Path(f"{Path(target).name}-{HEADS_FOLDER}")
 
 
 def _from_hub(name: str, pattern: str | None) -> Path | None:

@@ -21,8 +21,9 @@ from vllm_propd.engine.integration.find_heads import engine_config
 from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.draft_vocabulary import DraftVocabulary
 from vllm_propd.engine.step.served_heads import ServedHeads, draft_dtype
-from vllm_propd.heads.calibration import calibration_for, known_prices
+from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
+from vllm_propd.heads.known_prices import known_prices
 from vllm_propd.kernels.best_tokens import best_tokens
 from vllm_propd.kernels.transfer import to_device, to_host
 

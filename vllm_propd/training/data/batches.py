@@ -105,7 +105,8 @@ class TokenData:
             lengths = rng.integers(min(SHORTEST, longest), longest + 1, size=count)
             rows = self.rows(starts, longest)[0].tolist()
             return [row[:length] for row, length in zip(rows, lengths, strict=True)]
-        fitting = [chat for chat in self.chats if len(chat) <= longest]
+        different = {tuple(chat): chat for chat in self.chats}.values()
+        fitting = [chat for chat in different if len(chat) <= longest]
         if not fitting:
             raise DataError(
                 f"--data: of {len(self.chats)} chats none asks its first question in "
@@ -150,7 +151,11 @@ class Epochs:
 def split_documents(
     documents: Iterable[Document],
 ) -> Iterator[tuple[Literal["train", "held_out"], Document]]:
-    """Holds out each ``HELD_OUT``-th document; of a few documents, each one's end."""
+    """Holds out each ``HELD_OUT``-th document; of a few documents, each one's end.
+
+    Of a few chats each fourth one's question is held out, and is none to train on; the last
+    one's where they are fewer.
+    """
     first: list[Document] = []
     index = 0
     for index, document in enumerate(documents, 1):
@@ -159,11 +164,14 @@ def split_documents(
         else:
             yield ("train" if index % HELD_OUT else "held_out"), document
     many = index >= 2 * HELD_OUT
-    for document in first:
+    chats = [place for place, document in enumerate(first) if document.chat]
+    kept = set() if many else {*chats[3::4], *chats[1:4][-1:]}
+    for place, document in enumerate(first):
         cut = len(document.ids) - (0 if many else len(document.ids) // HELD_OUT)
-        yield "train", Document(document.ids[:cut], document.chat)
+        asks, measured = (document.chat, []) if place not in kept else ([], document.chat)
+        yield "train", Document(document.ids[:cut], asks)
         if not many:
-            yield "held_out", Document(document.ids[cut:], document.chat)
+            yield "held_out", Document(document.ids[cut:], measured)
 
 
 def prepare(

@@ -13,7 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from vllm_propd.chats import SHAPES, ChatError, chat_of, question_of, render
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+BUILDERS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 """The builder of ``datasets`` that reads a file, by suffix; other files are text."""
 
 TOKENIZED_AT_ONCE = 16

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from vllm_propd.chats import ChatError, opening, render
+from vllm_propd.resume import write_whole
 from vllm_propd.training.data.documents import DataError
 
 if TYPE_CHECKING:
@@ -113,18 +114,16 @@ def answers(
     left = [place for place in range(len(prompts)) if place not in found]
     if most_tokens is not None:
         most_tokens -= sum(map(len, found.values()))
-    with file.open("w") as opened:
-
-        def keep(place: int, ids: list[int]) -> None:
-            found[place] = ids
-            opened.write(json.dumps([place, ids]) + "\n")
-            opened.flush()
+    # Without a line that was cut off, which the next one would lengthen.
+    write_whole(file, "".join(json.dumps(answer) + "\n" for answer in found.items()))
+    with file.open("a") as opened:
 
         def on_text(text: Written) -> None:
-            keep(left[text.place], text.ids)
+            place = left[text.place]
+            found[place] = text.ids
+            opened.write(json.dumps([place, text.ids]) + "\n")
+            opened.flush()
 
-        for place, ids in list(found.items()):
-            keep(place, ids)
         if left and (most_tokens is None or most_tokens > 0):
             some = [prompts[place] for place in left]
             writer.write(some, description, most_each, most_tokens, on_text=on_text)

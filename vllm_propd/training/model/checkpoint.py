@@ -14,7 +14,7 @@ from vllm_propd.training.settings import TrainSettings
 FILE = "checkpoint.pt"
 SMOOTHING = 0.95
 
-MAY_DIFFER = {"save_every", "steps", "minutes"}
+MAY_DIFFER = {"save_every", "steps", "minutes", "kept_gib"}
 """Settings that a resumed run may change."""
 
 

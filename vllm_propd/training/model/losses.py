@@ -109,8 +109,25 @@ def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, kind: str) -> Label
     return Labels(tokens, torch.zeros(len(tokens), device=tokens.device), None, shares)
 
 
+def learnt(learn: torch.Tensor, later: int = 0) -> torch.Tensor:
+    """Returns ``[rows, length - later]`` bool where a head learns what is said ``later``.
+
+    Where one text ends and the next begins, a head is not to guess what comes.
+
+    Args:
+        learn: ``[rows, length]`` bool, where to learn.
+        later: see ``distillation``.
+    """
+    size = learn.shape[1] - later
+    return learn[:, :size] & learn[:, later:]
+
+
 def distillation(
-    logits: torch.Tensor, labels: Labels, learn: torch.Tensor, later: int = 0
+    logits: torch.Tensor,
+    labels: Labels,
+    learn: torch.Tensor,
+    later: int = 0,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns a head's mean cross-entropy against the target, a float32 scalar.
 
@@ -121,12 +138,12 @@ def distillation(
         labels: what the target says.
         learn: ``[rows, length]`` bool, where to learn.
         later: how many tokens after the position the target says it (k of head k).
+        positions: scalar, what the sum is divided by; None: how many positions these are.
+            Of a batch that is cut into parts each gives its share of the whole's mean.
     """
-    size = learn.shape[1] - later
-    # Where one text ends and the next begins, a head is not to guess what comes.
-    where = learn[:, :size] & learn[:, later:]
+    where = learnt(learn, later)
     logits = logits[where].float()
     log_sum = torch.logsumexp(logits + labels.log_stands_for, -1)
     mass = labels.shares[:, later:][where].sum(-1)
     loss = mass * log_sum - labels.said(logits, where, later)
-    return loss.sum() / where.sum().clamp(min=1)
+    return loss.sum() / (where.sum() if positions is None else positions).clamp(min=1)

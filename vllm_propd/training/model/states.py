@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from vllm_propd.resume import write_whole
+
+logger = logging.getLogger("vllm.propd.training")
+
+ROOM = 0.9
+"""The share of the disk's free room that states may take."""
 
 BEST = 8
 """The target's best tokens that are kept of each position.
@@ -44,6 +55,21 @@ class States:
         both = zip(vars(self).values(), kept, strict=True)
         return States(*(one.to(dtype) for one, dtype in both))
 
+    def beside(self, others: States, mine: torch.Tensor) -> States:
+        """Returns these rows and others' as one batch.
+
+        Args:
+            others: states of the other rows.
+            mine: ``[rows]`` bool, which rows of the batch are these.
+        """
+        order = torch.cat([mine.nonzero()[:, 0], (~mine).nonzero()[:, 0]]).argsort()
+        joined = {}
+        for name, one in vars(self).items():
+            rows = 1 if name == "early" else 0
+            both = torch.cat([one, getattr(others, name)], rows)
+            joined[name] = both.index_select(rows, order.to(both.device))
+        return States(**joined)
+
 
 class KeptStates:
     """States of windows on disk, each computed once, in bfloat16.
@@ -54,7 +80,9 @@ class KeptStates:
         path: the file; made if it is not there, beside one that says what is in it.
         windows, length: how many windows there are, and their tokens.
         layers, hidden: early layers, and the target's hidden size.
-        most_bytes: windows beyond so many bytes are not kept.
+        most_bytes: windows beyond so many bytes are not kept, nor beyond what the disk has
+            room for.
+        kind: what the states are of; a file of another kind is computed anew.
     """
 
     def __init__(
@@ -65,14 +93,14 @@ class KeptStates:
         layers: int,
         hidden: int,
         most_bytes: int,
+        kind: str = "",
     ):
-        each = (1 + layers) * hidden * 2 + BEST * (4 + 2)
-        self.windows = min(windows, most_bytes // (length * each))
+        kind = f"{length} x {1 + layers} x {hidden}: {kind}"
+        each = length * ((1 + layers) * hidden * 2 + BEST * (4 + 2))
+        with path.with_suffix(".lock").open("w") as lock:  # workers begin together
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.windows = _begin(path, kind, min(windows, most_bytes // each), each)
         rows = (self.windows, length)
-        if path.exists() and path.stat().st_size != int(np.prod(rows)) * 2 * hidden * (
-            1 + layers
-        ):
-            path.with_suffix(".done").unlink(missing_ok=True)
         self._done = _mapped(path.with_suffix(".done"), np.uint8, (self.windows,))
         self._states = _mapped(path, np.int16, (*rows, 1 + layers, hidden))
         self._best = _mapped(path.with_suffix(".best"), np.int32, (*rows, BEST))
@@ -108,6 +136,37 @@ class KeptStates:
         self._best[rows] = states.best.cpu()[mine].numpy()
         self._probs[rows] = states.log_probs.cpu()[mine].numpy()
         self._done[rows] = 1
+
+
+def _begin(path: Path, kind: str, windows: int, each: int) -> int:
+    """Drops states of another kind, and returns how many windows are kept.
+
+    Args:
+        path: the file.
+        kind: what its states are to be of.
+        windows: how many are wanted.
+        each: bytes of one.
+    """
+    about = path.with_suffix(".json")
+    then: dict[str, Any] = {"kind": None}
+    if about.exists():
+        then = json.loads(about.read_text())
+    if then["kind"] == kind and then["windows"] <= windows:
+        return int(then["windows"])  # as many as there was room for
+    for suffix in (".done", ".best", ".probs", path.suffix):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+    room = int(ROOM * shutil.disk_usage(path.parent).free)
+    if windows * each > room:
+        wanted, windows = windows, room // each
+        logger.warning(
+            "%s has room for the target's states of %d of %d windows: the others' are "
+            "computed in every pass",
+            path.parent,
+            windows,
+            wanted,
+        )
+    write_whole(about, json.dumps({"kind": kind, "windows": windows}))
+    return windows
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -19,6 +19,7 @@ from vllm_propd.training.model.losses import (
     distillation,
     exact_labels,
     labels_of,
+    learnt,
 )
 from vllm_propd.training.model.states import BEST, States
 from vllm_propd.training.settings import TrainSettings
@@ -154,8 +155,22 @@ class Trainee(nn.Module):
             },
         )
 
+    def positions(self, learn: torch.Tensor) -> torch.Tensor:
+        """Counts where each head learns: ``[1 + heads]`` float32, early heads' first.
+
+        Args:
+            learn: ``[rows, length]`` bool, where to learn.
+        """
+        heads = range(1 + self.medusa.num_heads)
+        return torch.stack([learnt(learn, later).sum().float() for later in heads])
+
     def forward(
-        self, ids: torch.Tensor, learn: torch.Tensor, states: States, seed: int
+        self,
+        ids: torch.Tensor,
+        learn: torch.Tensor,
+        states: States,
+        seed: int,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Returns the training loss, a float32 scalar: the weighted sum of the heads'.
 
@@ -164,7 +179,11 @@ class Trainee(nn.Module):
             learn: ``[rows, length]`` bool, where to learn.
             states: what the target says of them.
             seed: of the random tokens that the loss is computed among.
+            positions: ``[1 + heads]`` float32 in how many positions of the whole batch
+                each head learns, where this is a part; None: it is the whole.
         """
+        if positions is None:
+            positions = self.positions(learn)
         labels = self._labels_of(states, learn, seed)
         drafts = self.draft_logits(states.last, ids, labels.columns)
         loss = drafts.new_zeros((), dtype=torch.float32)
@@ -173,11 +192,11 @@ class Trainee(nn.Module):
             logits = drafts[k - 1][:, :-k]
             if self.transition is not None:  # the text's own token stands before
                 logits = logits + self.transition(places[:, k:], columns)
-            of_head = distillation(logits, labels, learn, later=k)
+            of_head = distillation(logits, labels, learn, k, positions[k])
             loss = loss + HEAD_DECAY**k * of_head
         for i, head in enumerate(self.early.values()):
             logits = self._early_logits(head, states.early[i], labels.columns)
-            loss = loss + distillation(logits, labels, learn)
+            loss = loss + distillation(logits, labels, learn, 0, positions[0])
         return loss
 
     def _labels_of(self, states: States, learn: torch.Tensor, seed: int) -> Labels:
