@@ -90,9 +90,24 @@ def test_openais_names_are_known() -> None:
         ({"text": "a", "sampling_params": {"logit_bias": {"3": 1}}}, "logit_bias: a batch"),
         ({"text": "a", "sampling_params": 3}, "sampling_params is no table"),
         ({"text": "a", "temperature": "hot"}, "temperature: 'hot' is no number"),
+        ({"text": "a", "temperature": True}, "temperature: True is no number"),
+        ({"text": "a", "max_tokens": 10.5}, "max_tokens: 10.5 is no whole number"),
+        ({"text": "a", "max_tokens": True}, "max_tokens: True is no whole number"),
+        ({"text": "a", "seed": "1"}, "seed: '1' is no whole number"),
+        ({"text": "a", "min_tokens": float("inf")}, "min_tokens: inf is no whole number"),
+        ({"text": "a", "ignore_eos": "yes"}, "ignore_eos: 'yes' is no true or false"),
+        ({"text": "a", "skip_special_tokens": 0}, "skip_special_tokens: 0 is no true"),
+        ({"text": "a", "allowed_token_ids": ["a"]}, "is no list of token ids"),
+        ({"text": "a", "stop_token_ids": 3}, "stop_token_ids: 3 is no list of token ids"),
+        ({"text": "a", "stop": [1]}, "stop: [1] is no list of texts"),
+        ({"text": "a", "bad_words": "x"}, "bad_words: 'x' is no list of texts"),
         ({"text": "a", "structured_outputs": {"xml": ""}}, "structured_outputs has one of"),
         ({"body": {"prompt": "a", "n": 2}}, "n: a row has one answer"),
         ({"body": {"prompt": "a", "stream": True}}, "stream"),
+        (
+            {"body": {"prompt": "a", "tools": [{}], "echo": True}},
+            "echo, tools: a row has no",
+        ),
         ({"body": {"prompt": "a", "response_format": {"type": "xml"}}}, "response_format"),
         ({"url": "/v1/embeddings", "body": {"input": "a"}}, "/v1/embeddings"),
     ],
@@ -101,6 +116,17 @@ def test_what_cannot_be_answered_is_a_row_with_an_error(row: Any, why: str) -> N
     found = prepared(row)
     assert why in found[ERROR]
     assert found["tokenized_prompt"] and found["sampling_params"].keys() == SAMPLING.keys()
+
+
+def test_whole_numbers_may_come_as_floats() -> None:
+    """As a column of Parquet in which one row has none."""
+    found = prepared(
+        {"text": "a", "max_tokens": 10.0, "seed": 1.0, "stop_token_ids": [2.0]}
+    )
+    assert not found[ERROR]
+    params = found["sampling_params"]
+    asked = [params["max_tokens"], params["seed"], *params["stop_token_ids"]]
+    assert asked == [10, 1, 2] and all(type(one) is int for one in asked)
 
 
 def test_rows_of_all_kinds_fit_one_table() -> None:

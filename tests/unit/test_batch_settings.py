@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from vllm_propd.batch.settings import BatchJob
 from vllm_propd.config import REQUEST_METRICS
+from vllm_propd.resume import changes
 
 
 def job(**fields: Any) -> BatchJob:
@@ -45,6 +47,10 @@ def test_engines_of_one_host_share_its_cores() -> None:
         ({"engine_kwargs": {"speculative_config": "propd"}}, "use --speculative-config"),
         ({"engine_kwargs": {"model": "m"}}, "first argument"),
         ({"sampling": {"best_of": 2}}, "--sampling has best_of"),
+        (
+            {"sampling": {"max_tokens": 2.5}},
+            "--sampling: max_tokens: 2.5 is no whole number",
+        ),
         ({"engines": 0}, "engines"),
         ({"format": "xml"}, "format"),
     ],
@@ -58,9 +64,27 @@ def test_a_job_is_the_same_however_its_paths_are_spelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "m").mkdir()
+    (tmp_path / "p.jsonl").write_text('{"text": "a"}\n')
     monkeypatch.chdir(tmp_path)
     other = BatchJob(
         model=str(tmp_path / "m"), prompts=[tmp_path / "p.jsonl"], out=Path("out")
     )
-    assert job().decides() == other.decides()
+    before = job().decides()
+    assert before == other.decides()
+    (tmp_path / "p.jsonl").write_text('{"text": "b"}\n')
+    assert changes(before, job().decides()).startswith("their contents ")
+    (tmp_path / "p.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"p\.jsonl cannot be read"):
+        job().decides()
+
+
+def test_a_jobs_sampling_is_typed_as_a_rows() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    asked = {"max_tokens": 256.0, "stop": "x", "structured_outputs": {"json": schema}}
+    found = job(sampling=asked).sampling
+    assert type(found["max_tokens"]) is int and found["stop"] == ["x"]
+    assert json.loads(found["structured_outputs"]["json"]) == schema
+
+
+def test_hub_names_are_no_paths() -> None:
     assert BatchJob(model="org/m", prompts=[Path("p")], out=Path("out")).target == "org/m"

@@ -11,7 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers_on_disk import ids_of, tokenizer
 
-from vllm_propd.training.data.documents import DataError, Document, read_documents
+from vllm_propd.training.data.documents import (
+    DataError,
+    Document,
+    files_of,
+    read_documents,
+    rows_of,
+)
 
 Row = dict[str, Any]
 
@@ -224,6 +230,17 @@ def test_chats_need_a_chat_template(tmp_path: Path) -> None:
     path = write_rows(tmp_path, {"text": "fine"}, {"messages": MESSAGES})
     with pytest.raises(DataError, match=r"rows\.jsonl: .*no chat template"):
         list(read_documents([path], tokenizer(None), 10**9))
+
+
+@pytest.mark.parametrize("name", ["late.jsonl", "late.ndjson"])
+def test_lines_have_fields_of_their_own(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "a"}] * 3 + [{"text": "b", "n": 1}, {"text": "c", "n": "x", "m": []}]
+    write(tmp_path, name, "\ufeff" + "\n\n".join(map(json.dumps, rows)))
+    found = [row for _, row in rows_of(files_of([tmp_path / name]))]
+    assert found == rows
+    write(tmp_path, name, "[1]")
+    with pytest.raises(DataError, match=r"line 1 is no table of fields"):
+        list(rows_of(files_of([tmp_path / name])))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import blake2b, file_digest
 from itertools import islice
 from pathlib import Path
 
@@ -52,6 +53,22 @@ def number_prompts(files: list[Path], out: Path) -> int:
     return count
 
 
+def digest(files: list[Path]) -> str:
+    """Returns what tells other contents of the same files, 16 hexadecimal digits.
+
+    Raises:
+        ValueError: a file is not there.
+    """
+    found = blake2b(digest_size=8)
+    try:
+        for path in _files(files):
+            with path.open("rb") as file:
+                found.update(file_digest(file, blake2b).digest())
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return found.hexdigest()
+
+
 def _lines(files: list[Path]) -> Iterator[tuple[str, str]]:
     for file in _files(files):
         try:
@@ -59,7 +76,7 @@ def _lines(files: list[Path]) -> Iterator[tuple[str, str]]:
                 for at, row in enumerate(_records(file), 1):
                     yield f"{file.name}:{at}", json.dumps(row, default=str)
             else:
-                with file.open(encoding="utf-8", errors="replace") as text:
+                with file.open(encoding="utf-8-sig", errors="replace") as text:
                     for at, line in enumerate(text, 1):
                         if line.strip():
                             yield f"{file.name}:{at}", line.strip()

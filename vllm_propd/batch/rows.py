@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow
+from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vllm_propd.chats import SHAPES, chat_of, question_of, render
@@ -41,6 +42,34 @@ SAMPLING: dict[str, Any] = {
 """Sampling fields of a row, with vLLM's defaults. All rows have all of them: in Arrow's
 tables, what one row lacks is None."""
 
+
+def _no_flag(value: Any) -> Any:
+    """Refuses true and false, which Python takes for numbers, and numbers in words."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+_INT = TypeAdapter(Annotated[int, BeforeValidator(_no_flag)])
+_FLOAT = TypeAdapter(Annotated[float, BeforeValidator(_no_flag)])
+_FLAG = TypeAdapter(Annotated[bool, Strict()])
+_INTS = TypeAdapter(list[Annotated[int, BeforeValidator(_no_flag)]])
+_WORDS = TypeAdapter(list[Annotated[str, Strict()]])
+
+KINDS: dict[str, tuple[TypeAdapter[Any], str]] = {
+    **{name: (_FLOAT, "number") for name, v in SAMPLING.items() if type(v) is float},
+    **{name: (_INT, "whole number") for name, v in SAMPLING.items() if type(v) is int},
+    **{name: (_FLAG, "true or false") for name, v in SAMPLING.items() if type(v) is bool},
+    "seed": (_INT, "whole number"),
+    "max_tokens": (_INT, "whole number"),
+    "stop": (_WORDS, "list of texts"),
+    "stop_token_ids": (_INTS, "list of token ids"),
+    "bad_words": (_WORDS, "list of texts"),
+    "allowed_token_ids": (_INTS, "list of token ids"),
+    "structured_outputs": (TypeAdapter(dict[str, Any]), "table of fields"),
+}
+"""Of each sampling field what checks a value, and what it has to be, in words."""
+
 GRAMMARS = ("json", "regex", "choice", "grammar")
 """What ``structured_outputs`` may hold; a schema is written out, for the same reason."""
 
@@ -61,6 +90,12 @@ ANSWERS = pyarrow.schema(
     ]
 )
 """The columns of answers, the same in every file: a column of nothing has no type."""
+
+NO_PLACE = (
+    "tools", "functions", "logit_bias", "logprobs", "top_logprobs", "echo", "suffix",
+    "best_of", "chat_template_kwargs", "documents",
+)  # fmt: skip
+"""Fields of OpenAI's requests that would change an answer, and that a row cannot have."""
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
@@ -118,6 +153,15 @@ def _request(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return body, True
 
 
+def sampling_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns a job's sampling fields, checked and typed as a row's.
+
+    Raises:
+        RowError: one has no such value.
+    """
+    return _sampling({"sampling_params": given}, of_body=False)
+
+
 def _sampling(fields: dict[str, Any], of_body: bool) -> dict[str, Any]:
     """Returns the sampling fields that a row sets itself."""
     given = fields.get("sampling_params") or {}
@@ -138,12 +182,16 @@ def _sampling(fields: dict[str, Any], of_body: bool) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Returns a value of its field's type: in Arrow's columns 0 and 0.5 are two types."""
-    if not isinstance(SAMPLING[name], float):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"{name}: {value!r} is no number")
-    return float(value)
+    """Returns a value of its field's type.
+
+    In Arrow's columns 0 and 0.5 are two types. And what an engine's core cannot decode ends
+    the thread that reads its requests: all of them then wait for ever.
+    """
+    kind, described = KINDS[name]
+    try:
+        return kind.validate_python(value)
+    except ValidationError:
+        raise RowError(f"{name}: {value!r} is no {described}") from None
 
 
 def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +200,8 @@ def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
         raise RowError("n: a row has one answer; give it as often as it is wanted")
     if body.get("stream"):
         raise RowError("stream: a batch has nobody to stream to")
+    if asked := sorted(name for name in NO_PLACE if body.get(name)):
+        raise RowError(f"{', '.join(asked)}: a row has no place for it")
     found = {}
     if (most := body.get("max_completion_tokens")) is not None:
         found["max_tokens"] = most

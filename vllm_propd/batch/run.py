@@ -20,7 +20,7 @@ from pyarrow import dataset
 from vllm_propd.batch.prompts import number_prompts
 from vllm_propd.batch.rows import ANSWERS, answers, prepare
 from vllm_propd.batch.settings import BatchJob
-from vllm_propd.resume import changes
+from vllm_propd.resume import changes, write_whole
 
 JOB, PROMPTS, ANSWERED, ROWS = "job.json", "prompts.parquet", "answered", "rows"
 """Files and folders of a job: what it is, its rows, their checkpoint, and the answers."""
@@ -78,7 +78,7 @@ def _begin(job: BatchJob) -> int:
             )
     else:
         number_prompts(job.prompts, prompts)
-        path.write_text(json.dumps(job.decides(), indent=1) + "\n")
+        write_whole(path, json.dumps(job.decides(), indent=1) + "\n")
     return int(dataset.dataset(prompts).count_rows())
 
 

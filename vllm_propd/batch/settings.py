@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vllm_propd.batch.rows import SAMPLING
+from vllm_propd.batch.prompts import digest
+from vllm_propd.batch.rows import SAMPLING, RowError, sampling_of
 from vllm_propd.config import METHOD, REQUEST_METRICS
 
 SETTLED = {
@@ -50,6 +51,11 @@ class BatchJob(BaseModel):
             raise ValueError(
                 f"--sampling has {', '.join(unknown)}: a batch knows {', '.join(SAMPLING)}"
             )
+        try:
+            typed = sampling_of(self.sampling)
+        except RowError as error:
+            raise ValueError(f"--sampling: {error}") from error
+        object.__setattr__(self, "sampling", typed)
         return self
 
     @property
@@ -63,6 +69,7 @@ class BatchJob(BaseModel):
         return {
             "model": self.target,
             "prompts": [str(path.resolve()) for path in self.prompts],
+            "their contents": digest(self.prompts),
             "sampling": self.sampling,
             "format": self.format,
         }

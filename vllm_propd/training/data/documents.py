@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from vllm_propd.chats import SHAPES, ChatError, chat_of, question_of, render
 
 BUILDERS = {
-    ".jsonl": "json",
-    ".ndjson": "json",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
     ".json": "json",
     ".parquet": "parquet",
 }
-"""The builder of ``datasets`` that reads a file, by suffix; other files are text."""
+"""The builder of ``datasets`` that reads a file, by suffix; other files are text. JSON
+lines are read here."""
 
 TOKENIZED_AT_ONCE = 16
 
@@ -78,6 +80,26 @@ def _is_data(file: Path) -> bool:
     return bool(head) and (BUILDERS.get(file.suffix) == "parquet" or b"\0" not in head)
 
 
+def _lines_of(file: Path, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the rows of JSON lines, each with fields of its own.
+
+    A reader of columns would refuse a field that comes late, or is once of another type.
+    """
+    with file.open("rb") as opened:
+        for at, line in enumerate(opened, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                raise DataError(
+                    f"{option} {file} cannot be read: line {at} is no JSON: {error}"
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(f"{option} {file}: line {at} is no table of fields")
+            yield str(file), row
+
+
 def rows_of(
     files: list[tuple[str, Path]], option: str = "--data"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,6 +114,10 @@ def rows_of(
     """
     from datasets import load_dataset
 
+    lines = [file for builder, file in files if builder == "lines"]
+    files = [(builder, file) for builder, file in files if builder != "lines"]
+    for file in lines:
+        yield from _lines_of(file, option)
     # Rows have each file's own fields; plain files are documents all alike.
     sources = [(builder, [file]) for builder, file in files if builder != "text"]
     if text := [file for builder, file in files if builder == "text"]:
