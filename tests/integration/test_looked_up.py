@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run
-from prices import Line, sizing_of, watch_plans
+import torch
+from conftest import (
+    BUSY,
+    MODEL,
+    Ties,
+    engine,
+    greedy,
+    metric,
+    mixed_prompts,
+    prompts_of,
+    run,
+)
+from prices import Line, pay_always, sizing_of, watch_plans
+from safetensors.torch import load_file
 from vllm import LLM
 
 from vllm_propd.core.sizing.protocol import Choice, Drafts
@@ -61,3 +73,23 @@ def test_a_text_that_repeats_itself_takes_few_steps() -> None:
             records = llm.collective_rpc("take_sizing_records")[0]
             steps[lookup] = len(records)
     assert steps[True] < 0.7 * steps[False]
+
+
+def test_a_prompt_of_embeddings_is_not_the_rows_last_text(ties: Ties) -> None:
+    """It has no tokens to look up; vLLM leaves there what its row's last request had."""
+    embeddings = load_file(MODEL / "model.safetensors")["model.embed_tokens.weight"]
+    before, asked = prompts_of([200, 200], seed=53)
+    embedded = {"prompt_embeds": embeddings[torch.tensor(asked["prompt_token_ids"])]}
+    options = {"enable_prompt_embeds": True, "max_num_seqs": 1, "dtype": "float32"}
+    with engine(**options) as llm:
+        expected = run(llm, [embedded], greedy(logprobs=2))
+    alone = {**DEFAULT, "heads": False}
+    with engine(48, propd=alone, **options) as llm:
+        pay_always(llm)
+        drafted = []
+        for _ in range(2):
+            tokens = metric(llm, "spec_decode_num_draft_tokens")
+            ties.check(expected, run(llm, [embedded], greedy()))
+            drafted.append(metric(llm, "spec_decode_num_draft_tokens") - tokens)
+            run(llm, [before], greedy())
+    assert drafted[0] == drafted[1], "another's prompt was looked up"

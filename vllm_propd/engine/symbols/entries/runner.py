@@ -76,8 +76,8 @@ SYMBOLS = (
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
         "cudagraph_batch_sizes cudagraph_dispatcher discard_request_mask input_batch "
-        "input_ids kv_cache_config max_num_reqs max_num_tokens positions requests sampler "
-        "speculative_config",
+        "enable_prompt_embeds input_ids kv_cache_config max_num_reqs max_num_tokens "
+        "positions requests sampler speculative_config",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
