@@ -11,11 +11,11 @@ import pytest
 from conftest import MODEL
 
 SCRIPT = """
-import importlib, json, pkgutil, sys
+import json, sys
+from vllm_propd.core import numba_beside_vllm
 from numba.core.registry import CPUDispatcher
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
-import vllm_propd
 
 def kernels():
     found = {}
