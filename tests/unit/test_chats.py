@@ -76,6 +76,28 @@ def test_batches_are_of_one_task_and_tasks_take_turns() -> None:
     assert part.prompts == [[1], [2], [3], [1]]
 
 
+def test_others_than_those_measured_warm_up(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"{task} {i}", "category": task} for task in "ab" for i in range(4)
+    ]
+    path = write(tmp_path / "a.jsonl", *rows)
+    settings = BenchSettings(batch_sizes=(1, 2), prompts_each=2)
+    measured, _ = chat_prompts([path], tokenizer(), settings)
+    assert [len(prompts) for prompts in measured.values()] == [2, 2]
+    by_task, _ = chat_prompts([path], tokenizer(), settings, others=2)
+    for point in chat_points(by_task, settings):
+        assert (
+            point.prompts
+            == chat_points(measured, settings)[
+                settings.batch_sizes.index(point.batch_size)
+            ].prompts
+        )
+        warm_up = [ids for group in point.warm_up for ids in group]
+        assert len(warm_up) == 4
+        assert not any(ids in point.prompts for ids in warm_up)
+        assert point.of_task("a")[0].warm_up == ()
+
+
 def test_a_chat_opens_where_the_user_speaks() -> None:
     assert opening(tokenizer()) == "<user>"
     with pytest.raises(ChatError, match="no chat template"):

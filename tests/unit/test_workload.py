@@ -109,6 +109,14 @@ def test_batch_points_share_their_prompts() -> None:
     assert {len(ids) for ids in eight.prompts} == {24}
 
 
+def test_others_than_those_measured_warm_up(machine: Path) -> None:
+    points = batch_points(tokenize, [], SETTINGS) + workload_points(tokenize, [], SETTINGS)
+    for point in points[:-1]:  # the last is the trace
+        assert len(point.warm_up) >= 2
+        assert all(len(group) == point.batch_size for group in point.warm_up)
+        assert not any(ids in point.prompts for group in point.warm_up for ids in group)
+
+
 def test_workload_points_vary_one_thing_at_a_time(machine: Path) -> None:
     points = workload_points(tokenize, [], SETTINGS)
     assert [point.workload for point in points] == [

@@ -195,7 +195,12 @@ def _of_chats(
     """Returns points of chats, and settings for prompts as long as theirs, in chunks."""
     from transformers import AutoTokenizer
 
-    by_task, too_long = chat_prompts(files, AutoTokenizer.from_pretrained(model), settings)
+    tokenizer, others = AutoTokenizer.from_pretrained(model), max(settings.batch_sizes)
+    by_task, too_long = chat_prompts(files, tokenizer, settings, others)
+    if not any(len(prompts) > settings.prompts_each for prompts in by_task.values()):
+        console.print(
+            "No prompts are left to warm up with: arms that learn have seen the first ones"
+        )
     if too_long:
         console.print(f"{too_long} prompts of over {settings.longest_chat} tokens left out")
     longest = max(len(ids) for prompts in by_task.values() for ids in prompts)

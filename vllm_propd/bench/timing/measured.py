@@ -119,20 +119,25 @@ class Measured:
     def _warm_up(
         self, engines: list[ArmEngine], params: SamplingParams, least: float
     ) -> None:
-        short = at_most(params, SHORT)
+        short, groups = at_most(params, SHORT), self.point.warm_up or self.point.groups
         for engine in engines:
             if not engine.arm.learns:
-                self._turn(engine, short)
+                self._run(engine, groups[0], short)
                 continue
             seconds = 0.0
-            for group in cycle(range(len(self.point.groups))):
-                seconds += self._turn(engine, params, group).seconds
+            for prompts in cycle(groups):
+                seconds += self._run(engine, prompts, params).seconds
                 if seconds >= least:
                     break
 
     def _turn(self, engine: ArmEngine, params: SamplingParams, group: int = 0) -> Turn:
-        name = f"{self.point.name}: {engine.arm.name}"
-        self._bar.update(self._task, description=name)
-        turn = engine.run(self.point.groups[group], params, full=True)
+        turn = self._run(engine, self.point.groups[group], params)
         turn.group = group
         return turn
+
+    def _run(
+        self, engine: ArmEngine, prompts: list[list[int]], params: SamplingParams
+    ) -> Turn:
+        name = f"{self.point.name}: {engine.arm.name}"
+        self._bar.update(self._task, description=name)
+        return engine.run(prompts, params, full=True)

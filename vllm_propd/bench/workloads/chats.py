@@ -53,7 +53,10 @@ def task_of(row: dict[str, Any], file: str) -> str:
 
 
 def chat_prompts(
-    files: list[Path], tokenizer: PreTrainedTokenizerBase, settings: BenchSettings
+    files: list[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: BenchSettings,
+    others: int = 0,
 ) -> tuple[ByTask, int]:
     """Reads questions, rendered by the chat template.
 
@@ -61,10 +64,11 @@ def chat_prompts(
         files: JSON, JSON lines or Parquet.
         tokenizer: the target's.
         settings: how many of each task, and how long at most.
+        others: how many more of each task there may be, for the warm-up.
 
     Returns:
-        Token ids by task, the first ``prompts_each`` of each; and how many were left out
-        because they are longer than ``longest_chat``.
+        Token ids by task, the first ``prompts_each`` of each, and ``others``; and how many
+        were left out because they are longer than ``longest_chat``.
 
     Raises:
         DataError: a row has no question, or none is short enough.
@@ -77,7 +81,7 @@ def chat_prompts(
             fields = ", ".join(sorted(row))
             raise DataError(f"--prompts {file}: a row asks nothing; its fields: {fields}")
         of_task = found.setdefault(task_of(row, file), [])
-        if len(of_task) >= settings.prompts_each:
+        if len(of_task) >= settings.prompts_each + others:
             continue
         try:
             text = render(question, tokenizer, asks=True)
@@ -99,16 +103,25 @@ def chat_prompts(
 def chat_points(by_task: ByTask, settings: BenchSettings) -> list[Point]:
     """Returns a point for each batch size: batches of one task each, tasks in turn.
 
-    Where a task has fewer prompts than a batch, they come again.
+    Where a task has fewer prompts than a batch, they come again. What a task has beyond
+    ``prompts_each`` is for the warm-up.
     """
-    points = []
+    most, points = settings.prompts_each, []
     for size in settings.batch_sizes:
-        batches = []
-        for task, prompts in by_task.items():
-            count = -(-len(prompts) // size)
-            again = cycle(prompts)
-            batches.append([(task, list(islice(again, size))) for _ in range(count)])
-        turns = [one for one in chain(*zip_longest(*batches)) if one is not None]
+        turns = _turns({task: ids[:most] for task, ids in by_task.items()}, size)
+        others = _turns({task: ids[most:] for task, ids in by_task.items()}, size)
         every = [ids for _, batch in turns for ids in batch]
-        points.append(Point(BATCH, size, every, tasks=tuple(task for task, _ in turns)))
+        warm_up = tuple(batch for _, batch in others)
+        tasks = tuple(task for task, _ in turns)
+        points.append(Point(BATCH, size, every, tasks=tasks, warm_up=warm_up))
     return points
+
+
+def _turns(by_task: ByTask, size: int) -> list[tuple[str, list[list[int]]]]:
+    """Returns batches of so many prompts of a task, tasks in turn."""
+    batches = []
+    for task, prompts in by_task.items():
+        again = cycle(prompts)
+        count = -(-len(prompts) // size)
+        batches.append([(task, list(islice(again, size))) for _ in range(count)])
+    return [one for one in chain(*zip_longest(*batches)) if one is not None]

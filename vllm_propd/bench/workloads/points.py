@@ -24,6 +24,9 @@ FEWEST_PROMPTS = PASSES
 One text says little about acceptance, and many leave few turns with each. There are as many
 as passes: with one sequence at a time, too, each pass has a turn of every arm."""
 
+WARM_UP_GROUPS = 2
+"""So many groups of prompts are kept for the warm-up."""
+
 CHARS_PER_TOKEN = 8
 """More characters per token than text has: a piece cut by it has tokens enough."""
 
@@ -41,6 +44,8 @@ class Point:
         arrivals: of a trace, when each prompt arrives, seconds from its start.
         rate: of a trace, mean requests per second.
         tasks: the task of each group; none: there is one only.
+        warm_up: groups that are not measured, for arms to settle with: what drafts from
+            others' texts, or from what the target said, would know measured ones.
     """
 
     workload: str
@@ -49,6 +54,7 @@ class Point:
     arrivals: tuple[float, ...] | None = None
     rate: float | None = None
     tasks: tuple[str, ...] = ()
+    warm_up: tuple[list[list[int]], ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,7 +71,10 @@ class Point:
         """Returns the part of this point that is one task, and which groups that is."""
         groups = [i for i, one in enumerate(self.tasks) if one == task]
         prompts = [ids for i in groups for ids in self.groups[i]]
-        return replace(self, workload=f"{TASK}{task}", prompts=prompts, tasks=()), groups
+        part = replace(
+            self, workload=f"{TASK}{task}", prompts=prompts, tasks=(), warm_up=()
+        )
+        return part, groups
 
     def at(self, rate: float) -> Point:
         """Returns this trace of one request per second, sped up to ``rate`` per second."""
@@ -90,11 +99,19 @@ def batch_points(
     if settings.in_turn:
         sizes = [size * settings.most_chunks for size in settings.batch_sizes]
     length = settings.prompt_tokens
-    prompts = cut_prompts(tokenize, files, max(sizes), length, settings.seed)
+    most, others = max(sizes), WARM_UP_GROUPS * max(settings.batch_sizes)
+    prompts = cut_prompts(tokenize, files, most + others, length, settings.seed)
     return [
-        Point(BATCH, batch_size, prompts[:size])
+        Point(
+            BATCH, batch_size, prompts[:size], warm_up=_groups(prompts[most:], batch_size)
+        )
         for batch_size, size in zip(settings.batch_sizes, sizes, strict=True)
     ]
+
+
+def _groups(prompts: list[list[int]], size: int) -> tuple[list[list[int]], ...]:
+    """Cuts prompts into groups; of what is too little for one it makes none."""
+    return tuple(prompts[i : i + size] for i in range(0, len(prompts) - size + 1, size))
 
 
 def workload_points(
@@ -106,21 +123,27 @@ def workload_points(
     second. Arguments and errors are those of ``batch_points``.
     """
     batch_size = sorted(settings.batch_sizes)[len(settings.batch_sizes) // 2]
-    size = _whole_batches(batch_size)
+    size, others = _whole_batches(batch_size), WARM_UP_GROUPS * batch_size
     requests = settings.trace_requests or 2 * max(settings.batch_sizes)
     longest = settings.longest_prompt
     found = []
-    by_length = cut_prompts(tokenize, files, size, max(settings.lengths), settings.seed)
+    longest_of_all = max(settings.lengths)
+    by_length = cut_prompts(tokenize, files, size + others, longest_of_all, settings.seed)
     for length in settings.lengths:
         prompts = [ids[:length] for ids in by_length]
-        found.append(Point(f"length {length}", batch_size, prompts))
+        warm_up = _groups(prompts[size:], batch_size)
+        name = f"length {length}"
+        found.append(Point(name, batch_size, prompts[:size], warm_up=warm_up))
     left: list[list[list[int]]] = []
     for task in TASKS:
         texts = task_texts(task, CHARS_PER_TOKEN * longest, settings.seed)
-        of_task = _first(tokenize, texts, size + -(-requests // len(TASKS)), longest)
-        prompts = [ids[: settings.prompt_tokens] for ids in of_task[:size]]
-        found.append(Point(f"{TASK}{task}", batch_size, prompts))
-        left.append(of_task[size:])
+        count = size + others + -(-requests // len(TASKS))
+        of_task = _first(tokenize, texts, count, longest)
+        prompts = [ids[: settings.prompt_tokens] for ids in of_task[: size + others]]
+        warm_up = _groups(prompts[size:], batch_size)
+        name = f"{TASK}{task}"
+        found.append(Point(name, batch_size, prompts[:size], warm_up=warm_up))
+        left.append(of_task[size + others :])
     mixed = [ids for turn in zip(*left, strict=True) for ids in turn][:requests]
     return [*found, _trace(mixed, settings)]
 
