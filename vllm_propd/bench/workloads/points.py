@@ -100,7 +100,7 @@ def batch_points(
         sizes = [size * settings.most_chunks for size in settings.batch_sizes]
     length = settings.prompt_tokens
     most, others = max(sizes), WARM_UP_GROUPS * max(settings.batch_sizes)
-    prompts = cut_prompts(tokenize, files, most + others, length, settings.seed)
+    prompts = cut_prompts(tokenize, files, most, length, settings.seed, others)
     return [
         Point(
             BATCH, batch_size, prompts[:size], warm_up=_groups(prompts[most:], batch_size)
@@ -127,8 +127,9 @@ def workload_points(
     requests = settings.trace_requests or 2 * max(settings.batch_sizes)
     longest = settings.longest_prompt
     found = []
-    longest_of_all = max(settings.lengths)
-    by_length = cut_prompts(tokenize, files, size + others, longest_of_all, settings.seed)
+    by_length = cut_prompts(
+        tokenize, files, size, max(settings.lengths), settings.seed, others
+    )
     for length in settings.lengths:
         prompts = [ids[:length] for ids in by_length]
         warm_up = _groups(prompts[size:], batch_size)
@@ -167,9 +168,16 @@ def _trace(prompts: list[list[int]], settings: BenchSettings) -> Point:
 
 
 def cut_prompts(
-    tokenize: Tokenize, files: list[Path], count: int, length: int, seed: int
+    tokenize: Tokenize,
+    files: list[Path],
+    count: int,
+    length: int,
+    seed: int,
+    others: int = 0,
 ) -> list[list[int]]:
     """Cuts ``count`` prompts of ``length`` tokens; see ``batch_points``.
+
+    Where there is text enough, ``others`` come after them, or some of these.
 
     Raises:
         ValueError: there is too little text.
@@ -178,27 +186,35 @@ def cut_prompts(
         rng, library = Random(seed), library_files("held_out")
         rng.shuffle(library)
         texts = pieces(library, rng, CHARS_PER_TOKEN * length)
-        return _first(tokenize, texts, count, length)
+        return _first(tokenize, texts, count, length, others)
     ids = [i for file in files for i in tokenize(read_text(file))]
     if len(ids) < count * length:
         raise ValueError(
             f"--prompts: {len(ids):,} tokens; {count} prompts of {length} need more"
         )
-    starts = np.random.default_rng(seed).permutation(len(ids) // length)[:count]
+    starts = np.random.default_rng(seed).permutation(len(ids) // length)
+    starts = starts[: count + others]
     return [ids[start * length : (start + 1) * length] for start in starts.tolist()]
 
 
 def _first(
-    tokenize: Tokenize, texts: Iterable[str], count: int, length: int
+    tokenize: Tokenize, texts: Iterable[str], count: int, length: int, others: int = 0
 ) -> list[list[int]]:
-    """Returns the first ``count`` texts of ``length`` tokens or more, cut to ``length``."""
+    """Returns the first ``count`` texts of ``length`` tokens or more, cut to ``length``.
+
+    And at most ``others`` after them.
+    """
     found: list[list[int]] = []
-    for text in islice(texts, 4 * count):  # not for ever, where every text is too short
+    for text in islice(
+        texts, 4 * (count + others)
+    ):  # not for ever, where every text is too short
         ids = tokenize(text[: 2 * CHARS_PER_TOKEN * length])[:length]
         if len(ids) == length:
             found.append(ids)
-        if len(found) == count:
-            return found
+        if len(found) == count + others:
+            break
+    if len(found) >= count:
+        return found
     raise ValueError(
         f"too little text: {len(found)} pieces of {length} tokens; {count} are needed"
     )
