@@ -52,7 +52,7 @@ PHASES = {
 
 
 SIZING = {
-    "lookup": (("look_up", +1), ("looked_up_trees", +1)),
+    "lookup": (("find", +1), ("trees", +1)),
     "plan": (("looks_up", +1), ("asks_heads", +1), ("plan", +1), ("recall", -1)),
     "grading": (("_learn", +1), ("recall", +1)),
     "node values": (("values", +1),),
@@ -93,8 +93,9 @@ def install_stopwatches(worker: Any) -> None:
     runner._prepare_inputs = timed("_prepare_inputs", runner._prepare_inputs, True)
     drafter, sizing = runner.drafter.trees, runner.sizing
     runner.drafter.candidates = timed("heads", runner.drafter.candidates)
-    for name in ("_learn", "look_up", "looked_up_trees"):
-        setattr(drafter, name, timed(name, getattr(drafter, name)))
+    drafter._learn = timed("_learn", drafter._learn)
+    for name in ("find", "trees"):
+        setattr(drafter.sources, name, timed(name, getattr(drafter.sources, name)))
     if drafter.prices is not None:
         drafter.prices.values = timed("values", drafter.prices.values)
     if (grader := getattr(sizing, "grader", None)) is not None:  # sizes may be fixed

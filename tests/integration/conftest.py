@@ -144,6 +144,14 @@ def greedy(max_tokens: int = 96, **fields: Any) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, **fields)
 
 
+def seeded(count: int) -> list[SamplingParams]:
+    """Sampling parameters of so many requests, each with a seed of its own."""
+    return [
+        SamplingParams(temperature=0.8, top_p=0.95, seed=seed, max_tokens=48, logprobs=2)
+        for seed in range(count)
+    ]
+
+
 def unlogged(params: Any) -> Any:
     """The same without logprobs: greedy tokens of all rows are then drawn at once."""
     if isinstance(params, list):

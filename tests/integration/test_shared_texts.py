@@ -6,9 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import BUSY, Ties, engine, greedy, metric, mixed_prompts, prompts_of, run, use
+from conftest import (
+    BUSY,
+    Ties,
+    engine,
+    greedy,
+    metric,
+    mixed_prompts,
+    prompts_of,
+    run,
+    seeded,
+    use,
+)
 from prices import pay_always
-from vllm import LLM, SamplingParams
+from vllm import LLM
 from vllm.outputs import CompletionOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -25,10 +36,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 
 MIXED = mixed_prompts(20, seed=91)
 SHORT = prompts_of([20 + 12 * i for i in range(6)], seed=92)
-SEEDED = [
-    SamplingParams(temperature=0.8, top_p=0.95, seed=seed, max_tokens=48, logprobs=2)
-    for seed in range(len(SHORT))
-]
+SEEDED = seeded(len(SHORT))
 
 
 @pytest.fixture(scope="module")

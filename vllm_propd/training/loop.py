@@ -130,23 +130,22 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, done)
         whole = self.epochs(step)
-        mine = whole[self.rank :: self.world]
-        _, where = self.data.rows(self.windows[whole], settings.length)
+        rows, where = self.data.rows(self.windows[whole], settings.length)
         # The gradient is the workers' mean: each gives its part as many times.
         positions = self.trainee.positions(torch.from_numpy(where)) / self.world
         positions = positions.to(self.device)
         total = torch.zeros((), device=self.device)
         parts = settings.accumulate
-        for i, windows in enumerate(np.array_split(mine, parts)):
-            rows, where = self.data.rows(self.windows[windows], settings.length)
-            ids = torch.from_numpy(rows).to(self.device)
-            learn = torch.from_numpy(where).to(self.device)
+        mine = np.arange(self.rank, len(whole), self.world)
+        for i, part in enumerate(np.array_split(mine, parts)):
+            ids = torch.from_numpy(rows[part]).to(self.device)
+            learn = torch.from_numpy(where[part]).to(self.device)
             wait = i + 1 < parts and isinstance(self.model, DistributedDataParallel)
             with (
                 self.model.no_sync() if wait else nullcontext(),
                 self.trainee.autocast(),
             ):
-                states = self._states(windows, ids)
+                states = self._states(whole[part], ids)
                 seed = settings.seed + step
                 loss = self.model(ids, learn, states, seed, positions)
             loss.backward()

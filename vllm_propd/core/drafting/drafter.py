@@ -5,7 +5,7 @@ It learns what the heads' word is worth from what became of earlier candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from vllm_propd.core.drafting.growth import grow_from
 from vllm_propd.core.drafting.pending_candidates import PendingCandidates
 from vllm_propd.core.drafting.prices import Prices
 from vllm_propd.core.drafting.reliability import hits
-from vllm_propd.core.sources.combined import Found, Said, Sources, Texts
+from vllm_propd.core.sources.combined import Found, Sources, Texts
 from vllm_propd.core.tree import Ints, TokenTree
 
 
@@ -33,20 +33,6 @@ class Drafter:
         self.sources, self.prices, self.learns = sources, prices, learns
         self._pending = PendingCandidates()
 
-    def look_up(self, texts: Texts, said: Callable[[], Said]) -> Found | None:
-        """Looks up what there is without the heads; see ``Sources.find``."""
-        return self.sources.find(texts, said)
-
-    def looked_up_trees(self, texts: Texts, found: Found, most: int) -> Sequence[TokenTree]:
-        """Returns a tree for each sequence without asking the heads.
-
-        Args:
-            texts: the sequences.
-            found: what ``look_up`` has just returned of them.
-            most: the most nodes of each.
-        """
-        return self.sources.trees(texts, found, most)
-
     def draft(
         self, texts: Texts, candidates: Candidates, sizes: Ints, found: Found | None = None
     ) -> list[TokenTree]:
@@ -56,7 +42,7 @@ class Drafter:
             texts: the sequences.
             candidates: what the heads say of them.
             sizes: ``[sequences]`` int64 wanted nodes.
-            found: what ``look_up`` has just returned.
+            found: what ``Sources.find`` has just returned.
         """
         if self.prices is not None:
             if self.learns:

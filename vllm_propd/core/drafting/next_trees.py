@@ -89,9 +89,9 @@ def next_trees(
     drafter.sources.see(texts)  # what others are to know costs the same in every step
     began = clock()
     if drafter.sources and drafting.looks_up():
-        found = drafter.look_up(texts, said)
+        found = drafter.sources.find(texts, said)
     if found is not None:
-        looked_up = drafter.looked_up_trees(texts, found, most + extra)
+        looked_up = drafter.sources.trees(texts, found, most + extra)
         without = values_of(looked_up, most)
     asks = drafting.asks_heads(without)
     if not (asks or looked_up) or not texts.ids:

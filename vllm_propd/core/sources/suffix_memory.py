@@ -56,23 +56,13 @@ text itself suggests another, by order and by how often."""
 
 
 @njit(cache=True, nogil=True)
-def _tail(text, end, recent):  # type: ignore[no-untyped-def]
-    """Writes the tokens before place ``end`` of a text to ``recent``, the last first."""
-    for back in range(len(recent)):
-        at = end - 1 - back
-        recent[back] = text[at] if at >= 0 else NONE
-
-
-@njit(cache=True, nogil=True)
 def _see(  # type: ignore[no-untyped-def]
-    texts, rows, begins, ends, starts, salts, teaches, suggested, marks, tokens, often,
-    counts, stamps, clock, found,
+    texts, rows, begins, ends, starts, tails, salts, teaches, suggested, marks, tokens,
+    often, counts, stamps, clock, found,
 ):  # fmt: skip
     """Grades what was known before each new token, in ``found``, and counts the token."""
-    recent = np.empty(ORDERS[0], np.int64)
     for i in range(len(rows)):
-        text = texts[rows[i]]
-        _tail(text, begins[i], recent)
+        text, recent = texts[rows[i]], tails[i]
         on_path, where = True, ASTRAY
         for place in range(begins[i], ends[i]):
             token, ahead = text[place], place - starts[i]
@@ -246,10 +236,10 @@ class SuffixMemory:
                 last step; -1: nothing.
         """
         seen = [self._seen.get(one, UNSEEN)[0] for one in ids]
-        new = np.maximum(np.array(seen, np.int64), begins)
+        new = np.minimum(np.maximum(np.array(seen, np.int64), begins), lengths)
         found = np.zeros((2, *self._total.shape))
         self._clock = _see(
-            texts, rows, np.minimum(new, lengths), lengths, starts, salts, teaches,
+            texts, rows, new, lengths, starts, _tails(texts, rows, new), salts, teaches,
             suggested, self._marks, self._tokens, self._often, self._counts, self._stamps,
             self._clock, found,
         )  # fmt: skip
@@ -300,7 +290,7 @@ class SuffixMemory:
         texts, row = np.array([answer[first:]], np.int32), np.zeros(1, np.int64)
         starts, lengths = np.array([known - first]), np.array([texts.shape[1]])
         self._clock = _see(
-            texts, row, starts, lengths, starts, np.array([salt]), row > 0, NOTHING,
-            self._marks, self._tokens, self._often, self._counts, self._stamps,
-            self._clock, np.zeros((2, *self._total.shape)),
+            texts, row, starts, lengths, starts, _tails(texts, row, starts),
+            np.array([salt]), row > 0, NOTHING, self._marks, self._tokens, self._often,
+            self._counts, self._stamps, self._clock, np.zeros((2, *self._total.shape)),
         )  # fmt: skip
