@@ -161,3 +161,31 @@ def test_bad_luck_does_not_end_what_pays() -> None:
             account.wait = account.steps_to_wait(1.0, max(promised, 0.0))
         shares.append(made / 900)
     assert np.mean(shares) > 0.5
+
+
+def test_small_promises_that_are_kept_do_not_pay_for_large_ones_that_are_not() -> None:
+    """Of a long match half of what it promises comes true, of a short one all of it."""
+    account, waited = Account(), 0
+    account.lend(1.0)
+    for step in range(2000):
+        account.earn(1.0)
+        account.ask(0.01, 1.0)
+        promised, saved = (0.4, 0.4) if step % 4 else (8.0, 4.0)
+        waited += account.steps_to_wait(1.0, promised)
+        account.repay(saved, promised)
+    assert not waited
+
+
+@pytest.mark.parametrize(("promised", "most"), [(1e-6, 50), (0.1, 50), (10.0, 200)])
+def test_plans_that_lose_are_not_made_often(promised: float, most: int) -> None:
+    """Whatever they promise: what they begin with is used up, and trust fades."""
+    account, made = Account(), 0
+    account.lend(1.0)
+    for _ in range(1000):
+        account.earn(1.0)
+        asks, account.wait = not account.wait, max(0, account.wait - 1)
+        if asks:
+            account.ask(0.01, 1.0)
+            account.wait, made = account.steps_to_wait(1.0, promised), made + 1
+            account.repay(-0.2, promised)
+    assert made <= most

@@ -8,8 +8,8 @@ vain takes at most that share of the time, whatever a source costs.
 
 Single steps say little: trees that save a third of a step on the mean lose one in every
 second step, and a row of such would empty an account that has every reason to be full. So
-what is paid back for a step is its plan's promise, and by how much the last fifty plans
-have missed theirs on the mean. Texts, and heads whose measurement in training promises that
+what is paid back for a step is as much of its plan's promise as the last fifty plans have
+kept of theirs. Texts, and heads whose measurement in training promises that
 they pay at a load, begin with a loan there, once, and as if a few promises had been kept.
 Other heads earn all of it.
 
@@ -50,14 +50,16 @@ class Account:
         balance: seconds; below 0, what is still to be earned.
         wait: steps until the source is asked again.
         plans: how many late plans there were, faded.
-        beyond: seconds that they have saved beyond their promises, faded.
-        trust: how many plans beside these count as having kept theirs.
+        saved: seconds that they have saved, faded.
+        promised: seconds that they were to save, faded.
+        trust: how many plans beside these count as having kept their promises, faded.
     """
 
     balance: float = 0.0
     wait: int = 0
     plans: float = 0.0
-    beyond: float = 0.0
+    saved: float = 0.0
+    promised: float = 0.0
     trust: float = 0.0
 
     def lend(self, step: float) -> None:
@@ -80,17 +82,25 @@ class Account:
     def repay(self, saved: float, promised: float) -> None:
         """Pays back what a plan has saved, which was to be ``promised`` seconds.
 
-        A single plan's saving is mostly luck: what counts is its promise, and by how much
-        plans miss theirs on the mean.
+        A single plan's saving is mostly luck: what counts is its promise, and which share
+        of their promises plans keep.
         """
         self.plans = FADES * self.plans + 1.0
-        self.beyond = FADES * self.beyond + saved - promised
-        self.balance += promised + self._bias(self.trust)
+        self.saved = FADES * self.saved + saved
+        self.promised = FADES * self.promised + promised
+        self.balance += self._kept(self.trust) * promised
+        self.trust *= FADES
 
-    def _bias(self, trust: float) -> float:
-        """Returns the seconds that plans save beyond their promises, on the mean."""
-        plans = trust + self.plans
-        return self.beyond / plans if plans else 0.0
+    def _kept(self, trust: float) -> float:
+        """Returns the share of their promises that plans keep; below 0: they lose time.
+
+        A share, not seconds: plans that promise ten times as much miss it by as much more,
+        and small ones, which are right, are not to pay for that.
+        """
+        if self.promised <= 0.0:
+            return 1.0
+        kept = self.plans * self.saved / self.promised
+        return (trust + kept) / (trust + self.plans)
 
     def steps_to_wait(self, seconds: float, promised: float = 0.0) -> int:
         """Returns after how many steps of so many seconds the account is filled again.
@@ -101,7 +111,7 @@ class Account:
                 such promises are missed by: what each plan loses is known a step later,
                 and the next ones would be made on its promise.
         """
-        believed = max(0.0, promised + self._bias(self.trust + 1.0)) if promised else 0.0
+        believed = max(0.0, promised * self._kept(self.trust + 1.0))
         balance = self.balance + believed
         return 0 if balance >= 0.0 else min(ceil(-balance / (IN_VAIN * seconds)), LONGEST)
 
