@@ -1,6 +1,6 @@
 """Tree attention against vLLM's own CPU attention for as many causal tokens.
 
-    make bench    (or: python scripts/bench_attention.py)
+    make bench-host    (or: python scripts/bench_attention.py)
 
 Both kernels take turns on the same queries, cache and threads; medians and their ratio.
 """
@@ -79,7 +79,7 @@ def arms(shape: Shape) -> tuple[Callable[[], None], Callable[[], None]]:
     masks = ancestor_masks(np.tile(parent, shape.batch), first, sizes)
     depths = np.tile(depth, shape.batch)
     prefix = np.full(shape.batch, shape.context)
-    tiles = QueryTiles(sizes, shape.heads // shape.kv_heads)
+    tiles = QueryTiles(sizes, shape.heads // shape.kv_heads, shape.kv_heads)
 
     def tree() -> None:
         tree_attention(

@@ -33,7 +33,7 @@ def test_roots_attend_to_what_vllm_wrote(head_size: int, dtype: torch.dtype) -> 
     tree_attention(
         query, key[:1].contiguous(), value[:1].contiguous(), out, cache,
         blocks[None].int(), zero, CONTEXT * one, ancestor_masks(zero, zero, one), zero,
-        QueryTiles(one, GROUP), head_size**-0.5,
+        QueryTiles(one, GROUP, KV_HEADS), head_size**-0.5,
     )  # fmt: skip
     keys, values = (x.double().repeat_interleave(GROUP, 1) for x in (key, value))
     scores = torch.einsum("hd,khd->hk", query[0].double(), keys) * head_size**-0.5

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import numba
 import numpy as np
@@ -24,6 +25,7 @@ from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.kernels import gemm
 from vllm_propd.kernels import tree_attention_cpu as module
 from vllm_propd.kernels.gemm import LANES, ROWS, accumulate
+from vllm_propd.kernels.row_maximum import largest
 from vllm_propd.kernels.tree_attention_cpu import QUERY_TILE, QueryTiles, tree_attention
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-3}
@@ -130,7 +132,7 @@ def run(trees: list[Tree], block_size: int, window: int, softcap: float) -> torc
         np.array([tree.context for tree in trees]),
         ancestor_masks(parent, first, sizes),
         np.concatenate([tree.depth for tree in trees]),
-        QueryTiles(sizes, heads // kv_heads), trees[0].scale, window, softcap,
+        QueryTiles(sizes, heads // kv_heads, kv_heads), trees[0].scale, window, softcap,
     )  # fmt: skip
     return out
 
@@ -196,9 +198,8 @@ def test_trees_of_several_mask_words_and_tiles_on_all_threads(size: int) -> None
 
 def exponentials(scores: np.ndarray) -> np.ndarray:
     """``exp(scores - max)`` as the kernel computes it; its sum is checked."""
-    line, exponents = scores.copy(), np.empty(len(scores), np.int32)
-    powers = exponents.view(np.float32)
-    total = module._exponentiate(line, exponents, powers, len(line), scores.max())
+    line = scores.copy()
+    total = module._exponentiate(line, len(line), scores.max())
     assert total == pytest.approx(line.sum(dtype=np.float64), rel=1e-5)
     return line
 
@@ -239,9 +240,17 @@ def test_the_kernels_cache_file_changes_with_gemm(
     assert before == again != cache_file()
 
 
-@given(st.lists(st.integers(1, 256), min_size=1, max_size=9), st.integers(1, 16))
-def test_tiles_cover_every_row_once(sizes: list[int], group: int) -> None:
-    tiles = QueryTiles(np.array(sizes), group)
+@given(
+    st.lists(st.integers(1, 256), min_size=1, max_size=9),
+    st.integers(1, 16),
+    st.integers(1, 9),
+    st.integers(1, 64),
+)
+def test_tiles_cover_every_row_once(
+    sizes: list[int], group: int, kv_heads: int, threads: int
+) -> None:
+    with patch("numba.get_num_threads", lambda: threads):
+        tiles = QueryTiles(np.array(sizes), group, kv_heads)
     covered = [
         (tree, row)
         for tree, start, nodes in zip(tiles.tree, tiles.start, tiles.nodes, strict=True)
@@ -250,6 +259,26 @@ def test_tiles_cover_every_row_once(sizes: list[int], group: int) -> None:
     assert covered == [(t, row) for t, size in enumerate(sizes) for row in range(size)]
     assert (tiles.nodes > 0).all()
     assert ((tiles.nodes - 1) * group < QUERY_TILE).all()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "kv_heads", "threads", "tiles"),
+    [(8, 3, 2, 2), (8, 4, 2, 1), (16, 8, 16, 2), (1, 3, 2, 1), (16, 1, 2, 2)],
+)
+def test_all_threads_have_as_much_to_do(
+    nodes: int, kv_heads: int, threads: int, tiles: int
+) -> None:
+    with patch("numba.get_num_threads", lambda: threads):
+        assert len(QueryTiles(np.array([nodes]), 3, kv_heads).nodes) == tiles
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(0, 7))
+def test_the_largest_of_a_row(cols: int, beyond: int) -> None:
+    matrix = np.random.default_rng(cols).normal(size=(3, cols + beyond)).astype(np.float32)
+    matrix[:, cols:] = np.inf
+    for row in range(3):
+        assert largest(matrix, row, cols) == matrix[row, :cols].max()
 
 
 @settings(deadline=None)

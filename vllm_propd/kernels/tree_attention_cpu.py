@@ -16,18 +16,28 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from vllm_propd.core.tree import Ints
-from vllm_propd.kernels import gemm
+from vllm_propd.kernels import gemm, row_maximum
 from vllm_propd.kernels.gemm import ROWS, accumulate
+from vllm_propd.kernels.row_maximum import largest
 
 QUERY_TILE = 64
 """Query rows (nodes x grouped heads) of one work item: its scratch stays in L2."""
+
+FEWEST_ROWS = 8
+"""Tiles are not cut into smaller ones than this to give all threads something to do."""
+
+TOLERANCE = 1.05
+"""How much longer than with the best cut the longest thread may take: fewer tiles read the
+context less often."""
 
 _LOG2_E = np.float32(1.4426950408889634)
 # Minimax polynomial of 2**f on [0, 1): relative error 1.4e-8, in float32 8.8e-8.
@@ -43,23 +53,32 @@ _EXP2 = (
 _LOWEST = np.float32(-3.0e38)
 
 
+@intrinsic
+def _float_of(typing, bits):  # type: ignore[no-untyped-def]
+    """Returns the float32 that has the bits of an int32."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
 @njit(fastmath=True, cache=True, nogil=True)
-def _exponentiate(scores, exponents, powers, cols, maximum):  # type: ignore[no-untyped-def]
+def _exponentiate(scores, cols, maximum):  # type: ignore[no-untyped-def]
     """Sets ``scores[:cols]`` to ``exp(scores[:cols] - maximum)``; returns their sum.
 
-    ``powers`` is the float32 view of the int32 scratch ``exponents``: powers of two are
-    made by writing exponent bits, which, unlike a call of ``expf``, vectorises.
+    Powers of two are made of their exponent's bits: that, unlike a call of ``expf``,
+    vectorises.
     """
     e0, e1, e2, e3, e4, e5, e6 = _EXP2
+    total = np.float32(0.0)
     for col in range(cols):
         power = max((scores[col] - maximum) * _LOG2_E, np.float32(-126.0))
         whole = np.floor(power)
         f = power - whole
-        exponents[col] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-        scores[col] = e0 + f * (e1 + f * (e2 + f * (e3 + f * (e4 + f * (e5 + f * e6)))))
-    total = np.float32(0.0)
-    for col in range(cols):
-        scores[col] *= powers[col]
+        two = _float_of((np.int32(whole) + np.int32(127)) << np.int32(23))
+        value = e0 + f * (e1 + f * (e2 + f * (e3 + f * (e4 + f * (e5 + f * e6)))))
+        scores[col] = value * two
         total += scores[col]
     return total
 
@@ -112,19 +131,19 @@ def _store_overload(values, bits, target, inverse):  # type: ignore[no-untyped-d
     return store_bfloat16
 
 
-def _cached_with_gemm(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Puts gemm's source into the kernel's name, and so into that of its cache file.
+def _cached_with_parts(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Puts its parts' source into the kernel's name, and so into that of its cache file.
 
     Numba drops a cached kernel when the kernel's own file changes, not when code does
     that was inlined from another.
     """
-    source = inspect.getsource(gemm).encode()
+    source = "".join(map(inspect.getsource, (gemm, row_maximum))).encode()
     kernel.__qualname__ += "_" + hashlib.sha256(source).hexdigest()[:16]
     return kernel
 
 
 @njit(parallel=True, fastmath=True, cache=True, nogil=True)
-@_cached_with_gemm
+@_cached_with_parts
 def _tree_attention(  # type: ignore[no-untyped-def]
     query, key, value, out, cache, block_table, first, prefix, masks, depth,
     tile_tree, tile_start, tile_nodes, scale, window, softcap, block_size,
@@ -144,8 +163,6 @@ def _tree_attention(  # type: ignore[no-untyped-def]
         acc = np.zeros((tile, head_size), np.float32)
         acc_bits = acc.view(np.uint32)
         scores = np.empty((tile, block_size), np.float32)
-        exponents = np.empty(block_size, np.int32)
-        powers = exponents.view(np.float32)
         maxima = np.full(tile, _LOWEST, np.float32)
         sums = np.zeros(tile, np.float32)
         bits = np.empty(head_size * max(block_size, group), np.uint32)
@@ -183,16 +200,14 @@ def _tree_attention(  # type: ignore[no-untyped-def]
                     for col in range(cols):
                         if index * block_size + col < seen:
                             line[col] = _LOWEST
-                best = maxima[row]
-                for col in range(cols):
-                    best = max(best, line[col])
+                best = max(maxima[row], largest(scores, row, cols))
                 if best > maxima[row]:
                     shrink = np.exp(maxima[row] - best)
                     for d in range(head_size):
                         acc[row, d] *= shrink
                     sums[row] *= shrink
                     maxima[row] = best
-                sums[row] += _exponentiate(line, exponents, powers, cols, best)
+                sums[row] += _exponentiate(line, cols, best)
             values = _to_float(block[1].reshape((block_size, head_size)), bits, scratch)
             accumulate(scores, values, acc, rows, cols, head_size)
 
@@ -214,7 +229,6 @@ def _tree_attention(  # type: ignore[no-untyped-def]
                         score += q[row, d] * k_row[d]
                     if softcap > 0:
                         score = softcap * np.tanh(score / softcap)
-                    exponents[g] = 0
                     scores[row, 0] = score
                 v_row = _to_float(value[near, head : head + 1], bits, scratch)[0]
                 for g in range(group):
@@ -249,10 +263,20 @@ class QueryTiles:
     Args:
         sizes: ``[trees]`` int64, rows of each tree with its root.
         group: query heads per key/value head.
+        kv_heads: key/value heads: each makes a work item of a tile.
     """
 
-    def __init__(self, sizes: Ints, group: int):
-        tiles = -(-sizes * group // QUERY_TILE)
+    def __init__(self, sizes: Ints, group: int, kv_heads: int):
+        rows = sizes * group
+        tiles = -(-rows // QUERY_TILE)
+        items, threads = int(tiles.sum()) * kv_heads, numba.get_num_threads()
+        if items % threads:
+            # Three items on two threads take as long as four: their halves do not.
+            most = np.minimum(rows // FEWEST_ROWS, sizes)
+            parts = np.arange(1, max(int(most.max()), 1) + 1)
+            longest = -(-items * parts // threads) / parts
+            enough = parts[longest <= TOLERANCE * longest.min()][0]
+            tiles = np.clip(tiles * enough, tiles, np.maximum(tiles, most))
         self.tree = np.repeat(np.arange(len(sizes)), tiles)
         index = np.arange(len(self.tree)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
         # Tiles of one tree are as equal as can be: they run side by side.

@@ -48,6 +48,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
         plain: vLLM's metadata of the requests without drafts; None where there are none.
         plain_rows: ``[tokens]`` int64 these requests' rows in the batch.
         group: query heads per key/value head.
+        kv_heads: key/value heads.
     """
 
     step: TreeStep | None = None
@@ -58,6 +59,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
     plain: CPUAttentionMetadata | None = None
     plain_rows: torch.Tensor | None = None
     group: int = 1
+    kv_heads: int = 1
 
     def after_pruning(self, pruned: Pruned) -> TreeAttentionMetadata:
         """Returns the metadata of what pruning leaves; see ``TreeMetadata``."""
@@ -68,7 +70,7 @@ class TreeAttentionMetadata(CPUAttentionMetadata, TreeMetadata):
             step=left,
             staged=pruned.staged,
             tree_rows=torch.from_numpy(left.rows),
-            tiles=QueryTiles(left.sizes, self.group),
+            tiles=QueryTiles(left.sizes, self.group, self.kv_heads),
             plain_rows=pruned.moved[rows],
         )
 
@@ -105,8 +107,9 @@ class TreeAttentionMetadataBuilder(TreeBuilder, CPUAttentionMetadataBuilder):
             step=step,
             tree_rows=step.here["rows"],
             tree_blocks=common.block_table_tensor[step.here["request"]].contiguous(),
-            tiles=QueryTiles(step.sizes, group),
+            tiles=QueryTiles(step.sizes, group, self.num_kv_heads),
             group=group,
+            kv_heads=self.num_kv_heads,
         )
 
 

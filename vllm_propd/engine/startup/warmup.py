@@ -77,7 +77,7 @@ def warm_up_cpu_attention(dtype: torch.dtype) -> None:
     tree_attention(
         rows, rows, rows, torch.empty_like(rows),
         torch.zeros(1, 1, 32, 64, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32),
-        first, one, masks, depth, QueryTiles(sizes, 1), 1.0,
+        first, one, masks, depth, QueryTiles(sizes, 1, 1), 1.0,
     )  # fmt: skip
     if numba.get_num_threads() != threads:
         logger.warning(
