@@ -10,6 +10,7 @@ import pytest
 from vllm_propd.core.sizing.backoff import (
     CREDIT,
     IN_VAIN,
+    KEPT,
     LOAN,
     LONGEST,
     Account,
@@ -174,6 +175,36 @@ def test_small_promises_that_are_kept_do_not_pay_for_large_ones_that_are_not() -
         waited += account.steps_to_wait(1.0, promised)
         account.repay(saved, promised)
     assert not waited
+
+
+@pytest.mark.parametrize(("mean", "asks"), [(0.0, 1500), (0.02, 2500), (0.05, 3000)])
+def test_promises_of_about_nothing_do_not_silence_a_source(mean: float, asks: int) -> None:
+    """A planner that looks at more than seconds makes plans that promise none, or less."""
+    made, worst = 0, 0.0
+    for seed in range(20):
+        rng, account = np.random.default_rng(seed), Account()
+        account.lend(1.0)
+        for _ in range(3000):
+            account.earn(1.0)
+            asked, account.wait = not account.wait, max(0, account.wait - 1)
+            if asked:
+                account.ask(0.001, 1.0)
+                promised = rng.normal(mean, 0.05)
+                account.wait = account.steps_to_wait(1.0, max(promised, 0.0))
+                account.repay(promised + rng.normal(0.0, 0.3), promised)
+                made, worst = made + 1, min(worst, account.balance)
+    assert made >= 20 * asks
+    assert worst > -1.0
+
+
+def test_small_losses_beside_promises_that_cancel_out_cost_what_they_are() -> None:
+    account = Account()
+    account.lend(1.0)
+    for step in range(40):
+        account.ask(0.0, 1.0)
+        promised = 0.43 if step % 2 else -0.43
+        account.repay(promised - 0.043, promised)
+    assert LOAN - 2.0 * 40 * 0.043 < account.balance < LOAN + KEPT * 0.43
 
 
 @pytest.mark.parametrize(("promised", "most"), [(1e-6, 50), (0.1, 50), (10.0, 200)])

@@ -34,6 +34,11 @@ FADES, KEPT = 0.98, 4.0
 """By how much plans fade with each further one; and how many count as having saved what
 they promised where a source begins with a loan."""
 
+LEAST = 0.04
+"""What a plan counts as promising at least, in steps without nodes, so that what plans keep
+of their promises is a share of something: a planner that weighs sequences otherwise than
+their sum (``planner``) makes plans that promise nothing in seconds, or less."""
+
 LONGEST = 4096
 """The most steps of a wait: prices of sources and steps change with the machine."""
 
@@ -51,7 +56,8 @@ class Account:
         wait: steps until the source is asked again.
         plans: how many late plans there were, faded.
         saved: seconds that they have saved, faded.
-        promised: seconds that they were to save, faded.
+        promised: seconds that they were to save, faded; above 0.
+        least: seconds that a plan counts as promising at least.
         trust: how many plans beside these count as having kept their promises, faded.
     """
 
@@ -60,11 +66,13 @@ class Account:
     plans: float = 0.0
     saved: float = 0.0
     promised: float = 0.0
+    least: float = 0.0
     trust: float = 0.0
 
     def lend(self, step: float) -> None:
         """Gives it its loan; ``step`` is the seconds of a step without nodes."""
         self.balance, self.trust = LOAN * step, KEPT
+        self.least = LEAST * step
 
     def earn(self, seconds: float) -> None:
         """Pays in the share of a step of so many seconds."""
@@ -78,6 +86,7 @@ class Account:
             step: seconds of a step without nodes.
         """
         self.balance = min(self.balance, CREDIT * step) - price
+        self.least = LEAST * step
 
     def repay(self, saved: float, promised: float) -> None:
         """Pays back what a plan has saved, which was to be ``promised`` seconds.
@@ -85,6 +94,7 @@ class Account:
         A single plan's saving is mostly luck: what counts is its promise, and which share
         of their promises plans keep.
         """
+        promised = max(promised, self.least)
         self.plans = FADES * self.plans + 1.0
         self.saved = FADES * self.saved + saved
         self.promised = FADES * self.promised + promised
@@ -107,9 +117,9 @@ class Account:
 
         Args:
             seconds: of a step without nodes.
-            promised: seconds that the plan just made is to save. They count less what
-                such promises are missed by: what each plan loses is known a step later,
-                and the next ones would be made on its promise.
+            promised: seconds that the plan just made is to save; of these counts the
+                share that plans keep: what each plan loses is known a step later, and the
+                next ones would be made on its promise.
         """
         believed = max(0.0, promised * self._kept(self.trust + 1.0))
         balance = self.balance + believed
