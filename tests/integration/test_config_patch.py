@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_propd import plugin
 from vllm_propd.config import ProPDConfig
-from vllm_propd.engine.integration import config_patch, patches
+from vllm_propd.engine.integration import config_patch, patches, sessions
 from vllm_propd.engine.integration import find_heads as module_of_heads
 from vllm_propd.engine.integration.config_patch import PROPOSER, REWRITTEN
 from vllm_propd.engine.integration.find_heads import (
@@ -236,6 +237,27 @@ def test_another_host_finds_its_own_heads(on_the_hub: Path, tmp_path: Path) -> N
     vllm_config.additional_config = {"propd": told, GIVEN: "someone/nothing"}
     with pytest.raises(NoHeadsError, match=r"host .* has no folder .*snapshot, where"):
         engine_config(vllm_config)
+
+
+def test_heads_that_a_preset_names_are_told_as_given(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(f"model: {HEADS}\n")
+    vllm_config = from_python(
+        speculative_config={"method": "propd", "config": str(preset)}
+    ).create_engine_config()
+    assert vllm_config.additional_config[GIVEN] == str(HEADS)
+
+
+@pytest.mark.parametrize("method", [None, "ngram"])
+def test_sessions_of_other_engines_are_vllms_alone(method: str | None) -> None:
+    config = method and SimpleNamespace(method=method, model=None)
+    scheduler = SimpleNamespace(
+        num_spec_tokens=4, vllm_config=SimpleNamespace(speculative_config=config)
+    )
+    request = SimpleNamespace(resumable=True, num_tokens=10, num_computed_tokens=12)
+    ((*_, patched),) = sessions.PATCHES
+    assert patched(lambda *args: True)(scheduler, request)
+    assert request.num_computed_tokens == 12
 
 
 class TestVersions:

@@ -176,13 +176,16 @@ def test_layers_whose_metadata_others_build_are_refused() -> None:
         refuse_other_builders([object.__new__(builder)])
 
 
-async def session(config: Any, turns: list[list[int]], stop: list[int]) -> list[list[int]]:
+async def session(
+    config: Any, turns: list[list[int]], stop: list[int], temperature: float
+) -> list[list[int]]:
     """What each turn of a streaming-input session puts out."""
     llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(**ENGINE, speculative_config=config, max_num_batched_tokens=2048)
     )
     params = SamplingParams(
-        temperature=0.0,
+        temperature=temperature,
+        seed=7,
         max_tokens=40,
         stop_token_ids=stop,
         output_kind=RequestOutputKind.DELTA,
@@ -209,13 +212,17 @@ async def session(config: Any, turns: list[list[int]], stop: list[int]) -> list[
 
 
 @pytest.mark.alone
-def test_a_sessions_turn_goes_on_from_where_the_last_one_stopped() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.4])
+def test_a_sessions_turn_goes_on_from_where_the_last_one_stopped(
+    temperature: float,
+) -> None:
+    """A seeded session draws the numbers that it would draw without drafts, too."""
     turns = [p["prompt_token_ids"] for p in prompts_of([60, 9, 2, 12, 1, 7], seed=26)]
     # What the text repeats is drafted deep: turns stop inside accepted paths.
     turns[0] = turns[0] * 3
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     stop = [i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])]
-    expected = asyncio.run(session(None, turns, stop))
+    expected = asyncio.run(session(None, turns, stop, temperature))
     assert sum(len(turn) > 2 and turn[-1] in stop for turn in expected) > 2
     config = {"method": "propd", "sizing": "fixed", "num_speculative_tokens": 16}
-    assert asyncio.run(session(config, turns, stop)) == expected
+    assert asyncio.run(session(config, turns, stop, temperature)) == expected

@@ -13,7 +13,7 @@ from vllm.distributed import (
     initialize_model_parallel,
 )
 
-from vllm_propd.engine.step.served_heads import ServedHeads
+from vllm_propd.engine.step.served_heads import ServedHeads, part_of_target
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.medusa import MedusaHeads, root_input
 
@@ -51,3 +51,14 @@ def test_states_are_the_references(
         states = ServedHeads(checkpoint, dtype, "cpu")(hidden, roots)
         read = None if roots is None else root_input(roots).to(dtype)
         torch.testing.assert_close(states, reference.to(dtype)(hidden, read))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_rows_of_the_targets_output_layer_are_read_without_its_bias(bias: bool) -> None:
+    torch.manual_seed(0)
+    output, tokens = torch.nn.Linear(HIDDEN, 40, bias), torch.tensor([3, 39, 7])
+    with torch.inference_mode():
+        rows = part_of_target(output, tokens, HIDDEN, torch.float32, torch.float32, "cpu")
+        states = torch.randn(HEADS, TOKENS, HIDDEN)
+        expected = states @ output.weight[tokens].T
+        torch.testing.assert_close(rows(states), expected, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ from conftest import HEADS_ALONE, MODEL, engine, greedy, metric, prompts_of, run
 from prices import Line, ask_always, sizing_of
 from typer.testing import CliRunner
 
-from vllm_propd.bench.simulate import Costs, answers_of, drafter_of, texts_of
+from vllm_propd.bench.simulate import Costs, drafter_of
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
 from vllm_propd.core.sizing.planner import Planner
@@ -19,6 +19,7 @@ from vllm_propd.core.sizing.step_cost import StepCost
 from vllm_propd.simulation.answers import Answer
 from vllm_propd.simulation.drafted_replay import replay_drafted
 from vllm_propd.simulation.planned_replay import replay_planned
+from vllm_propd.simulation.recordings import answers_of, texts_of
 from vllm_propd.simulation.replay import RecordedText, replay
 
 PROMPTS = prompts_of([90 + 3 * i for i in range(16)], seed=71)

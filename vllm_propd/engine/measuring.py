@@ -104,6 +104,7 @@ class Measuring:
             verified.accepted,
             [[token for token in row if token >= 0] for row in emitted],
             self.input_batch.req_ids,
+            [len(self.requests[i].output_token_ids) for i in self.input_batch.req_ids],
             roots.tolist(),
             self._trees,
         )

@@ -38,12 +38,13 @@ from vllm_propd.engine.pruning.pruned_forward import PrunedForward
 from vllm_propd.engine.pruning.split_model import UnsplittableError
 from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
-from vllm_propd.engine.step.draft_batch import DraftBatch, RequestEnds, step_load
+from vllm_propd.engine.step.draft_batch import DraftBatch, step_load
 from vllm_propd.engine.step.grammar import keeps_all_rows
 from vllm_propd.engine.step.propose import MedusaTreeProposer
+from vllm_propd.engine.step.request_ends import RequestEnds
 from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep, build_step
-from vllm_propd.engine.step.verify import Verified, verify, without_drafts
+from vllm_propd.engine.step.verify import Verified, draw, verify, without_drafts
 from vllm_propd.kernels.transfer import Arrays, to_device
 
 logger = init_logger("vllm.propd.runner")
@@ -267,12 +268,11 @@ class ProPDRunner(Measuring, GPUModelRunner):
     ) -> Verified:
         metadata = without_drafts(self.input_batch.sampling_metadata)
         if step is None:
-            output = self.sampler(logits=logits, sampling_metadata=metadata)
-            return Verified.without_trees(output, root_row)
+            return draw(logits, root_row, self.sampler, metadata, self.propd.recycles)
         assert logits is not None
         step = self._as_recorded(step)
-        outputs = [self.requests[i].output_token_ids for i in self.input_batch.req_ids]
-        found = verify(logits, step, root_row, self.sampler, metadata, outputs, self.propd)
+        answers = self.ends.answers(self.input_batch, self.requests)
+        found = verify(logits, step, root_row, self.sampler, metadata, answers, self.propd)
         commit(step, found.accepted, self._group_of_layer)
         self._record(step, found)
         return found

@@ -34,19 +34,25 @@ BLOCK = 128
 """Tokens of a block of the KV cache on a CPU."""
 
 
-def check_trainable(model: str) -> None:
-    """Refuses a model that early pruning could not split, before any training.
+def check_trainable(model: str, early_layers: Sequence[int]) -> None:
+    """Refuses early heads for a model that early pruning could not split.
+
+    Args:
+        model: Hugging Face folder or name of the target.
+        early_layers: layers with an early head after them; none: any model will do.
 
     Raises:
         ValueError: vLLM runs it in one piece only (no pipeline parallelism).
     """
+    if not early_layers:
+        return
     config = ModelConfig(model)
     architectures = config.architectures
     if not ModelRegistry.is_pp_supported_model(architectures, config):
         raise ValueError(
             f"{model} ({', '.join(architectures)}): vLLM has no pipeline-parallel support "
-            "for this model, which early pruning needs to stop after a layer; heads for "
-            "it cannot be trained"
+            "for this model, which early pruning needs to stop after a layer; train its "
+            "heads without early ones: --early-layers ''"
         )
 
 

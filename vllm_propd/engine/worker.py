@@ -90,6 +90,17 @@ class ProPDWorker(WorkerBase):
         """
         self.model_runner.use_settings(ProPDConfig.model_validate_json(config))
 
+    def keep_texts(self) -> None:
+        """Keeps what is known of texts by now (``LLM.collective_rpc``)."""
+        self.model_runner.drafter.trees.sources.keep()
+
+    def forget_texts(self) -> None:
+        """Forgets what was learned of texts since ``keep_texts`` (``LLM.collective_rpc``).
+
+        A benchmark's texts come again, a service's do not.
+        """
+        self.model_runner.drafter.trees.sources.forget()
+
     def leave_out(self, seconds: float) -> None:
         """Leaves seconds in which others ran out of step times (``LLM.collective_rpc``)."""
         self.model_runner.sizing.leave_out(seconds)

@@ -105,16 +105,38 @@ def without_trees(
     if not len(plain.request):
         return None
     index = step.here["plain_request"]
+    ranges = common.mm_req_doc_ranges
+    if ranges is not None:
+        places = enumerate(plain.request.tolist())
+        ranges = {place: ranges[i] for place, i in places if i in ranges}
     return replace(
         common,
         query_start_loc=step.here["plain_starts"],
         query_start_loc_cpu=torch.from_numpy(plain.starts),
-        seq_lens=common.seq_lens[index],
         num_reqs=len(plain.request),
         num_actual_tokens=len(plain.rows),
         max_query_len=plain.longest,
-        block_table_tensor=common.block_table_tensor[index],
+        mm_req_doc_ranges=ranges,
+        _num_computed_tokens_cache=None,
+        _token_to_req_indices_cache=None,
+        **{
+            name: values[plain.request if _on_host(values) else index]
+            for name in OF_REQUESTS
+            if not isinstance(values := getattr(common, name), bool | None)
+        },
     )
+
+
+OF_REQUESTS = (
+    "seq_lens", "block_table_tensor", "causal", "encoder_seq_lens", "encoder_seq_lens_cpu",
+    "dcp_local_seq_lens", "dcp_local_seq_lens_cpu_upper_bound", "is_prefilling",
+    "seq_lens_cpu_upper_bound", "req_idx", "rswa_prefix_lens", "replayssm_decode_base_cpu",
+)  # fmt: skip
+"""What vLLM's metadata has a value of for each request, if at all."""
+
+
+def _on_host(values: Any) -> bool:
+    return not isinstance(values, torch.Tensor) or values.device.type == "cpu"
 
 
 @contextmanager

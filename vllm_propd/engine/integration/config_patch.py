@@ -86,7 +86,7 @@ def _teach_engine_args(original: Any) -> Any:
         _pad_no_request(vllm_config)
         additional = {
             METHOD: config.model_dump_json(exclude_unset=True),
-            GIVEN: keys.get("model"),
+            GIVEN: parse_config(keys).model,
         }
         vllm_config.additional_config = {**vllm_config.additional_config, **additional}
         logger.info("ProPD: %s", config.model_dump_json())

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from vllm_propd.engine.integration.config_patch import is_propd
 from vllm_propd.engine.integration.patches import Patch
 
 
@@ -19,7 +20,7 @@ def _cut_at_the_stop(original: Any) -> Any:
     """Lets a session's turn with drafts end where a plain one would."""
 
     def _handle_stopped_request(self: Scheduler, request: Request) -> bool:
-        if request.resumable and self.num_spec_tokens:
+        if request.resumable and is_propd(self.vllm_config.speculative_config):
             kept = request.num_tokens - 1
             request.num_computed_tokens = min(request.num_computed_tokens, kept)
         finished: bool = original(self, request)

@@ -115,7 +115,7 @@ class MedusaTreeProposer:
         return self.heads.num_heads
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
-        """Raises RuntimeError: vLLM wants this name, and our runner calls ``draft``."""
+        """Raises RuntimeError: vLLM wants this name; our runner calls ``candidates``."""
         raise RuntimeError("ProPD drafts from hidden states: its worker must be in use")
 
     @torch.inference_mode()

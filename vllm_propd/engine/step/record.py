@@ -26,6 +26,7 @@ class RecordedTree:
 
     Attributes:
         request_id: vLLM's id of the request.
+        put_out: tokens that the request had put out before the step; the root is the last.
         root: the root's token.
         token, parent, depth, score: the drafted nodes, as in ``TokenTree``.
         verified: how many of them were scheduled; the rest were candidates only.
@@ -37,6 +38,7 @@ class RecordedTree:
     """
 
     request_id: str
+    put_out: int
     root: int
     token: list[int]
     parent: list[int]
@@ -100,6 +102,7 @@ class Recorder:
         accepted: np.ndarray,
         emitted: list[list[int]],
         request_ids: list[str],
+        put_out: list[int],
         roots: list[int],
         proposed: dict[str, TokenTree],
     ) -> None:
@@ -110,7 +113,8 @@ class Recorder:
             accepted: int64 indices among the step's tree rows.
             emitted: ``[requests]`` tokens emitted by each request of the batch.
             request_ids: ``[requests]`` ids of the batch's requests.
-            roots: ``[trees]`` root tokens.
+            put_out: ``[requests]`` tokens that each had put out before.
+        roots: ``[trees]`` root tokens.
             proposed: the trees as drafted, with the extra candidates.
         """
         if self.is_full:
@@ -127,6 +131,7 @@ class Recorder:
             trees.append(
                 RecordedTree(
                     request_id=request_ids[request],
+                    put_out=put_out[request],
                     root=roots[t],
                     token=tree.token.tolist(),
                     parent=tree.parent.tolist(),

@@ -170,7 +170,8 @@ def part_of_target(
     how the target keeps it.
 
     Args:
-        compute_logits: the target's, of ``[rows, hidden]`` states; linear.
+        compute_logits: the target's, of ``[rows, hidden]`` states: a product, and perhaps
+            a bias, which is left out.
         tokens: ``[tokens]`` int64 ids.
         hidden: the target's hidden size.
         target: the target's dtype.
@@ -178,11 +179,12 @@ def part_of_target(
     """
     columns = []
     with torch.inference_mode():
+        bias = compute_logits(torch.zeros(1, hidden, dtype=target, device=device))
         for first in range(0, hidden, ROWS_READ):
             count = min(ROWS_READ, hidden - first)
             unit = torch.zeros(count, hidden, dtype=target, device=device)
             unit[:, first : first + count] = torch.eye(count, dtype=target, device=device)
-            columns.append(compute_logits(unit)[:, tokens].to(dtype))
+            columns.append((compute_logits(unit) - bias)[:, tokens].to(dtype))
     rows = torch.cat(columns).T.contiguous().clone()
     return OutputRows([rows], len(tokens), 1.0, dtype, device)
 

@@ -47,7 +47,8 @@ class VerifiedStep:
         kept: how many nodes went through all layers.
         pruned: the step's trees, where a plan had them pruned: it is graded by them.
         timer: see ``PreparedStep``.
-        logits: ``[logits rows, vocabulary]``, as sampling has left them.
+        logits: ``[logits rows, vocabulary]``; as the target has said them, where that is
+            recycled.
     """
 
     outcome: Verified

@@ -29,6 +29,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.acceptance import matching_child, typical_nodes
 from vllm_propd.core.tree import Ints
+from vllm_propd.engine.step.request_ends import Answers
 from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.kernels.transfer import to_device, to_host
 
@@ -63,11 +64,6 @@ class Verified:
     accepted: np.ndarray
     drawn: Ints
 
-    @classmethod
-    def without_trees(cls, output: SamplerOutput, root_row: Ints) -> Verified:
-        """Returns what a step without drafts has put out: a token of each request."""
-        return cls(output, root_row, np.empty(0, np.int64), root_row[:, None])
-
 
 @contextmanager
 def _history(outputs: list[list[int]]) -> Iterator[None]:
@@ -94,13 +90,34 @@ def without_drafts(metadata: SamplingMetadata) -> SamplingMetadata:
     return replace(metadata, spec_token_ids=[])
 
 
+def draw(
+    logits: torch.Tensor | None,
+    root_row: Ints,
+    sampler: Sampler,
+    metadata: SamplingMetadata,
+    keeps: bool,
+) -> Verified:
+    """Draws a token of each request, in a step without trees.
+
+    Args:
+        logits: ``[requests, vocabulary]``; None on ranks that have none.
+        root_row, sampler, metadata: see ``verify``.
+        keeps: whether logits are to stay as the target has said them: a sampler that draws
+            leaves its temperature and its cuts in them.
+    """
+    if keeps and logits is not None and not metadata.all_greedy:
+        logits = logits.clone()
+    output = sampler(logits=logits, sampling_metadata=metadata)
+    return Verified(output, root_row, np.empty(0, np.int64), root_row[:, None])
+
+
 def verify(
     logits: torch.Tensor,
     step: TreeStep,
     root_row: np.ndarray,
     sampler: Sampler,
     metadata: SamplingMetadata,
-    outputs: list[list[int]],
+    answers: Answers,
     config: ProPDConfig,
 ) -> Verified:
     """Accepts the longest path of each tree that the target agrees with, and a bonus.
@@ -112,7 +129,9 @@ def verify(
         root_row: ``[requests]`` int64 logits row of each request's root.
         sampler: vLLM's sampler.
         metadata: the batch's metadata; see ``without_drafts``.
-        outputs: each request's list of output tokens, which logits processors look at.
+        answers: what requests have put out, which logits processors look at, and where
+            they end. No token is drawn behind that: it would take a seeded request's
+            numbers from its session's next turn.
         config: says which acceptance rule applies.
     """
     request = step.request[step.tree]
@@ -128,6 +147,7 @@ def verify(
     logprobs: list[LogprobsTensors] = []
     accepted: list[Ints] = []
     of_row = _all_rows(logits, sampler, metadata) if _rows_alone(metadata) else None
+    outputs = answers.outputs
     with _history(outputs):
         for depth in range(int(step.depth.max()) + 1):
             if of_row is not None:
@@ -145,6 +165,8 @@ def verify(
             emitted.append(np.where(active, token, PLACEHOLDER))
             rows.append(np.where(active, final_row, -1))
             current = matching_child(current, token, parent_row, step.token, request)
+            if of_row is None:
+                current[answers.ended(depth + 1, token)] = NO_NODE
             active = current >= 0
             reached = current[active]
             if not len(reached):

@@ -125,7 +125,11 @@ SYMBOLS = (
         "vllm.v1.attention.backend:CommonAttentionMetadata",
         "read",
         "query_start_loc query_start_loc_cpu seq_lens num_reqs num_actual_tokens "
-        "max_query_len max_seq_len block_table_tensor slot_mapping",
+        "max_query_len max_seq_len block_table_tensor slot_mapping causal "
+        "encoder_seq_lens encoder_seq_lens_cpu dcp_local_seq_lens "
+        "dcp_local_seq_lens_cpu_upper_bound is_prefilling seq_lens_cpu_upper_bound req_idx "
+        "rswa_prefix_lens replayssm_decode_base_cpu mm_req_doc_ranges "
+        "_num_computed_tokens_cache _token_to_req_indices_cache",
         "is narrowed to the requests without drafts",
         "vLLM's own builder then does the rest",
         "see get_impl_cls",

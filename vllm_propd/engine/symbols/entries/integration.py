@@ -109,7 +109,7 @@ SYMBOLS = (
         "tells whether this engine speculates, and how",
         "see _handle_stopped_request and add_request",
         "see _handle_stopped_request and add_request",
-        "num_spec_tokens vllm_config requests",
+        "vllm_config requests",
     ),
     Symbol(
         "vllm.v1.request:Request",

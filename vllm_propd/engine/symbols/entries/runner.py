@@ -76,7 +76,7 @@ SYMBOLS = (
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
         "cudagraph_batch_sizes cudagraph_dispatcher discard_request_mask input_batch "
-        "enable_prompt_embeds input_ids kv_cache_config max_num_reqs max_num_tokens "
+        "input_ids kv_cache_config max_num_reqs max_num_tokens "
         "positions requests sampler speculative_config",
     ),
     Symbol(
@@ -89,7 +89,8 @@ SYMBOLS = (
         "tree drafts in vLLM",
         "block_table num_computed_tokens_cpu_tensor num_prompt_tokens "
         "num_tokens_no_spec random_reqs "
-        "req_id_to_index sampling_metadata token_ids_cpu is_token_ids",
+        "req_id_to_index sampling_metadata token_ids_cpu is_token_ids "
+        "req_prompt_embeds",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",
