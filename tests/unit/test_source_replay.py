@@ -69,3 +69,25 @@ def test_both_together_are_as_good_as_the_better() -> None:
     assert both.tokens_per_step() >= 0.98 * max(alone)
     accepted = both.tokens.total() - both.steps.total()
     assert both.expected == pytest.approx(accepted, rel=0.4)
+
+
+def test_what_was_learned_of_texts_can_be_forgotten() -> None:
+    """As a benchmark does, before the same texts come again."""
+    rng = np.random.default_rng(3)
+    first, second = (rng.permutation(VOCABULARY).tolist() for _ in range(2))
+    sources = Sources(VOCABULARY, False, True, True)
+
+    def steps(text: list[int]) -> int:
+        found = replay([answer(text, text)], 8, sources)
+        return found.steps.total()
+
+    new, again = steps(first), steps(first)
+    assert again < 0.7 * new
+    sources.forget()
+    assert steps(first) == new
+    sources.keep()
+    other = steps(second)
+    assert steps(second) < 0.7 * other
+    sources.forget()
+    assert steps(second) == other
+    assert steps(first) < 0.7 * new, "what was kept is forgotten"

@@ -130,7 +130,7 @@ def bench(
             raise ValueError("--rounds 0 and --chunks 0: nothing is left to measure")
         settings = BenchSettings(
             arms=arms,
-            batch_sizes=integers(batch_sizes),
+            batch_sizes=integers(batch_sizes, "--batch-sizes"),
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
             rounds=rounds,
@@ -146,7 +146,7 @@ def bench(
             prompts_each=prompts_each,
             longest_chat=longest_chat,
             workload=workload,
-            lengths=integers(lengths),
+            lengths=integers(lengths, "--lengths"),
             trace_requests=trace_requests,
             trace_rate=trace_rate,
         )
@@ -199,9 +199,9 @@ def tune(
             seed=seed,
         )
         search = Search(
-            layers=integers(layers),
-            top_k=integers(top_k),
-            keep_nodes=integers(keep_nodes),
+            layers=integers(layers, "--layers", or_none=True),
+            top_k=integers(top_k, "--top-k", or_none=True),
+            keep_nodes=integers(keep_nodes, "--keep-nodes", or_none=True),
             nodes=nodes,
             num_prompts=num_prompts,
             least_acceptance=least_acceptance,
@@ -237,7 +237,7 @@ def simulate(
 
         settings = BenchSettings(
             arms=arms,
-            batch_sizes=integers(batch_sizes),
+            batch_sizes=integers(batch_sizes, "--batch-sizes"),
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
             dtype=dtype_of(dtype),

@@ -36,16 +36,26 @@ RecipeOption = Annotated[
 ]
 
 
-def integers(text: str) -> tuple[int, ...]:
+def integers(text: str, option: str, or_none: bool = False) -> tuple[int, ...]:
     """Parses an option like ``1,4,16``: its integers in ascending order, each once.
 
+    Args:
+        text: what the user gave.
+        option: its name, for errors.
+        or_none: whether no number at all will do.
+
     Raises:
-        ValueError: a part is no whole number.
+        ValueError: a part is no whole number above 0, or there is none.
     """
     try:
-        return tuple(sorted({int(part) for part in text.split(",") if part}))
-    except ValueError as error:
-        raise ValueError(f"'{text}': whole numbers with commas between them") from error
+        found = tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
+    except ValueError:
+        found = (0,)  # as bad as a number that is too small
+    if any(number < 1 for number in found) or not (found or or_none):
+        raise ValueError(
+            f"{option} '{text}': whole numbers above 0 with commas between them"
+        )
+    return found
 
 
 def dtype_of(text: str) -> str:

@@ -25,9 +25,13 @@ def demo(
         Path | None, typer.Option(help=f"Of a chat model. Default: {HEADS}.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
-    prompts: Annotated[int, typer.Option(help="Without a chat: from unseen files.")] = 8,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Without a chat: from unseen files.")
+    ] = 16,
     max_tokens: Annotated[int, typer.Option(min=2, help="New tokens for each.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Without a chat: turns of each arm.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Without a chat: turns of each arm.")
+    ] = 1,
     num_speculative_tokens: Annotated[
         int, typer.Option(help="Without a chat: nodes of a tree of fixed size.")
     ] = 48,

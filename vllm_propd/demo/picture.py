@@ -93,7 +93,7 @@ def draw_tree(
     axes.set_ylim(max(rows) + 1, -1.5)
     axes.set_xticks(
         range(max(depths) + 1),
-        ["root", *(f"head {k}" for k in range(1, max(depths) + 1))],
+        ["root", *(f"depth {k}" for k in range(1, max(depths) + 1))],
     )
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -119,7 +119,7 @@ def draw_longest(
     texts: list[list[int]],
     tokenizer: Any,
     out: Path,
-) -> None:
+) -> bool:
     """Draws the first recorded tree among those with the longest accepted path.
 
     Args:
@@ -127,17 +127,17 @@ def draw_longest(
         prompts, texts: their token ids.
         tokenizer: turns them into text.
         out: the PNG file.
+
+    Returns:
+        Whether there was a tree.
     """
     trees = [tree for step in recording for tree in step]
+    if not trees:
+        return False
     tree = max(trees, key=lambda tree: len(tree["accepted"]))
-    # Requests ran one at a time and in order: replay them to the tree's place.
     requests = list(dict.fromkeys(tree["request_id"] for tree in trees))
     which = requests.index(tree["request_id"])
-    before = 0
-    for other in trees:
-        if other is tree:
-            break
-        if other["request_id"] == tree["request_id"]:
-            before += len(other["accepted"]) + 1
-    text = tokenizer.decode(prompts[which] + texts[which][:before])
+    before_root = texts[which][: tree["put_out"] - 1]
+    text = tokenizer.decode(prompts[which] + before_root)
     draw_tree(tree, lambda token: tokenizer.decode([token]), text, out)
+    return True

@@ -1,12 +1,15 @@
 """Two engines answer the same questions, side by side: plain vLLM and ProPD.
 
 They take turns of a fraction of a second, each on all cores, and each has a clock of its
-own: what is shown is how far either would be after the same time.
+own, which goes as long as its processes do: what is shown is how far either would be after
+the same time.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +82,9 @@ def race(
     with Live(console=console, refresh_per_second=8) as live:
         for text, ids in questions:
             answers = [Answer() for _ in engines]
-            for number, engine in enumerate(engines):
-                engine.begin(f"race-{len(found)}-{number}", ids, params)
+            for number, (engine, answer) in enumerate(zip(engines, answers, strict=True)):
+                with _clocked(engine, answer):
+                    engine.begin(f"race-{len(found)}-{number}", ids, params)
             while not all(answer.ended for answer in answers):
                 for engine, answer in zip(engines, answers, strict=True):
                     _run_slice(engine, answer)
@@ -90,18 +94,27 @@ def race(
     return found
 
 
+@contextmanager
+def _clocked(engine: ArmEngine, answer: Answer) -> Iterator[None]:
+    """Adds the time in which an engine's processes run, whoever waits for them."""
+    began = time.perf_counter()
+    engine.take_over()
+    yield
+    engine.engine.rest()
+    answer.seconds += time.perf_counter() - began
+
+
 def _run_slice(engine: ArmEngine, answer: Answer) -> None:
     if answer.ended:
         return
-    engine.take_over()
     llm = engine.engine.llm.llm_engine
-    began = time.perf_counter()
-    while not answer.ended and time.perf_counter() - began < SLICE_S:
-        for output in llm.step():
-            ids = list(output.outputs[0].token_ids)
-            answer.steps += bool(answer.ids) and len(ids) > len(answer.ids)
-            answer.ids, answer.ended = ids, output.finished
-    answer.seconds += time.perf_counter() - began
+    with _clocked(engine, answer):
+        began = time.perf_counter()
+        while not answer.ended and time.perf_counter() - began < SLICE_S:
+            for output in llm.step():
+                ids = list(output.outputs[0].token_ids)
+                answer.steps += bool(answer.ids) and len(ids) > len(answer.ids)
+                answer.ids, answer.ended = ids, output.finished
 
 
 def _columns(

@@ -7,6 +7,7 @@ One object holds these sources, for engines and for replays: what a text says it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -103,6 +104,10 @@ class Found:
     successors: Successors | None
 
 
+Learned = tuple[SuffixMemory | None, SuccessorTable | None]
+"""What is known of texts that have been read."""
+
+
 class Sources:
     """Sources of drafts beside the heads, and what they have learned.
 
@@ -115,12 +120,24 @@ class Sources:
 
     def __init__(self, vocabulary: int, lookup: bool, shared: bool, recycling: bool):
         self._lookups = Lookups(vocabulary) if lookup else None
-        self._memory = SuffixMemory(vocabulary) if shared else None
-        self._table = SuccessorTable(vocabulary) if recycling else None
+        self._new: Callable[[], Learned] = lambda: (
+            SuffixMemory(vocabulary) if shared else None,
+            SuccessorTable(vocabulary) if recycling else None,
+        )
+        self._memory, self._table = self._new()
 
     def __bool__(self) -> bool:
         """Whether there is any."""
         return any((self._lookups, self._memory, self._table))
+
+    def keep(self) -> None:
+        """Keeps what is known of texts, for ``forget``; no request may be running."""
+        kept = copy.deepcopy((self._memory, self._table))
+        self._new = lambda: copy.deepcopy(kept)
+
+    def forget(self) -> None:
+        """Forgets what has been learned of texts since ``keep``, or since the begin."""
+        self._memory, self._table = self._new()
 
     def see(self, texts: Texts) -> None:
         """Takes note of what a step has put out, where others are to know; every step."""
