@@ -1,6 +1,6 @@
 """What it costs to judge trees: the early head by vocabulary and rank, the test, the masks.
 
-    make bench    (or: python scripts/bench_pruning.py)
+    make bench-pruning    (or: python scripts/bench_pruning.py)
 
 Random weights and trees of a real shape, all ways in turns; medians.
 """

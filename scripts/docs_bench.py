@@ -148,8 +148,18 @@ def table(shown: Shown, name: str) -> list[str]:
     return lines
 
 
+def task_cell(row: Row) -> str:
+    """A task's ratio, and tokens per step.
+
+    A task has few chunks, and a median of few says little: all tokens over all seconds of
+    the task's chunks. Without chunks it is the ratio of fast steps, as in the table above.
+    """
+    ratio = row.ratio_to_plain if row.wall_ratio is None else row.wall_ratio
+    return f"{ratio:.2f}x, {row.tokens_per_step:.2f}"
+
+
 def by_task(shown: Shown) -> list[str]:
-    """Of chats: each arm's ratio on every kind of question, by batch size."""
+    """Each arm's ratio on every kind of text, by batch size; see ``task_cell``."""
     rows = {
         (row.batch_size, row.arm, row.workload): row
         for row in shown.speed.rows
@@ -164,10 +174,7 @@ def by_task(shown: Shown) -> list[str]:
         for arm in shown.speed.arms:
             found = [rows.get((size, arm, task)) for task in tasks]
             if arm != "plain" and any(found):
-                cells = [
-                    f"{row.wall_ratio:.2f}x, {row.tokens_per_step:.2f}" if row else ""
-                    for row in found
-                ]
+                cells = [task_cell(row) if row else "" for row in found]
                 lines.append(f"| {size}, `{arm}` | {' | '.join(cells)} |")
     return lines
 

@@ -138,6 +138,25 @@ class Inflation:
             return self._spread(weight, self.dims, size)
         return self._scatter(weight, self.dims, self.dims, (size, size), noisy=False)
 
+    def root(self, weight: torch.Tensor) -> torch.Tensor:
+        """What a head reads the root's embedding with, ``[hidden, hidden]``.
+
+        Heads read it scaled to a mean square of 1 (``heads.medusa.root_input``), and zero
+        dimensions are in that mean.
+        """
+        return self.square((weight.float() / math.sqrt(self.factor)).to(weight.dtype))
+
+    def head(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of Medusa heads, by its name; what is by tokens only stays as it is."""
+        if name == "token_map":
+            return tensor
+        tensor = tensor.to(dtype)
+        if name.startswith("transition."):
+            return tensor
+        if name.startswith("roots."):
+            return self.root(tensor)
+        return (self.embedding if name.startswith("lm_head") else self.square)(tensor)
+
     def embedding(self, weight: torch.Tensor) -> torch.Tensor:
         """Embedding or output layer, ``[vocabulary, hidden]``."""
         rows = torch.arange(len(weight))
@@ -205,17 +224,18 @@ def inflate_heads(
 ) -> None:
     """Medusa heads and early heads; what was measured of them stays true."""
     out.mkdir(parents=True, exist_ok=True)
-    large = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        inflate = inflation.embedding if name.startswith("lm_head") else inflation.square
-        large[name] = inflate(tensor.to(dtype))
+    large = {
+        name: inflation.head(name, tensor, dtype)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(large, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config["hidden_size"] *= inflation.factor
-    config["early_layers"] = [inflation.after(n) for n in config["early_layers"]]
+    config["early_layers"] = [inflation.after(n) for n in config.get("early_layers", [])]
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     early: Tensors = {}
-    for name, tensor in load_file(folder / "early_heads.safetensors").items():
+    stored = folder / "early_heads.safetensors"
+    for name, tensor in load_file(stored).items() if stored.exists() else ():
         tensor = tensor.to(dtype)
         _, layer, part, _ = name.split(".")
         place = f"early.{inflation.after(int(layer))}.{name.split('.', 2)[2]}"
@@ -225,7 +245,8 @@ def inflate_heads(
             early[place] = inflation.embedding(tensor)
         else:
             early[place] = tensor if part == "up" else inflation.square(tensor)
-    save_file(early, out / "early_heads.safetensors", metadata={"format": "pt"})
+    if early:
+        save_file(early, out / stored.name, metadata={"format": "pt"})
     calibration = folder / "calibration.json"
     if calibration.exists():
         known = json.loads(calibration.read_text())

@@ -16,6 +16,10 @@ from rich.text import Text
 from vllm_propd.config import METRIC_PREFIX
 
 PER_DEPTH = "vllm:spec_decode_num_accepted_tokens_per_pos"
+DRAFTS = "spec_decode_num_drafts"
+COUNTED = "propd_steps"
+"""What a server counts from its start on, whatever it does."""
+
 BARS = " ▁▂▃▄▅▆▇█"
 HISTORY = 60
 TIMEOUT_S = 10
@@ -91,7 +95,12 @@ class Rates:
 
 
 def rates(before: Reading, now: Reading) -> Rates:
-    """Returns what happened between two readings."""
+    """Returns what happened between two readings.
+
+    Counters that have fallen belong to a server that was started anew: they count from 0.
+    """
+    if any(now.values.get(k, 0.0) < before.values.get(k, 0.0) for k in (COUNTED, DRAFTS)):
+        before = Reading(before.at)
 
     def new(name: str) -> float:
         key = f"propd_{name}"
@@ -101,8 +110,7 @@ def rates(before: Reading, now: Reading) -> Rates:
         return scale * new(name) / new(unit) if new(unit) else None
 
     timed = new("measured_step_seconds") > 0
-    drafts = "spec_decode_num_drafts"
-    drafted = now.values.get(drafts, 0.0) - before.values.get(drafts, 0.0)
+    drafted = now.values.get(DRAFTS, 0.0) - before.values.get(DRAFTS, 0.0)
     depths = [d for d, total in sorted(now.per_depth.items()) if total]
     return Rates(
         running=now.values.get("num_requests_running", 0.0),
@@ -124,9 +132,10 @@ def rates(before: Reading, now: Reading) -> Rates:
 
 
 def bars(values: list[float | None]) -> str:
-    """Draws values as a line of bars, the largest one full."""
-    top = max((value for value in values if value), default=1.0)
-    return "".join(BARS[round((value or 0.0) / top * (len(BARS) - 1))] for value in values)
+    """Draws values as a line of bars, the largest one full; those below 0 as 0."""
+    heights = [max(value or 0.0, 0.0) for value in values]
+    top = max(heights, default=0.0) or 1.0
+    return "".join(BARS[round(height / top * (len(BARS) - 1))] for height in heights)
 
 
 def view(url: str, history: list[Rates]) -> Group:

@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 from bench_rows import measured
+from matplotlib.figure import Figure
 
-from vllm_propd.bench.arms import ARMS, Heads, parse_arm, parse_arms, use_heads
+from vllm_propd.bench import plots
+from vllm_propd.bench.arms import (
+    ARMS,
+    Heads,
+    most_nodes,
+    parse_arm,
+    parse_arms,
+    use_export,
+    use_heads,
+)
 from vllm_propd.bench.report import write_report
 from vllm_propd.bench.results import Machine, Results, Row
 from vllm_propd.config import parse_config
@@ -76,6 +86,38 @@ def test_arms_that_have_no_use_for_heads_are_known(name: str) -> None:
     assert use_heads(arms, HEADS) == (name not in headless)
 
 
+@pytest.mark.parametrize(
+    ("arms", "needed"),
+    [
+        ("plain propd propd-no-heads ngram", False),
+        ("plain propd medusa", True),
+        ("plain propd medusa:model=/others", False),
+    ],
+)
+def test_only_vllms_own_method_reads_the_export(arms: str, needed: bool) -> None:
+    assert use_export(parse_arms(arms, HEADS), HEADS) is needed
+
+
+@pytest.mark.parametrize(
+    ("arms", "nodes"),
+    [
+        ("plain ngram", 48),
+        ("plain propd:num_speculative_tokens=96", 96),
+        ("plain propd:config={preset}", 64),
+        ("plain propd:config={preset},num_speculative_tokens=80", 80),
+        ("plain medusa:num_speculative_tokens=80", 80),
+    ],
+)
+def test_the_largest_tree_may_be_a_presets(tmp_path: Path, arms: str, nodes: int) -> None:
+    (preset := tmp_path / "wide.yaml").write_text("num_speculative_tokens: 64\n")
+    assert most_nodes(parse_arms(arms.format(preset=preset), HEADS)) == nodes
+
+
+def test_wrong_settings_name_their_arm() -> None:
+    with pytest.raises(ValueError, match=r"arm 'propd:depth=3': .*unknown key 'depth'"):
+        most_nodes(parse_arms("plain propd:depth=3", HEADS))
+
+
 def test_overrides_are_yaml_values() -> None:
     arm = parse_arm("propd:tree=chain,num_speculative_tokens=4", HEADS)
     assert arm.name == "propd:tree=chain,num_speculative_tokens=4"
@@ -128,6 +170,38 @@ def test_the_report_is_one_page_with_every_row(tmp_path: Path) -> None:
     assert "data:image/png;base64," in page and "http" not in page
     assert 'alt="reliability of the heads"' in page
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def title_of(draw: Any, found: Results, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The title of a picture's first axes."""
+    titles = []
+
+    def kept(figure: Figure, *args: Any, **keys: Any) -> None:
+        titles.append(figure.axes[0].get_title())
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    draw(found, Path("nowhere.png"))
+    (title,) = titles
+    return title
+
+
+def test_a_steps_parts_are_said_to_be_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    title = title_of(plots.parts, results(), monkeypatch)
+    assert title == "a step's time by part, means"
+
+
+def test_the_picture_of_tasks_says_of_which_batch_size_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def task(name: str, *sizes: int) -> list[Row]:
+        rows = [row(arm, size, ratio) for size in sizes for arm, ratio in TWO]
+        return [one.model_copy(update={"workload": name}) for one in rows]
+
+    both = task("task qa", 1, 4) + task("task rag", 1, 4)
+    title = title_of(plots.workloads, results(rows=both), monkeypatch)
+    assert title.endswith("by workload, batch 1")
+    title = title_of(plots.workloads, results(rows=both + task("trace", 8)), monkeypatch)
+    assert title.endswith("by workload, batch 1 (trace: 8)")
 
 
 @pytest.mark.parametrize(

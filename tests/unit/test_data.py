@@ -237,8 +237,32 @@ def test_chats_that_are_all_too_long_are_refused() -> None:
         data.prompts(1, 2, 0)
 
 
+def test_errors_of_prompts_name_the_option_that_was_given() -> None:
+    chats = TokenData(np.arange(9, dtype=np.int32), np.array([], np.int64), [[1, 2, 3]])
+    with pytest.raises(DataError, match=r"^--held-out: of 1 chats none"):
+        chats.prompts(1, 2, 0, "--held-out")
+    with pytest.raises(DataError, match="give more --held-out, or a smaller --length"):
+        counting(9).prompts(1, 20, 0, "--held-out")
+
+
+def test_files_to_measure_with_are_named_by_their_own_option(tmp_path: Path) -> None:
+    path, absent = write_rows(tmp_path / "a.jsonl", [LONG]), tmp_path / "absent.jsonl"
+    with pytest.raises(DataError, match=r"^--held-out .*absent\.jsonl: there is no such"):
+        prepared(path, absent)
+    with pytest.raises(DataError, match=r"^--data .*absent\.jsonl: there is no such"):
+        prepared(absent, path)
+    folder, empty = tmp_path / "work", write_rows(tmp_path / "b.jsonl", [""])
+    for files in ([absent], [empty]):  # as `calibrate` gives them
+        with pytest.raises(DataError, match=r"^--held-out "):
+            prepare(
+                files, files, tokenizer(), VOCAB, folder, 10**9, True, option="--held-out"
+            )
+
+
 def test_too_little_data_is_refused_with_the_counts() -> None:
     check_enough(counting(32), 32, "to train on")
     message = r"there are 32 tokens to train on; --length 33 needs more: .*smaller --length"
     with pytest.raises(DataError, match=message):
         check_enough(counting(32), 33, "to train on")
+    with pytest.raises(DataError, match="give more --distill-tokens, or a smaller"):
+        check_enough(counting(32), 33, "that the target wrote", "--distill-tokens")

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from bench_rows import measured
 
 ROOT = Path(__file__).parents[2]
 BENCH = runpy.run_path(str(ROOT / "scripts" / "docs_bench.py"))
@@ -65,6 +66,37 @@ def test_a_result_is_recorded_and_shown(
         assert f"| `propd` | {BENCH['cell_of'](propd)}" in text
         assert kept.speed.machine.processor in text
     assert "`static`" in full and "`static`" not in short
+
+
+@pytest.mark.parametrize(
+    ("wall_ratio", "cell"), [(2.0, "2.00x, 3.00"), (None, "1.50x, 3.00")]
+)
+def test_a_task_without_chunks_is_shown_by_its_fast_steps(
+    wall_ratio: float | None, cell: str
+) -> None:
+    kept = (BENCH["RESULTS"] / "spec-bench-avx512.json").read_text()
+    shown = BENCH["Shown"].model_validate_json(kept)
+    shown.speed.rows = [
+        measured(
+            "propd", 1.5, workload=workload, wall_ratio=wall_ratio, batch_size=4,
+            kept_per_step=24, work_ratio=1.0, acceptance_by_depth=[0.5], step_ms={},
+            identical_to_plain=2, prompts=2,
+        )
+        for workload in ("batch", "task qa")
+    ]  # fmt: skip
+    assert BENCH["by_task"](shown)[-1] == f"| 4, `propd` | {cell} |"
+
+
+def test_scripts_name_the_targets_that_run_them() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        said = re.search(
+            r"^    make ([\w-]+) +\(or: python", path.read_text(), re.MULTILINE
+        )
+        if said is None:
+            continue
+        recipe = re.search(rf"^{said[1]}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+        assert recipe is not None and f"scripts/{path.name}" in recipe[1], path.name
 
 
 def test_the_readme_is_short() -> None:

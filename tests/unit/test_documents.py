@@ -47,7 +47,7 @@ def question(text: str) -> Document:
 
 
 def read(*paths: Path, most_tokens: int = 10**9) -> list[Document]:
-    return list(read_documents(list(paths), tokenizer(), most_tokens))
+    return list(read_documents(list(paths), tokenizer(), most_tokens, "--data"))
 
 
 def write(folder: Path, name: str, content: bytes | str) -> Path:
@@ -167,7 +167,7 @@ def test_a_template_that_refuses_a_chat_is_named(tmp_path: Path) -> None:
     picky = tokenizer("{{ raise_exception('roles must alternate') }}")
     path = write_rows(tmp_path, {"messages": MESSAGES})
     with pytest.raises(DataError, match=r"rows\.jsonl: .*refuses a chat: roles must alt"):
-        list(read_documents([path], picky, 10**9))
+        list(read_documents([path], picky, 10**9, "--data"))
 
 
 def test_names_are_no_patterns(tmp_path: Path) -> None:
@@ -226,21 +226,42 @@ def test_rows_of_neither_text_nor_chat_are_refused_with_their_fields(
         read(write_rows(tmp_path, row))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("absent.jsonl", None),
+        ("empty.txt", ""),
+        ("others.jsonl", '{"title": "a"}'),
+        ("broken.jsonl", '{"text": '),
+        ("broken.parquet", "no Parquet"),
+        ("chat.jsonl", json.dumps({"messages": MESSAGES})),
+    ],
+)
+def test_errors_name_the_option_that_was_given(
+    tmp_path: Path, name: str, content: str | None
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        write(tmp_path, name, content)
+    with pytest.raises(DataError, match=rf"^--held-out .*{name}"):
+        list(read_documents([path], tokenizer(None), 10**9, "--held-out"))
+
+
 def test_chats_need_a_chat_template(tmp_path: Path) -> None:
     path = write_rows(tmp_path, {"text": "fine"}, {"messages": MESSAGES})
     with pytest.raises(DataError, match=r"rows\.jsonl: .*no chat template"):
-        list(read_documents([path], tokenizer(None), 10**9))
+        list(read_documents([path], tokenizer(None), 10**9, "--data"))
 
 
 @pytest.mark.parametrize("name", ["late.jsonl", "late.ndjson"])
 def test_lines_have_fields_of_their_own(tmp_path: Path, name: str) -> None:
     rows = [{"text": "a"}] * 3 + [{"text": "b", "n": 1}, {"text": "c", "n": "x", "m": []}]
     write(tmp_path, name, "\ufeff" + "\n\n".join(map(json.dumps, rows)))
-    found = [row for _, row in rows_of(files_of([tmp_path / name]))]
+    found = [row for _, row in rows_of(files_of([tmp_path / name], "--data"), "--data")]
     assert found == rows
     write(tmp_path, name, "[1]")
     with pytest.raises(DataError, match=r"line 1 is no table of fields"):
-        list(rows_of(files_of([tmp_path / name])))
+        list(rows_of(files_of([tmp_path / name], "--data"), "--data"))
 
 
 @pytest.mark.parametrize(

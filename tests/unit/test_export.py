@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from heads_on_disk import HEADS, HIDDEN, LAYERS, VOCAB, Tensors, blocks, outputs
+from heads_on_disk import HEADS, HIDDEN, LAYERS, VOCAB, Tensors, blocks, outputs, write
 from safetensors.torch import load_file
 
 from vllm_propd.heads.checkpoint import EARLY_FILE, HeadsError, load_heads, save_heads
-from vllm_propd.heads.export import SHARED_OUTPUT, export_for_vllm
+from vllm_propd.heads.export import SHARED_OUTPUT, export_for_vllm, output_layer
 
 EARLY = {"early.1.linear.weight": torch.ones(HIDDEN, HIDDEN)}
 
@@ -90,6 +90,33 @@ def test_early_heads_stay_behind(tmp_path: Path, own: bool) -> None:
     assert after["original_lm_head"] is not own
     assert (tmp_path / "propd" / EARLY_FILE).is_file()
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("first", [EMBEDDING, OUTPUT])
+def test_a_targets_output_layer_is_found_in_all_its_files(
+    tmp_path: Path, first: str
+) -> None:
+    """Untied: the embedding may lie in a file before it, or behind it."""
+    tensors = {EMBEDDING: torch.zeros(VOCAB, HIDDEN), OUTPUT: torch.ones(VOCAB, HIDDEN)}
+    for name, tensor in tensors.items():
+        number = 1 if name == first else 2
+        write(tmp_path, {name: tensor}, f"model-0000{number}-of-00002.safetensors")
+    assert torch.equal(output_layer(tmp_path), tensors[OUTPUT])
+
+
+def test_a_tied_targets_output_layer_is_its_embedding(tmp_path: Path) -> None:
+    rows = torch.randn(VOCAB, HIDDEN)
+    write(tmp_path, {EMBEDDING: rows, "model.norm.weight": torch.ones(HIDDEN)})
+    assert torch.equal(output_layer(tmp_path), rows)
+
+
+def test_an_output_layer_of_another_name_is_not_guessed(tmp_path: Path) -> None:
+    write(tmp_path, {"embed_out.weight": torch.ones(VOCAB, HIDDEN)})
+    with pytest.raises(ValueError, match=r"no safetensors with lm_head\.weight or mod"):
+        output_layer(tmp_path)
 
 
 def test_what_cannot_be_read_is_not_exported(tmp_path: Path) -> None:

@@ -134,6 +134,14 @@ def test_continuations_within_the_heads_reach_are_left_out(heads: Trainee) -> No
         calibrate(heads, [prompt, prompt], [short, []])
 
 
+def test_heads_without_early_ones_are_measured(
+    heads: Trainee, spoken: tuple[list[list[int]], list[list[int]]]
+) -> None:
+    alone = randomise(trainee(num_heads=HEADS, early_layers=()))
+    found = calibrate(alone, *spoken)
+    assert found.early_recall == {} and found.positions > 0
+
+
 def test_measuring_leaves_no_gradients(
     heads: Trainee, spoken: tuple[list[list[int]], list[list[int]]]
 ) -> None:

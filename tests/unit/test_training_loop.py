@@ -108,7 +108,9 @@ def test_bfloat16_products_give_nearly_the_same_losses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [5, 6])
-@pytest.mark.parametrize("options", [{}, {"output_layer": "own", "early_rank": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"output_layer": "own", "early_rank": 4}, {"early_layers": ()}]
+)
 def test_a_killed_training_goes_on_as_if_nothing_had_been(
     tmp_path: Path, step: int, options: dict[str, Any]
 ) -> None:

@@ -67,6 +67,14 @@ def test_a_step_has_its_own_laps() -> None:
     assert take(worker)[0] == []
 
 
+def test_a_turn_of_first_tokens_only_has_no_speed() -> None:
+    turn = Turn(whole_s=0.5, texts=[[7], [8]])
+    assert not turn.decodes
+    assert turn.tokens_per_s == turn.tokens_per_step == 0.0
+    assert turn.laps() == []
+    assert Turn(seconds=2.0, tokens=6).laps() == [(0, 2.0)]
+
+
 def test_a_first_token_is_the_prefills() -> None:
     assert Turn(tokens=9, steps=3).tokens_per_step == 3.0
     assert Turn(tokens=9, prefilled=3, steps=3).tokens_per_step == 2.0

@@ -90,6 +90,40 @@ def test_groups_of_prompts_count_alike() -> None:
     assert turns.latest("b").tokens == 20
 
 
+def at_once(group: int) -> Turn:
+    """A turn whose texts all end with their first tokens."""
+    return Turn(whole_s=0.1, texts=[[group]], group=group)
+
+
+def test_texts_that_end_at_once_are_in_no_ratio() -> None:
+    turns: Turns[Turn] = Turns()
+    for arm, tokens in (("plain", 4), ("b", 12)):
+        turns.add(arm, at_once(0))
+        turns.add(arm, steps_of(1, *[(0, 1.0, tokens)] * OFTEN))
+    assert turns.ratio("b") == pytest.approx(3.0)
+    assert [turns.tokens_per_s(arm) for arm in ("plain", "b")] == [4.0, 12.0]
+    assert [turns.when(one) for one in turns.decoding("b")] == [OFTEN / 2]
+    assert turns.steps("b") == {0: [1.0] * OFTEN}
+    assert turns.latest("b").texts == [[0], [1]]
+
+
+def test_a_group_that_ends_at_once_in_one_arm_only_is_in_no_ratio() -> None:
+    """Sampled texts differ."""
+    turns: Turns[Turn] = Turns()
+    turns.add("plain", at_once(0))
+    turns.add("plain", steps_of(1, (0, 1.0, 4)))
+    turns.add("b", steps_of(0, (0, 1.0, 9)))
+    turns.add("b", steps_of(1, (0, 1.0, 8)))
+    assert turns.ratio("b") == pytest.approx(2.0)
+
+
+def test_where_all_texts_end_at_once_there_is_no_speed() -> None:
+    turns: Turns[Turn] = Turns()
+    for arm in ("plain", "b"):
+        turns.add(arm, at_once(0))
+    assert turns.ratio("b") == turns.tokens_per_s("b") == 0.0
+
+
 def test_what_slows_steps_down_does_not_shape_the_ratio() -> None:
     """Plain vLLM loses half its speed for most of the time, b a tenth."""
     turns: Turns[Turn] = Turns()

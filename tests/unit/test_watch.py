@@ -67,6 +67,15 @@ def test_an_idle_server_has_no_rates() -> None:
     assert "tree size" in console.export_text()
 
 
+def test_a_server_that_was_started_anew_counts_from_nothing() -> None:
+    found = rates(parse(text(100), 10.0), parse(text(4), 12.0))
+    assert found.tokens_per_s == pytest.approx(7 * 4 / 2)
+    assert (found.tree_size, found.tokens_per_step) == (5, 7 / 4)
+    assert found.per_depth == pytest.approx([0.75])
+    nothing = rates(parse(text(100), 10.0), parse(text(0), 12.0))
+    assert [nothing.tokens_per_s, nothing.tree_size, nothing.per_depth] == [0, None, []]
+
+
 def test_another_server_is_refused() -> None:
     with pytest.raises(ValueError, match="does the server run with propd"):
         parse("# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n", 0.0)
@@ -75,3 +84,8 @@ def test_another_server_is_refused() -> None:
 def test_bars_are_as_high_as_values() -> None:
     assert bars([0.0, 4.0, 8.0, None]) == " ▄█ "
     assert bars([None]) == " "
+
+
+def test_bars_below_zero_are_empty() -> None:
+    assert bars([-900.0, 4.0, 8.0]) == " ▄█"
+    assert bars([-1.0, None]) == "  "

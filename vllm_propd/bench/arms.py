@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vllm_propd.config import METHOD, ProPDConfig
+from vllm_propd.config import METHOD, ProPDConfig, parse_config
 from vllm_propd.engine.frame_room import FRAME_ROOM
 
 
@@ -32,6 +32,12 @@ class Arm:
     def is_ours(self) -> bool:
         """Whether ProPD runs this arm (not vLLM alone, or one of its own methods)."""
         return (self.speculative_config or {}).get("method") == METHOD
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of the speculative config without ``method``; none for plain vLLM."""
+        config = self.speculative_config or {}
+        return {key: value for key, value in config.items() if key != "method"}
 
     @contextmanager
     def environment(self) -> Iterator[None]:
@@ -176,11 +182,66 @@ def parse_arms(text: str, heads: Heads) -> list[Arm]:
 def use_heads(arms: list[Arm], heads: Heads) -> bool:
     """Returns whether any of the arms drafts with these heads."""
     folders = {str(heads.folder), str(heads.for_vllm)}
-    return any((arm.speculative_config or {}).get("model") in folders for arm in arms)
+    return any(arm.keys.get("model") in folders for arm in arms)
+
+
+def use_export(arms: list[Arm], heads: Heads) -> bool:
+    """Returns whether any of the arms reads these heads in the format of vLLM's own."""
+    return any(arm.keys.get("model") == str(heads.for_vllm) for arm in arms)
+
+
+def settings_of(arm: Arm) -> ProPDConfig:
+    """Returns the settings of one of ProPD's arms, those of a preset included.
+
+    Raises:
+        ValueError: a key or the preset is wrong; the message names the arm.
+    """
+    try:
+        return parse_config(arm.keys)
+    except ValueError as error:
+        raise ValueError(f"arm '{arm.name}': {error}") from error
 
 
 def most_nodes(arms: list[Arm]) -> int:
-    """Returns the draft tokens per sequence of the arm that drafts most."""
+    """Returns the draft tokens per sequence of the arm that drafts most.
+
+    Raises:
+        ValueError: see ``settings_of``.
+    """
     whole = ProPDConfig().num_speculative_tokens
-    configs = [arm.speculative_config or {} for arm in arms]
-    return max(int(config.get("num_speculative_tokens", whole)) for config in configs)
+    return max(
+        settings_of(arm).num_speculative_tokens
+        if arm.is_ours
+        else int(arm.keys.get("num_speculative_tokens", whole))
+        for arm in arms
+    )
+
+
+def shared_config(arms: list[Arm], target: str) -> dict[str, Any]:
+    """Returns the config of an engine in which all these arms of ProPD's can take turns.
+
+    Settings change from turn to turn; heads are loaded once, at the start. Arms without
+    heads can follow those with some.
+
+    Args:
+        arms: ProPD's own, at least one.
+        target: folder or name of the target.
+
+    Raises:
+        ValueError: an arm's settings are wrong, or it wants other heads than the first.
+    """
+    # Late: the command asks for the arms' names before it knows that vLLM is needed.
+    from vllm_propd.engine.integration.config_patch import find_config
+
+    most = most_nodes(arms)
+    found = [(arm, find_config(arm.keys, target)) for arm in arms]
+    with_heads = [(arm, settings.model) for arm, settings in found if settings.heads]
+    first, its = with_heads[0] if with_heads else (arms[0], None)
+    for arm, heads in with_heads:
+        if heads != its:
+            raise ValueError(
+                f"arm '{arm.name}' wants the heads in {heads}, and ProPD's arms share an "
+                f"engine with those in {its} ('{first.name}'): give it a bench of its "
+                "own, or --in-turn, which starts an engine for each arm"
+            )
+    return {"method": METHOD, **first.keys, "num_speculative_tokens": most}

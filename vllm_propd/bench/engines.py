@@ -10,7 +10,7 @@ import psutil
 from rich.progress import Progress
 from vllm import LLM, SamplingParams
 
-from vllm_propd.bench.arms import Arm, most_nodes
+from vllm_propd.bench.arms import Arm, shared_config
 from vllm_propd.bench.timing import step_profiler
 from vllm_propd.bench.timing.step_profiler import Work
 from vllm_propd.bench.timing.turn import DraftCounter, Recording, Turn
@@ -78,13 +78,12 @@ class Engine:
         self._watch()
 
     def settings(self, keys: dict[str, Any]) -> ProPDConfig:
-        """Returns the settings that keys of method propd stand for in this engine.
+        """Returns the settings that keys (without ``method``) stand for in this engine.
 
         Raises:
             ValueError: the keys are wrong, or the engine or the heads do not suit them.
         """
         engine = self.llm.llm_engine
-        keys = {key: value for key, value in keys.items() if key != "method"}
         settings = find_config(keys, engine.model_config.model)
         return check_engine(engine.vllm_config, settings)
 
@@ -111,6 +110,11 @@ class Engine:
         if self._is_ours:
             away = time.perf_counter() - self._left
             self.llm.collective_rpc("leave_out", args=(away,))
+
+    def rest(self) -> None:
+        """Suspends this engine, if it runs: its processes work on between two steps."""
+        if Engine._running is self:
+            Engine._suspend_running()
 
     def use(self, settings: ProPDConfig) -> None:
         """Switches the engine to these settings of method propd, if they are new to it."""
@@ -150,8 +154,7 @@ class ArmEngine:
 
     def __init__(self, arm: Arm, engine: Engine):
         self.arm, self.engine = arm, engine
-        keys = arm.speculative_config if arm.is_ours else None
-        self._settings = engine.settings(keys) if keys else None
+        self._settings = engine.settings(arm.keys) if arm.is_ours else None
 
     def begin(self, name: str, prompt: list[int], params: SamplingParams) -> None:
         """Adds a request, which goes on as the engine's steps are run."""
@@ -163,6 +166,11 @@ class ArmEngine:
         self.engine.take_over()
         if self._settings is not None:
             self.engine.use(self._settings)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of the arm's workers; returns what the first one does."""
+        self.take_over()
+        return self.engine.llm.collective_rpc(method, args=args)[0]
 
     def run(
         self, prompts: list[list[int]], params: SamplingParams, full: bool = False
@@ -261,17 +269,12 @@ class ArmEngine:
         self, prompts: list[list[int]], params: SamplingParams
     ) -> tuple[Turn, Recording]:
         """Generates prompts as ``run`` does, and records every tree; ProPD's arms only."""
-        self.take_over()
-        llm = self.engine.llm
-        llm.collective_rpc("start_recording", args=(NEVER_FULL,))
-        turn = self.run(prompts, params)
-        return turn, llm.collective_rpc("take_recording")[0]
+        self.call("start_recording", NEVER_FULL)
+        return self.run(prompts, params), self.call("take_recording")
 
     def reliability(self) -> list[list[tuple[float, float]]]:
         """Returns (probability said, share found true) by head; ProPD's arms only."""
-        self.take_over()
-        found = self.engine.llm.collective_rpc("reliability")[0]
-        return [[(said, true) for said, true in curve] for curve in found]
+        return [[(said, true) for said, true in one] for one in self.call("reliability")]
 
     def peak_rss_mib(self) -> float:
         """Returns the most memory that each worker has held, summed over them, in MiB."""
@@ -286,7 +289,7 @@ def start_engines(
     timed: bool = False,
     shared: bool = True,
 ) -> list[ArmEngine]:
-    """Starts the arms' engines, one after the other; all of ProPD's arms share one.
+    """Starts the arms' engines, one after the other; ProPD's arms share one.
 
     Args:
         arms: what to compare.
@@ -294,19 +297,20 @@ def start_engines(
         bar: shows how far it is.
         timed: see ``Engine``.
         shared: else each of ProPD's arms has an engine of its own, too.
+
+    Raises:
+        ValueError: ProPD's arms cannot share one; see ``shared_config``.
     """
     task = bar.add_task("starting engines", total=len(arms))
     engines: list[ArmEngine] = []
     ours_together: Engine | None = None
     ours = [arm for arm in arms if arm.is_ours]
-    # Settings without heads can follow those with heads; heads are loaded at the start.
-    configs = [arm.speculative_config or {} for arm in ours]
-    configs.sort(key=lambda config: config.get("heads") is False)
+    # Before any engine starts, which takes a while.
+    largest = shared_config(ours, options["model"]) if ours and shared else {}
     for arm in arms:
         bar.update(task, description=f"starting {arm.name}")
         config = arm.speculative_config
         if arm.is_ours and shared:
-            largest = {**configs[0], "num_speculative_tokens": most_nodes(ours)}
             ours_together = ours_together or Engine(largest, options, timed)
             engines.append(ArmEngine(arm, ours_together))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from statistics import mode
 
 from vllm_propd.bench.results import Results
 
@@ -44,12 +45,12 @@ def parts(results: Results, target: Path | io.BytesIO) -> None:
     for part in parts:
         if part == "step":
             continue
-        # What is left over is a difference of medians, and can be below zero.
+        # What is left over is a difference of two clocks' means, and can be below zero.
         widths = [max(row.step_ms.get(part, 0.0), 0.0) for row in rows]
         axes.barh(labels, widths, left=left, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set(title="a step's time by part, medians", xlabel="ms")
+    axes.set(title="a step's time by part, means", xlabel="ms")
     if rows:
         axes.legend()
     figure.savefig(target, dpi=120, format="png")
@@ -114,7 +115,10 @@ def trees(results: Results, target: Path | io.BytesIO) -> None:
 
 
 def workloads(results: Results, target: Path | io.BytesIO) -> None:
-    """Draws the speed-up over plain vLLM by arm, on each workload beside batch size."""
+    """Draws the speed-up over plain vLLM by arm, on each workload beside batch size.
+
+    Of a workload that was measured at several batch sizes, the first: the title says which.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -128,9 +132,17 @@ def workloads(results: Results, target: Path | io.BytesIO) -> None:
         axes.bar(places, ratios, width, label=arm)
     axes.axhline(1.0, color="black", linestyle="--", label="plain")
     axes.set_xticks(range(len(results.workloads)), labels=results.workloads)
-    axes.set(title="tokens/s against plain vLLM, by workload")
+    sizes = {name: rows[results.arms[0], name].batch_size for name in results.workloads}
+    axes.set(title=f"tokens/s against plain vLLM, by workload, {_at(sizes)}")
     figure.legend(loc="outside right upper")
     figure.savefig(target, dpi=120, format="png")
+
+
+def _at(sizes: dict[str, int]) -> str:
+    """Says at which batch size most workloads were measured, and which were at others."""
+    usual = mode(sizes.values())
+    others = [f"{name}: {size}" for name, size in sizes.items() if size != usual]
+    return f"batch {usual}" + (f" ({', '.join(others)})" if others else "")
 
 
 def reliability(results: Results, target: Path | io.BytesIO) -> None:

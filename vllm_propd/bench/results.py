@@ -83,7 +83,8 @@ class Row(BaseModel):
     turns: list[tuple[float, int, float]] = Field(
         default=[],
         description="Of each: when half of it was over, seconds from the point's begin; "
-        "its group of prompts; tokens/s.",
+        "its group of prompts; tokens/s. Without those whose texts all ended with their "
+        "first tokens, which have no speed.",
     )
     steps: list[tuple[int, int, list[float]]] = Field(
         default=[],

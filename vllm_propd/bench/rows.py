@@ -87,7 +87,8 @@ def rows_at(
     rows = []
     for arm in arms:
         turns = found.of(arm.name)
-        speeds = [turn.tokens_per_s for turn in turns]
+        decoding = found.decoding(arm.name)
+        speeds = [turn.tokens_per_s for turn in decoding] or [0.0]
         last = found.latest(arm.name)
         # The first pass may have ended before an arm has met all prompts.
         same = sum(map(_agree, last.texts, texts))
@@ -103,7 +104,7 @@ def rows_at(
                 rounds=len(turns),
                 turns=[
                     (round(found.when(t), 2), t.group, round(t.tokens_per_s, 3))
-                    for t in turns
+                    for t in decoding
                 ],
                 steps=[
                     (drafted, len(laps), [round(1e3 * at(laps, q), 3) for q in SHOWN])

@@ -24,6 +24,7 @@ from vllm_propd.bench.arms import (
     Heads,
     most_nodes,
     parse_arms,
+    use_export,
     use_heads,
 )
 from vllm_propd.bench.engines import (
@@ -46,7 +47,7 @@ from vllm_propd.bench.workloads.points import Point, Tokenize, batch_points, wor
 from vllm_propd.bench.workloads.trace import latencies, run_trace
 from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import load_heads
-from vllm_propd.heads.export import export_for_vllm
+from vllm_propd.heads.export import export_for_vllm, output_layer
 
 FEWEST_STARTS = 4
 """The fewest starts of engines that can say how far alike ones are apart."""
@@ -88,8 +89,7 @@ def run_bench(
         num_heads = load_heads(heads).num_heads if heads.exists() else USUAL_HEADS
         shared = Heads(heads, Path(scratch) / "medusa", num_heads)
         arms = parse_arms(settings.arms, shared)
-        if use_heads(arms, shared):
-            export_for_vllm(heads, output_layer(model), shared.for_vllm)
+        prepare_heads(model, arms, shared)
         tokenize = tokenizer_of(model)
         trace = None
         chats = are_chats(prompts)
@@ -141,8 +141,9 @@ def run_bench(
             close_engines(engines)
             if trace is not None:
                 trace = trace.at(settings.trace_rate or _rate(results, settings))
+                rounds = max(1, settings.rounds)  # 0 is for points that have chunks
                 served, peaks = asyncio.run(
-                    run_trace(arms, options, trace, params, settings.rounds, bar)
+                    run_trace(arms, options, trace, params, rounds, bar)
                 )
                 for row in rows_at(arms, trace, served, peaks, settings):
                     update = latencies(served.of(row.arm))
@@ -152,6 +153,24 @@ def run_bench(
     show(results, console)
     console.print(f"{out / 'results.json'}, {out / 'report.html'}")
     return results
+
+
+def prepare_heads(model: Path, arms: list[Arm], heads: Heads) -> None:
+    """Refuses heads that are wanted and cannot be read; writes them for vLLM's own method.
+
+    Args:
+        model: folder of the target, whose output layer is read only where vLLM's own
+            method needs a copy: targets name it differently.
+        arms: what is compared.
+        heads: the heads that they share.
+
+    Raises:
+        ValueError: the heads, or the output layer, are not there or cannot be read.
+    """
+    if use_heads(arms, heads):
+        load_heads(heads.folder, shapes_only=True)
+    if use_export(arms, heads):
+        export_for_vllm(heads.folder, output_layer(model), heads.for_vllm)
 
 
 def _are_known(measured: list[Measured], arms: list[Arm], settings: BenchSettings) -> bool:
@@ -195,6 +214,11 @@ def _of_chats(
     """Returns points of chats, and settings for prompts as long as theirs, in chunks."""
     from transformers import AutoTokenizer
 
+    if unused := settings.unused_by_chats():
+        console.print(
+            "Chats are answered once, to their natural ends: no use for "
+            f"{', '.join(unused)}"
+        )
     tokenizer, others = AutoTokenizer.from_pretrained(model), max(settings.batch_sizes)
     by_task, too_long = chat_prompts(files, tokenizer, settings, others)
     if not any(len(prompts) > settings.prompts_each for prompts in by_task.values()):
@@ -213,28 +237,13 @@ def _save(results: Results, out: Path) -> None:
 
 
 def _rate(results: Results, settings: BenchSettings) -> float:
-    """Returns the requests/s that plain vLLM finishes at the largest batch size."""
+    """Returns the requests/s that plain vLLM finishes at the largest batch size.
+
+    One, where all texts of its chunks ended with their first token.
+    """
     plain = results.row("plain", max(settings.batch_sizes))
     assert plain is not None
-    return plain.tokens_per_s / settings.max_tokens
-
-
-def output_layer(model: Path) -> Any:
-    """Reads the target's output layer (its embedding, where they are tied).
-
-    Returns:
-        ``[vocabulary, hidden]``, of the dtype in which it is stored.
-
-    Raises:
-        ValueError: the folder holds no safetensors with an output layer.
-    """
-    for path in sorted(model.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name in ("lm_head.weight", "model.embed_tokens.weight"):
-                if name in names:
-                    return file.get_tensor(name)
-    raise ValueError(f"{model} holds no safetensors with an output layer")
+    return plain.tokens_per_s / settings.max_tokens or 1.0
 
 
 def tokenizer_of(model: Path) -> Tokenize:

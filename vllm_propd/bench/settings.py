@@ -11,6 +11,12 @@ PASSES = 6
 
 A machine that others share may be slow for minutes: such minutes should hit all points."""
 
+OF_CUT_TEXT = (
+    "prompt_tokens", "workload", "lengths", "trace_requests", "trace_rate", "rounds",
+    "chunks", "most_chunks",
+)  # fmt: skip
+"""Settings without effect on chats, each of which is one chunk of its own length."""
+
 
 @dataclass(frozen=True)
 class BenchSettings:
@@ -66,6 +72,16 @@ class BenchSettings:
     longest_chat: int = 2048
     trace_requests: int | None = None
     trace_rate: float | None = None
+
+    def unused_by_chats(self) -> list[str]:
+        """Returns the options that were set, as far as that shows, and chats ignore."""
+        usual = BenchSettings()
+        return [
+            "--" + name.replace("_", "-")
+            for name in OF_CUT_TEXT
+            if getattr(self, name) != getattr(usual, name)
+            and not (name == "rounds" and self.in_turn)  # which leaves them out anyway
+        ]
 
     @property
     def longest_prompt(self) -> int:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from transformers import AutoConfig
 from vllm import SamplingParams
 
-from vllm_propd.bench.arms import Arm, Heads, parse_arm
+from vllm_propd.bench.arms import Arm, Heads, parse_arm, settings_of
 from vllm_propd.bench.engines import NEVER_FULL, ArmEngine, Engine
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
 from vllm_propd.bench.workloads.points import cut_prompts
-from vllm_propd.config import ProPDConfig, parse_config
-from vllm_propd.core.drafting.candidates import Candidates
+from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.drafter import Drafter
 from vllm_propd.core.sizing.controller import DynamicSizing
 from vllm_propd.core.sizing.planner import Planner
@@ -34,10 +32,10 @@ from vllm_propd.heads.calibration import calibration_for
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.early import early_layers
 from vllm_propd.heads.known_prices import known_prices
-from vllm_propd.simulation.answers import Answer
 from vllm_propd.simulation.drafted_replay import Clock, replay_drafted
 from vllm_propd.simulation.planned_replay import replay_planned
-from vllm_propd.simulation.replay import RecordedText, Replayed, replay
+from vllm_propd.simulation.recordings import answers_of, texts_of
+from vllm_propd.simulation.replay import Replayed, replay
 
 
 @dataclass(frozen=True)
@@ -67,60 +65,6 @@ class Predicted:
     def ratio_to_plain(self) -> float:
         """Predicted tokens/s divided by plain vLLM's."""
         return self.replayed.tokens_per_step * self.plain_s / self.step_s
-
-
-def texts_of(recording: Iterable[list[dict[str, Any]]]) -> list[RecordedText]:
-    """Turns a recording of steps into one text for each sequence.
-
-    Args:
-        recording: as ``take_recording`` gives it, of steps that accepted nothing.
-    """
-    places: dict[str, list[dict[str, Any]]] = {}
-    for step in recording:
-        for tree in step:
-            places.setdefault(tree["request_id"], []).append(tree)
-    found = []
-    for trees in places.values():
-        nodes = min(tree["verified"] for tree in trees)
-
-        def columns(name: str, kind: Any, trees: Any = trees, nodes: int = nodes) -> Any:
-            return np.array([tree[name][:nodes] for tree in trees], kind)
-
-        early = len(trees[0]["early_rank"]) > 0
-        found.append(
-            RecordedText(
-                token=columns("token", np.int64),
-                parent=columns("parent", np.int64),
-                depth=columns("depth", np.int64),
-                score=columns("score", np.float32),
-                text=np.array([tree["bonus"] for tree in trees], np.int64),
-                early_rank=columns("early_rank", np.int64) if early else None,
-                early_log_prob=columns("early_log_prob", np.float32) if early else None,
-            )
-        )
-    return found
-
-
-def answers_of(recorded: Iterable[dict[str, Any]]) -> list[Answer]:
-    """Turns what ``recorded_answers`` gives into answers."""
-    found = []
-    for one in recorded:
-        tokens, begins = np.array(one["tokens"], np.int64), one["begins"]
-        kinds = {"tokens": np.int64, "log_probs": np.float32, "next_row": np.int64}
-        said = Candidates(
-            *(
-                np.array([place[name] for place in one["candidates"]], kind)
-                for name, kind in kinds.items()
-            )
-        )
-        best, log_share = np.array(one["best"], np.int64), np.array(one["log_share"])
-        found.append(
-            Answer(
-                "any", tokens[:begins], tokens[begins:], best,
-                log_share.astype(np.float32), said,
-            )
-        )  # fmt: skip
-    return found
 
 
 @dataclass(frozen=True)
@@ -192,7 +136,7 @@ def run_simulate(
     known = early_layers(heads)
     layer = early_layer if early_layer is not None else next(iter(known), None)
     console = wide_console()
-    configs = _configs(settings, heads, layer, num_prompts)
+    configs = _configs(settings, heads, layer, num_prompts, nodes)
     keys: dict[str, Any] = {"model": str(heads), "num_speculative_tokens": nodes}
     if layer is not None:
         everything = {"pruning": "path_probability", "keep_nodes": 255}
@@ -243,18 +187,27 @@ def run_simulate(
 
 
 def _configs(
-    settings: BenchSettings, heads: Path, layer: int | None, num_prompts: int
+    settings: BenchSettings, heads: Path, layer: int | None, num_prompts: int, nodes: int
 ) -> dict[str, ProPDConfig]:
-    """Returns the arms' configs, by name; refuses what a recording cannot tell of."""
+    """Returns the arms' configs, by name; refuses what a recording cannot tell of.
+
+    Args:
+        settings: arms and batch sizes.
+        heads: folder of the heads.
+        layer: the early layer that is recorded; None: the heads have no early head.
+        num_prompts: how many prompts are recorded.
+        nodes: how many nodes recorded trees have.
+
+    Raises:
+        ValueError: an arm is unknown, not ProPD's, or asks for what is not recorded.
+    """
     configs = {}
     of_all = Heads(heads, heads, load_heads(heads).num_heads)
     for text in settings.arms.split():
         arm = parse_arm(text, of_all)
         if not arm.is_ours:
             raise ValueError(f"--arms {text}: only ProPD's own arms can be simulated")
-        assert arm.speculative_config is not None
-        keys = {k: v for k, v in arm.speculative_config.items() if k != "method"}
-        config = parse_config(keys)
+        config = settings_of(arm)
         if config.sizing == "dynamic" and config.has_rule:
             raise ValueError(
                 f"--arms {text}: with dynamic sizes a recording knows pruning 'auto' and "
@@ -271,6 +224,8 @@ def _configs(
             raise ValueError(
                 f"--arms {text}: recorded are {recorded} candidates of each head"
             )
+        if not beside and (missing := _not_recorded(config, heads, layer, nodes)):
+            raise ValueError(f"--arms {text}: {missing}")
         if config.plans_pruning and (beside or layer is None):
             config = config.without_pruning()
         if config.prunes:
@@ -279,6 +234,33 @@ def _configs(
             config = config.model_copy(update={"early_layer": layer})
         configs[arm.name] = config
     return configs
+
+
+def _not_recorded(
+    config: ProPDConfig, heads: Path, layer: int | None, nodes: int
+) -> str | None:
+    """Says what an arm needs of recorded trees and they lack, with the remedy; or None.
+
+    Arms with other sources than heads are not replayed from trees.
+    """
+    if config.has_rule and layer is None:
+        return (
+            f"pruning '{config.pruning}' needs an early head, and {heads} has none: leave "
+            "the arm out, or train heads with some (`vllm-propd train --early-layers`)"
+        )
+    if config.node_values != "head_probability":
+        return (
+            f"a recording knows what heads said, not node_values '{config.node_values}': "
+            "leave the arm out, or add node_values=head_probability"
+        )
+    # Of a chain only its depth counts.
+    grown = config.tree == "best_first" or config.sizing == "dynamic"
+    if grown and (wanted := config.num_speculative_tokens) > nodes:
+        return (
+            f"its trees have up to {wanted} nodes, and recorded are {nodes}: --nodes "
+            f"{wanted}, or add num_speculative_tokens={nodes} to the arm"
+        )
+    return None
 
 
 def drafter_of(

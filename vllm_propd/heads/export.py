@@ -6,12 +6,40 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vllm_propd.heads.checkpoint import load_heads
 
 SHARED_OUTPUT = "lm_heads.0.weight"
 """The tensor that vLLM takes for all heads' output layer (``original_lm_head``)."""
+
+OUTPUT_NAMES = ("lm_head.weight", "model.embed_tokens.weight")
+"""What targets call their output layer; where it is tied they store the embedding only."""
+
+
+def output_layer(model: Path) -> torch.Tensor:
+    """Reads a target's output layer; its embedding, where they are tied.
+
+    Args:
+        model: folder of the target, whose weights may lie in several files.
+
+    Returns:
+        ``[vocabulary, hidden]``, of the dtype in which it is stored.
+
+    Raises:
+        ValueError: no safetensors in the folder hold it under a name that is known.
+    """
+    paths = sorted(model.glob("*.safetensors"))
+    for name in OUTPUT_NAMES:  # the embedding may lie in a file before the output layer's
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118 - it is no dict
+                    return file.get_tensor(name)
+    raise ValueError(
+        f"{model} holds no safetensors with {' or '.join(OUTPUT_NAMES)}: heads for vLLM's "
+        "own medusa need a copy of the output layer"
+    )
 
 
 def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:

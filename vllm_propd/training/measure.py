@@ -43,6 +43,28 @@ def head_ranks(
     return ranks_of(logits, trainee.place[truth])
 
 
+def long_enough(text: list[int], num_heads: int) -> bool:
+    """Whether a continuation goes on beyond what heads draft from its first token."""
+    return len(text) > num_heads + 1
+
+
+def check_measurable(texts: list[list[int]], num_heads: int) -> None:
+    """Refuses continuations that heads cannot be measured on.
+
+    Args:
+        texts: token ids.
+        num_heads: heads K.
+
+    Raises:
+        ValueError: all of them are too short.
+    """
+    if not any(long_enough(text, num_heads) for text in texts):
+        raise ValueError(
+            "the target ends its continuations at once: the heads cannot be measured on "
+            "them. Give --held-out text that it goes on from"
+        )
+
+
 class _Measured:
     """Ranks of the truth, and paths of trees, gathered sequence by sequence."""
 
@@ -110,16 +132,12 @@ def calibrate(
         ValueError: all continuations are too short.
     """
     num_heads = trainee.medusa.num_heads
+    check_measurable(texts, num_heads)
     measured = _Measured(num_heads, [int(layer) for layer in trainee.early])
     for prompt, text in zip(prompts, texts, strict=True):
-        if len(text) > num_heads + 1:
+        if long_enough(text, num_heads):
             measured.add(trainee, prompt, text)
         on_sequence()
-    if not measured.paths:
-        raise ValueError(
-            "the target ends its continuations at once: the heads cannot be measured on "
-            "them. Give --held-out text that it goes on from"
-        )
     from vllm_propd.simulation.offline_acceptance import tokens_per_step  # late, as above
 
     ranks = [torch.cat(rows) for rows in measured.medusa]

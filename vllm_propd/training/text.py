@@ -23,6 +23,7 @@ from vllm_propd.training.data.writing import (
     answers,
     own_questions,
 )
+from vllm_propd.training.measure import check_measurable
 from vllm_propd.training.model.trainee import check_early_layers
 from vllm_propd.training.settings import TrainSettings
 
@@ -64,6 +65,16 @@ class Inputs:
         if self.own_share is None or not self.data:
             return 0.0 if self.data else 1.0
         return self.own_share
+
+    @property
+    def more(self) -> str:
+        """The option that gives more to train on."""
+        return "--data" if self.data else "--distill-tokens"
+
+    @property
+    def more_held_out(self) -> str:
+        """The option that gives more to measure with."""
+        return "--held-out" if self.held_out else self.more
 
     def dump(self, settings: TrainSettings) -> str:
         """Returns what decides the text, as JSON, to be compared with a resumed run's."""
@@ -111,7 +122,7 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
 def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     from vllm_propd.engine.target_text import TargetWriter, check_trainable
 
-    check_trainable(inputs.model)
+    check_trainable(inputs.model, settings.early_layers)
     config = AutoConfig.from_pretrained(inputs.model).get_text_config()
     check_early_layers(settings.early_layers, config.num_hidden_layers)
     if not inputs.data and not inputs.self_distill:
@@ -132,16 +143,16 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
             write_whole(questions, json.dumps([asked, held_out]))
         file = work / f"{MEASURED}.jsonl"
         spoken = answers(it, held_out, file, "held-out text", NEW_TOKENS)
+        # Now, and not at the end of hours of writing and training.
+        check_measurable(spoken[1], settings.num_heads)
+        what = "that the target wrote to measure with"
+        measured = save_written(work, MEASURED, *spoken, length)
+        check_enough(measured, length, what, inputs.more_held_out)
         if inputs.self_distill:
             file, most = work / f"{TRAINED_ON}.jsonl", inputs.distill_tokens
             written = answers(it, asked, file, "training text", None, most)
-            check_enough(
-                save_written(work, TRAINED_ON, *written, length),
-                length,
-                "that the target wrote",
-            )
-    measured = save_written(work, MEASURED, *spoken, length)
-    check_enough(measured, length, "that the target wrote to measure with")
+            data = save_written(work, TRAINED_ON, *written, length)
+            check_enough(data, length, "that the target wrote", inputs.more)
     write_whole(work / CONTINUATIONS, json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
 
 
@@ -170,7 +181,13 @@ def write_held_out(
     _, prompts = _read(inputs, settings, work, tokenizer, vocabulary)
     longest = settings.length * 3 // 4 + NEW_TOKENS
     with TargetWriter(model, longest, settings.seed) as writer:
-        prompts = prompts or own_questions(writer, tokenizer, MEASURED_PROMPTS)
+        prompts = prompts or own_questions(
+            writer,
+            tokenizer,
+            MEASURED_PROMPTS,
+            "no --held-out",
+            "give --held-out with questions, or with text",
+        )
         file = work / f"{MEASURED}.jsonl"
         return answers(writer, prompts, file, "held-out text", NEW_TOKENS)
 
@@ -203,10 +220,13 @@ def _read(
         work,
         inputs.most_tokens,
         prompts_do=inputs.self_distill,
+        option="--data" if inputs.data else "--held-out",
     )
     if not inputs.self_distill:
         check_enough(train, length, "to train on")
-    prompts = held_out.prompts(MEASURED_PROMPTS, longest, settings.seed)
+    prompts = held_out.prompts(
+        MEASURED_PROMPTS, longest, settings.seed, inputs.more_held_out
+    )
     if not inputs.self_distill or not inputs.data:
         return [], prompts
     # About as many windows as it takes: their mean length is half of the longest.
@@ -227,7 +247,10 @@ def _ask(
     """Lets the target ask, too; returns all questions, and prompts to measure with."""
     share = inputs.share_asked()
     count = MEASURED_PROMPTS + inputs.distill_tokens // TOKENS_PER_ANSWER
-    own = own_questions(writer, tokenizer, max(1, int(share * count)))
+    option, remedy = f"--own-share {share:g}", "leave it out"
+    if not inputs.data:
+        option, remedy = "--self-distill without --data", "give --data with questions"
+    own = own_questions(writer, tokenizer, max(1, int(share * count)), option, remedy)
     if not held_out:
         held_out, own = split(own, MEASURED_PROMPTS)
     if share < 1:

@@ -43,6 +43,7 @@ class Measured:
         self.point, self.engines, self._bar = point, engines, bar
         self.turns: Turns[Turn] = Turns()
         self.chunks = Chunks()
+        self._seen: set[tuple[str, int]] = set()
         self._task = bar.add_task(point.name, total=len(engines))
 
     def measure(
@@ -89,6 +90,7 @@ class Measured:
         arms, groups = [engine.arm.name for engine in engines], self.point.groups
         if start or not self.turns.plain:
             self._warm_up(engines, params, WARM_UP * settings.seconds)
+            self._seen.clear()
         params = params.clone()
         params.ignore_eos = False
         title = f"{self.point.name}: chunks" + (f", start {start + 1}" if start else "")
@@ -103,6 +105,8 @@ class Measured:
             number = len(self.chunks.done)  # over all starts
             group = number % len(groups)
             ordered = engines[:: -1 if number % 2 else 1]
+            for engine in engines:
+                self._forget_seen(engine, group)
             run = step_by_step if settings.in_turn else one_by_one
             for engine, turn in zip(
                 ordered, run(ordered, groups[group], params), strict=True
@@ -121,6 +125,8 @@ class Measured:
     ) -> None:
         short, groups = at_most(params, SHORT), self.point.warm_up or self.point.groups
         for engine in engines:
+            if engine.arm.is_ours:
+                engine.call("forget_texts")
             if not engine.arm.learns:
                 self._run(engine, groups[0], short)
                 continue
@@ -129,8 +135,17 @@ class Measured:
                 seconds += self._run(engine, prompts, params).seconds
                 if seconds >= least:
                     break
+            engine.call("keep_texts")
+
+    def _forget_seen(self, engine: ArmEngine, group: int) -> None:
+        """Lets an arm know what it knew after its warm-up, where prompts come again."""
+        seen = engine.arm.name, group
+        if seen in self._seen and engine.arm.is_ours:
+            engine.call("forget_texts")
+        self._seen.add(seen)
 
     def _turn(self, engine: ArmEngine, params: SamplingParams, group: int = 0) -> Turn:
+        self._forget_seen(engine, group)
         turn = self._run(engine, self.point.groups[group], params)
         turn.group = group
         return turn

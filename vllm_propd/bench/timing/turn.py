@@ -111,14 +111,22 @@ class Turn:
         return self.began + self.seconds / 2
 
     @property
+    def decodes(self) -> bool:
+        """Whether a time counts: none does where all texts end with their first tokens."""
+        return self.seconds > 0
+
+    @property
     def tokens_per_s(self) -> float:
-        """New tokens per second, over all sequences."""
-        return self.tokens / self.seconds
+        """New tokens per second, over all sequences; 0 where no time counts."""
+        return self.tokens / self.seconds if self.decodes else 0.0
 
     def laps(self) -> list[tuple[int, float]]:
-        """Returns each step's draft tokens and seconds; one step, where none was timed."""
+        """Returns each step's draft tokens and seconds; one step, where none was timed.
+
+        None, where no time counts.
+        """
         if not self.step_seconds:
-            return [(0, self.seconds)]
+            return [(0, self.seconds)] if self.decodes else []
         return list(zip(self.step_drafted, self.step_seconds, strict=True))
 
     def step_ms(self) -> dict[str, float]:

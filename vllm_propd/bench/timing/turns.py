@@ -99,16 +99,21 @@ class Turns(Generic[AnyTurn]):
     def tokens_per_s(self, arm: str) -> float:
         """Returns an arm's tokens/s: the median of each group of prompts, their mean.
 
-        Groups have unequal numbers of turns, and some write faster than others.
+        Groups have unequal numbers of turns, and some write faster than others. A group
+        whose texts all end with their first tokens has no speed; 0 where all groups are so.
         """
         by_group: defaultdict[int, list[float]] = defaultdict(list)
-        for turn in self.of(arm):
+        for turn in self.decoding(arm):
             by_group[turn.group].append(turn.tokens_per_s)
-        return mean(map(median, by_group.values()))
+        return mean(map(median, by_group.values())) if by_group else 0.0
+
+    def decoding(self, arm: str) -> list[AnyTurn]:
+        """Returns those of an arm's turns that have a time that counts."""
+        return [turn for turn in self.of(arm) if turn.decodes]
 
     def when(self, turn: AnyTurn) -> float:
         """Seconds from the first turn's begin to when half of ``turn`` was over."""
-        return turn.middle - self._taken[0][1].began
+        return turn.middle - min(taken.began for _, taken in self._taken)
 
     def ratio(self, arm: str) -> float:
         """Returns tokens/s over plain vLLM's, both undisturbed; the mean over groups.
@@ -117,16 +122,22 @@ class Turns(Generic[AnyTurn]):
         memory, by other factors than arms that compute. So a step counts as long as a fast
         one (``FAST``) of the same arm and as many drafts (``fast_steps``). How often steps
         had so many drafts, and how many tokens came of them, is counted over all turns.
+
+        0, where no group has texts that go on after their first tokens.
         """
         mine, plain = self._undisturbed(arm), self._undisturbed(self._plain)
-        return mean(mine[group] / plain[group] for group in mine)
+        both = mine.keys() & plain.keys()
+        return mean(mine[group] / plain[group] for group in both) if both else 0.0
 
     def _undisturbed(self, arm: str) -> dict[int, float]:
-        """Returns, by group of prompts, an arm's tokens/s if all its steps were fast."""
+        """Returns, by group of prompts, an arm's tokens/s if all its steps were fast.
+
+        Groups whose texts all end with their first tokens are left out.
+        """
         fast = fast_steps(self.steps(arm))
         tokens: Counter[int] = Counter()
         seconds: defaultdict[int, float] = defaultdict(float)
-        for turn in self.of(arm):
+        for turn in self.decoding(arm):
             tokens[turn.group] += turn.tokens
             seconds[turn.group] += sum(fast[drafted] for drafted, _ in turn.laps())
         return {group: tokens[group] / seconds[group] for group in tokens}

@@ -83,12 +83,20 @@ class TokenData:
         counts = np.bincount(tokens, minlength=vocabulary)
         return np.sort(np.argsort(-counts, kind="stable")[:count])
 
-    def prompts(self, count: int, longest: int, seed: int) -> list[list[int]]:
+    def prompts(
+        self, count: int, longest: int, seed: int, option: str = "--data"
+    ) -> list[list[int]]:
         """Draws at most ``count`` prompts of at most ``longest`` tokens, all different.
 
         They are chats up to the answer; or windows of text, their lengths drawn evenly,
         since what a model writes after little context (it repeats itself) is easier to
         draft.
+
+        Args:
+            count: how many are wanted.
+            longest: the most tokens of one.
+            seed: of the draw.
+            option: what named the files of this data, for errors.
 
         Raises:
             DataError: no chat is as short as that, or there is less text.
@@ -97,7 +105,7 @@ class TokenData:
         if not self.chats and len(self.tokens) < longest:
             raise DataError(
                 f"there are {len(self.tokens):,} tokens to measure with, or to ask with; "
-                f"prompts of up to {longest} need more: give more --data, or a smaller "
+                f"prompts of up to {longest} need more: give more {option}, or a smaller "
                 "--length"
             )
         if not self.chats:
@@ -109,7 +117,7 @@ class TokenData:
         fitting = [chat for chat in different if len(chat) <= longest]
         if not fitting:
             raise DataError(
-                f"--data: of {len(self.chats)} chats none asks its first question in "
+                f"{option}: of {len(self.chats)} chats none asks its first question in "
                 f"{longest} tokens; give a larger --length"
             )
         return [fitting[i] for i in rng.permutation(len(fitting))[:count]]
@@ -182,6 +190,7 @@ def prepare(
     folder: Path,
     most_tokens: int,
     prompts_do: bool = False,
+    option: str = "--data",
 ) -> tuple[TokenData, TokenData]:
     """Returns token ids to train on, and held-out ones; both are files in ``folder``.
 
@@ -193,13 +202,14 @@ def prepare(
         folder: made if it is not there; what it holds of an earlier run is replaced.
         most_tokens: tokens after which no more is read.
         prompts_do: whether chats without an answer are enough.
+        option: what named ``paths``, for errors.
 
     Raises:
         DataError: no text, or token ids that the target does not have.
     """
-    documents = read_documents(paths, tokenizer, most_tokens)
+    documents = read_documents(paths, tokenizer, most_tokens, option)
     if held_out:
-        kept = read_documents(held_out, tokenizer, most_tokens)
+        kept = read_documents(held_out, tokenizer, most_tokens, "--held-out")
         split = chain((("train", d) for d in documents), (("held_out", d) for d in kept))
     else:
         split = chain(split_documents(documents))
@@ -221,11 +231,11 @@ def prepare(
     train, kept_out = (writer.close() for writer in writers.values())
     named = ", ".join(map(str, paths))
     if not len(train.tokens) and not train.chats:
-        raise DataError(f"--data {named}: there is no text in it")
+        raise DataError(f"{option} {named}: there is no text in it")
     if not len(train.tokens) and not prompts_do:
         raise DataError(
-            f"--data {named}: it asks and does not answer; with --self-distill the target "
-            "writes the answers"
+            f"{option} {named}: it asks and does not answer; with --self-distill the "
+            "target writes the answers"
         )
     return train, kept_out
 
@@ -251,8 +261,14 @@ class _Writer:
         return load_data(self.folder, self.name)
 
 
-def check_enough(data: TokenData, length: int, what: str) -> None:
+def check_enough(data: TokenData, length: int, what: str, option: str = "--data") -> None:
     """Refuses data that has no window of ``length`` tokens.
+
+    Args:
+        data: token ids.
+        length: tokens of a window.
+        what: what the tokens are, for errors.
+        option: what gives more of them, for errors.
 
     Raises:
         DataError: there are too few tokens; the message has the counts, and ``what`` they
@@ -261,7 +277,7 @@ def check_enough(data: TokenData, length: int, what: str) -> None:
     if not len(data.windows(length)):
         raise DataError(
             f"there are {len(data.tokens):,} tokens {what}; --length {length} needs more: "
-            "give more --data, or a smaller --length"
+            f"give more {option}, or a smaller --length"
         )
 
 

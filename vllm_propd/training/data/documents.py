@@ -43,11 +43,15 @@ class Document:
     chat: list[int]
 
 
-def files_of(paths: list[Path], option: str = "--data") -> list[tuple[str, Path]]:
+def files_of(paths: list[Path], option: str) -> list[tuple[str, Path]]:
     """Finds the data files among ``paths`` and inside their folders, with their builders.
 
     Hidden files, caches, binary and empty files in folders are left out. JSON there is text
     like other sources (``package.json``), JSON lines are rows.
+
+    Args:
+        paths: files and folders.
+        option: what named them, for errors.
 
     Raises:
         DataError: a path does not exist, or there is no data file.
@@ -101,7 +105,7 @@ def _lines_of(file: Path, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rows_of(
-    files: list[tuple[str, Path]], option: str = "--data"
+    files: list[tuple[str, Path]], option: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each document's file and row, streamed.
 
@@ -142,11 +146,17 @@ def rows_of(
 
 
 def render_row(
-    file: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+    file: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, option: str
 ) -> tuple[str, str]:
     """Returns a row's text, and of a chat the part that waits for an answer.
 
     A row that only asks has a prompt and no text.
+
+    Args:
+        file: its file, for errors.
+        row: its fields.
+        tokenizer: the target's.
+        option: what named the file, for errors.
 
     Raises:
         DataError: the row has neither text nor chat, or the chat template is missing or
@@ -157,7 +167,7 @@ def render_row(
     chat = chat_of(row)
     if chat is None:
         raise DataError(
-            f"--data {file}: a row has the fields {', '.join(sorted(row)) or '(none)'}; "
+            f"{option} {file}: a row has the fields {', '.join(sorted(row)) or '(none)'}; "
             f"needed is `text`, or a chat in {SHAPES}"
         )
     question = question_of(chat)
@@ -165,13 +175,19 @@ def render_row(
         asked = render(question, tokenizer, asks=True) if question else ""
         return ("" if question == chat else render(chat, tokenizer)), asked
     except ChatError as error:
-        raise DataError(f"--data {file}: {error}") from error
+        raise DataError(f"{option} {file}: {error}") from error
 
 
 def read_documents(
-    paths: list[Path], tokenizer: PreTrainedTokenizerBase, most_tokens: int
+    paths: list[Path], tokenizer: PreTrainedTokenizerBase, most_tokens: int, option: str
 ) -> Iterator[Document]:
     """Yields documents of files and folders until they have ``most_tokens`` tokens.
+
+    Args:
+        paths: files and folders.
+        tokenizer: the target's.
+        most_tokens: tokens after which no more is read.
+        option: what named the paths, for errors.
 
     Raises:
         DataError: files that cannot be read, or rows that hold no text.
@@ -186,7 +202,8 @@ def read_documents(
             if document or chat:
                 yield Document(document + end if document else [], chat)
 
-    rows = (render_row(file, row, tokenizer) for file, row in rows_of(files_of(paths)))
+    found = rows_of(files_of(paths, option), option)
+    rows = (render_row(file, row, tokenizer, option) for file, row in found)
     tokens = 0
     while tokens < most_tokens and (texts := list(islice(rows, TOKENIZED_AT_ONCE))):
         for document in encode(texts):

@@ -40,7 +40,11 @@ Ids = list[list[int]]
 
 
 def own_questions(
-    writer: TargetWriter, tokenizer: PreTrainedTokenizerBase, count: int
+    writer: TargetWriter,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    option: str,
+    remedy: str,
 ) -> Ids:
     """Lets a chat model ask: at temperature 1 it goes on from the user's turn.
 
@@ -49,6 +53,8 @@ def own_questions(
         tokenizer: the target's.
         count: how many questions it writes; those that it does not end are dropped, and of
             equal ones all but one.
+        option: why the model asks, in the words of the command line, for errors.
+        remedy: what to do where it cannot, for errors.
 
     Returns:
         Token ids of chats that wait for an answer, all different.
@@ -59,13 +65,13 @@ def own_questions(
     try:
         begun = opening(tokenizer)
     except ChatError as error:
-        raise DataError(f"--self-distill without --data: {error}") from error
+        raise DataError(f"{option}: {error}") from error
     starts = [STARTS[i // 2 % len(STARTS)] if i % 2 else "" for i in range(count)]
     prompts = tokenizer([begun + one for one in starts], add_special_tokens=False)
     if not all(prompts["input_ids"]):
         raise DataError(
-            "--self-distill without --data: nothing in the model's chat template says "
-            "where a question begins; give --data with questions"
+            f"{option}: nothing in the model's chat template says where a question begins; "
+            f"{remedy}"
         )
     most = int(QUESTION_SHARE * writer.longest)
     asked = writer.write(prompts["input_ids"], "own questions", most, temperature=1.0)
@@ -80,10 +86,7 @@ def own_questions(
         if text
     ]
     if not chats:
-        raise DataError(
-            "--self-distill without --data: the model asks nothing of itself; give --data "
-            "with questions"
-        )
+        raise DataError(f"{option}: the model asks nothing of itself; {remedy}")
     ids: Ids = tokenizer(chats, add_special_tokens=False)["input_ids"]
     return [one for one in ids if len(one) < writer.longest]
 
