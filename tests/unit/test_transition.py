@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -252,3 +253,32 @@ def test_calibration_measures_what_knows_the_token_before() -> None:
     found = calibrate(heads, [text[:3]], [text[3:]])
     assert found.rank_accuracy[0][0] == found.rank_accuracy[1][0] == 1.0
     assert found.tokens_per_step[4] == 3.0
+
+
+@pytest.mark.parametrize("ranks", [1, 3, TOKENS])
+def test_one_loop_on_the_cpu_gives_what_torchs_steps_give(
+    transition: Transition, ranks: int
+) -> None:
+    """These are what other devices do."""
+    logits = own_logits()
+    given = torch.cat([(logits[0] + transition(ROOTS))[None], logits[1:]])
+    best, places = given.topk(ranks)
+    total = given.logsumexp(-1, keepdim=True)
+    expected = transition._coupled(given, best, places, total, ranks)
+    found = transition.couple(logits, ROOTS, ranks)
+    real = torch.isfinite(expected.log_probs)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    assert torch.equal(found.tokens[real], expected.tokens[real])
+    # A token may stand twice among the candidates: what follows either is the same.
+    index = expected.next_row[:, :-1], found.next_row[:, :-1]
+    followed = [
+        torch.stack([one.tokens[s, h + 1, rows] for s, h, rows in _rows(next_row)])
+        for one, next_row in zip((expected, found), index, strict=True)
+    ]
+    kept = torch.stack([real[s, h] for s, h, _ in _rows(index[0])])
+    assert torch.equal(followed[0][kept], followed[1][kept])
+
+
+def _rows(next_row: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    for sequence, head in product(range(next_row.shape[0]), range(next_row.shape[1])):
+        yield sequence, head, next_row[sequence, head]

@@ -93,6 +93,25 @@ class Transition(nn.Module):
         logits = torch.cat([(logits[0] + self(roots))[None], logits[1:]])
         best, places = logits.topk(ranks)
         total = logits.logsumexp(-1, keepdim=True)
+        if logits.device.type == "cpu":
+            from vllm_propd.heads.couple_cpu import couple  # numba, where heads are asked
+
+            tables = (self.before.detach().numpy(), self.after.detach().numpy())
+            given = [one.numpy() for one in (logits, best, places, total[..., 0])]
+            after = self.successors().numpy()
+            found = couple(*given, after, PARENTS, *tables)
+            return CoupledTensors(*map(torch.from_numpy, found))
+        return self._coupled(logits, best, places, total, ranks)
+
+    def _coupled(
+        self,
+        logits: torch.Tensor,
+        best: torch.Tensor,
+        places: torch.Tensor,
+        total: torch.Tensor,
+        ranks: int,
+    ) -> CoupledTensors:
+        """Does what ``couple`` does on any device, in torch's own steps."""
         parents = places[:-1, :, :PARENTS]
         extra = self.successors()[parents].flatten(2)
         # The first head needs none: it has the best of all tokens already.
