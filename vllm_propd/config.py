@@ -100,15 +100,16 @@ class ProPDConfig(BaseModel):
         "`shared`: also what other requests have answered, where their last tokens were "
         "the same (SuffixDecoding, arXiv 2411.04975); how fast a text comes may then tell "
         "of others' texts, to those of the same `cache_salt` only. "
-        "`false`, and `recycling` too: the heads' candidates only, as in the paper.",
+        "`false`: the heads' candidates only, as in the paper.",
     )
-    recycling: bool = Field(
-        True,
+    recycling: bool | Literal["auto"] = Field(
+        "auto",
         description="With `dynamic` sizing trees also hold what the target thought likely "
         "after a token when it last read it, in whatever request, where no head speaks: "
         "without heads, and deeper than they reach (Token Recycling, arXiv 2408.08696). "
         "How fast a text comes may tell of others' texts, as with prefix caching; `false`: "
-        "it does not.",
+        "it does not. `auto`: where there are no heads; beside heads that suit the text it "
+        "costs more than it gives (docs/benchmarks.md).",
     )
     pruning: Literal["auto", "off", "top_k", "path_probability"] = Field(
         "auto",
@@ -175,7 +176,7 @@ class ProPDConfig(BaseModel):
                     "it, or set pruning to a rule"
                 )
         for key in ("lookup", "recycling"):
-            unused = getattr(self, key) and not self._free_trees
+            unused = getattr(self, key) not in (False, "auto") and not self._free_trees
             if key in self.model_fields_set and unused:
                 problems.append(
                     f"{key} has no effect with sizing '{self.sizing}' and tree "
@@ -220,7 +221,8 @@ class ProPDConfig(BaseModel):
     @property
     def recycles(self) -> bool:
         """Whether successors that the target has named before are candidates, too."""
-        return self.recycling and self._free_trees
+        wanted = not self.heads if self.recycling == "auto" else self.recycling
+        return wanted and self._free_trees
 
     @property
     def has_rule(self) -> bool:

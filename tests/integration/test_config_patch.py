@@ -77,7 +77,7 @@ def test_all_doors_are_alike(door: str) -> None:
         "num_candidates": 10,
         "node_values": "head_probability",
         "lookup": True,
-        "recycling": True,
+        "recycling": "auto",
         "pruning": "auto",
         "early_layer": 1,
         "top_k": 20,

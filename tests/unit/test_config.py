@@ -21,7 +21,7 @@ def test_defaults_are_lossless() -> None:
         "num_candidates": 10,
         "node_values": "head_probability",
         "lookup": True,
-        "recycling": True,
+        "recycling": "auto",
         "pruning": "auto",
         "early_layer": None,
         "top_k": 20,
@@ -62,12 +62,21 @@ def test_every_field_is_described(name: str) -> None:
 @pytest.mark.parametrize("other", [{"sizing": "fixed"}, {"tree": "chain"}])
 def test_nothing_is_looked_up_beside_chains_and_fixed_sizes(other: dict[str, str]) -> None:
     for key, has in (("lookup", "looks_up"), ("recycling", "recycles")):
-        assert getattr(parse_config({}), has)
+        assert getattr(parse_config({key: True}), has)
         assert not getattr(parse_config({key: False}), has)
         assert not getattr(parse_config(other), has)
         assert not getattr(parse_config({**other, key: False}), has)
         with pytest.raises(ValueError, match=rf"{key} has no effect .* set sizing to 'dy"):
             parse_config({**other, key: True})
+
+
+def test_recycling_is_for_drafts_without_heads_unless_it_is_asked_for() -> None:
+    for heads in (True, False):
+        assert parse_config({"heads": heads}).recycles is not heads
+        assert parse_config({"heads": heads, "recycling": True}).recycles
+        assert not parse_config({"heads": heads, "recycling": False}).recycles
+    assert parse_config({}).without_heads().recycles
+    assert not parse_config({"recycling": "auto", "sizing": "fixed"}).recycles
 
 
 def test_settings_do_not_change() -> None:

@@ -123,10 +123,10 @@ ARMS: dict[str, Callable[[Heads], dict[str, Any] | None]] = {
         num_speculative_tokens=FIXED_NODES,
         keep_nodes=FIXED_NODES // 2,
     ),
-    "propd-no-recycling": lambda heads: _propd(heads, recycling=False),
-    "propd-no-lookup": lambda heads: _propd(heads, lookup=False, recycling=False),
+    "propd-no-lookup": lambda heads: _propd(heads, lookup=False),
     "propd-no-heads": lambda heads: {"method": "propd", "heads": False},
     "propd": _propd,
+    "propd-recycling": lambda heads: _propd(heads, recycling=True),
     "propd-shared": lambda heads: _propd(heads, lookup="shared"),
 }
 """The known arms, by name: each function makes the speculative config for some heads.
@@ -137,10 +137,10 @@ that ProPD's engines have (``engine.frame_room``): beside it, ratios are of draf
 ``medusa`` (a chain of the same heads), ``ngram``
 and ``suffix`` are vLLM's own methods. ``chain`` and ``static`` are our trees of a fixed
 shape. ``propd`` is ProPD as it is by default; ``propd-no-prune``, ``propd-no-dynamic``,
-``propd-no-recycling`` and ``propd-no-heads`` each lack one part: early pruning, sizes
-chosen in real time, recycled successors, or the heads. ``propd-no-lookup`` lacks all that
-is looked up, in the text and in what the target has said: it is the paper's method.
-``propd-shared`` also drafts from what other requests have said."""
+``propd-no-lookup`` and ``propd-no-heads`` each lack one part: early pruning, sizes chosen
+in real time, what is looked up in the text, which leaves the paper's method, or the heads.
+Without these it recycles what the target has named before; ``propd-recycling`` does so
+beside heads. ``propd-shared`` also drafts from what other requests have said."""
 
 
 def parse_arm(text: str, heads: Heads) -> Arm:

@@ -64,7 +64,7 @@ def run_demo(
         Arm("plain vLLM", None),
         Arm("chain (same heads)", {**fixed, "tree": "chain"}),
         Arm("ProPD", {"method": "propd"}),
-        Arm("ProPD, heads only", {"method": "propd", "lookup": False, "recycling": False}),
+        Arm("ProPD, heads only", {"method": "propd", "lookup": False}),
         Arm(f"ProPD, always {num_speculative_tokens} nodes", propd),
     ]
     console = Console()

@@ -96,10 +96,11 @@ class Transition(nn.Module):
         if logits.device.type == "cpu":
             from vllm_propd.heads.couple_cpu import couple  # numba, where heads are asked
 
-            tables = (self.before.detach().numpy(), self.after.detach().numpy())
-            given = [one.numpy() for one in (logits, best, places, total[..., 0])]
-            after = self.successors().numpy()
-            found = couple(*given, after, PARENTS, *tables)
+            found = couple(
+                logits.numpy(), best.numpy(), places.numpy(), total[..., 0].numpy(),
+                self.successors().numpy(), PARENTS, self.before.detach().numpy(),
+                self.after.detach().numpy(),
+            )  # fmt: skip
             return CoupledTensors(*map(torch.from_numpy, found))
         return self._coupled(logits, best, places, total, ranks)
 
