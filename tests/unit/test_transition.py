@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -270,15 +269,8 @@ def test_one_loop_on_the_cpu_gives_what_torchs_steps_give(
     torch.testing.assert_close(found.log_probs, expected.log_probs)
     assert torch.equal(found.tokens[real], expected.tokens[real])
     # A token may stand twice among the candidates: what follows either is the same.
-    index = expected.next_row[:, :-1], found.next_row[:, :-1]
-    followed = [
-        torch.stack([one.tokens[s, h + 1, rows] for s, h, rows in _rows(next_row)])
-        for one, next_row in zip((expected, found), index, strict=True)
-    ]
-    kept = torch.stack([real[s, h] for s, h, _ in _rows(index[0])])
-    assert torch.equal(followed[0][kept], followed[1][kept])
-
-
-def _rows(next_row: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    for sequence, head in product(range(next_row.shape[0]), range(next_row.shape[1])):
-        yield sequence, head, next_row[sequence, head]
+    for sequence, head in product(range(SEQUENCES), range(HEADS - 1)):
+        kept = real[sequence, head]
+        after = (one.tokens[sequence, head + 1] for one in (expected, found))
+        rows = (one.next_row[sequence, head][kept] for one in (expected, found))
+        assert torch.equal(*(tokens[row] for tokens, row in zip(after, rows, strict=True)))
