@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 
 import numpy as np
@@ -177,22 +178,41 @@ def test_small_promises_that_are_kept_do_not_pay_for_large_ones_that_are_not() -
     assert not waited
 
 
+def lent(steps: int, price: float, plan: Callable[[], tuple[float, float]]) -> list[float]:
+    """The balances of an account that began with a loan, after each plan that was made.
+
+    Args:
+        steps: of a second each.
+        price: seconds of asking.
+        plan: seconds that the next plan saves, and that it promises.
+    """
+    account, balances = Account(), []
+    account.lend(1.0)
+    for _ in range(steps):
+        account.earn(1.0)
+        asks, account.wait = not account.wait, max(0, account.wait - 1)
+        if asks:
+            account.ask(price, 1.0)
+            saved, promised = plan()
+            account.wait = account.steps_to_wait(1.0, max(promised, 0.0))
+            account.repay(saved, promised)
+            balances.append(account.balance)
+    return balances
+
+
 @pytest.mark.parametrize(("mean", "asks"), [(0.0, 1500), (0.02, 2500), (0.05, 3000)])
 def test_promises_of_about_nothing_do_not_silence_a_source(mean: float, asks: int) -> None:
     """A planner that looks at more than seconds makes plans that promise none, or less."""
     made, worst = 0, 0.0
     for seed in range(20):
-        rng, account = np.random.default_rng(seed), Account()
-        account.lend(1.0)
-        for _ in range(3000):
-            account.earn(1.0)
-            asked, account.wait = not account.wait, max(0, account.wait - 1)
-            if asked:
-                account.ask(0.001, 1.0)
-                promised = rng.normal(mean, 0.05)
-                account.wait = account.steps_to_wait(1.0, max(promised, 0.0))
-                account.repay(promised + rng.normal(0.0, 0.3), promised)
-                made, worst = made + 1, min(worst, account.balance)
+        rng = np.random.default_rng(seed)
+
+        def plan(rng: np.random.Generator = rng) -> tuple[float, float]:
+            promised = rng.normal(mean, 0.05)
+            return promised + rng.normal(0.0, 0.3), promised
+
+        balances = lent(3000, 0.001, plan)
+        made, worst = made + len(balances), min(worst, *balances)
     assert made >= 20 * asks
     assert worst > -1.0
 
@@ -210,13 +230,5 @@ def test_small_losses_beside_promises_that_cancel_out_cost_what_they_are() -> No
 @pytest.mark.parametrize(("promised", "most"), [(1e-6, 50), (0.1, 50), (10.0, 200)])
 def test_plans_that_lose_are_not_made_often(promised: float, most: int) -> None:
     """Whatever they promise: what they begin with is used up, and trust fades."""
-    account, made = Account(), 0
-    account.lend(1.0)
-    for _ in range(1000):
-        account.earn(1.0)
-        asks, account.wait = not account.wait, max(0, account.wait - 1)
-        if asks:
-            account.ask(0.01, 1.0)
-            account.wait, made = account.steps_to_wait(1.0, promised), made + 1
-            account.repay(-0.2, promised)
+    made = len(lent(1000, 0.01, lambda: (-0.2, promised)))
     assert made <= most

@@ -231,10 +231,10 @@ def shared_config(arms: list[Arm], target: str) -> dict[str, Any]:
         ValueError: an arm's settings are wrong, or it wants other heads than the first.
     """
     # Late: the command asks for the arms' names before it knows that vLLM is needed.
-    from vllm_propd.engine.integration.config_patch import find_config
+    from vllm_propd.engine.integration.config_patch import with_heads_found
 
-    most = most_nodes(arms)
-    found = [(arm, find_config(arm.keys, target)) for arm in arms]
+    found = [(arm, with_heads_found(settings_of(arm), target)) for arm in arms]
+    most = max(settings.num_speculative_tokens for _, settings in found)
     with_heads = [(arm, settings.model) for arm, settings in found if settings.heads]
     first, its = with_heads[0] if with_heads else (arms[0], None)
     for arm, heads in with_heads:

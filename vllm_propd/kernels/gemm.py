@@ -21,6 +21,19 @@ _WIDE = binding.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _WIDE else 8
 VECTORS = 4 if _WIDE else 2
 
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
+
+
+def data_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    """Returns, inside an intrinsic, the address of an array's first element."""
+    return context.make_array(kind)(context, builder, array).data
+
+
+def load_vector(builder: Any, base: Any, offset: Any) -> Any:
+    """Loads, inside an intrinsic, ``LANES`` floats, ``offset`` of them behind a base."""
+    pointer = builder.bitcast(builder.gep(base, [offset]), VECTOR.as_pointer())
+    return builder.load(pointer, align=4)
+
 
 def _tile(vectors: int) -> Any:
     """Makes an intrinsic adding a ``ROWS x (vectors * LANES)`` tile of ``a @ b`` to ``c``.
@@ -40,19 +53,12 @@ def _tile(vectors: int) -> Any:
         )  # fmt: skip
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            scalar, i64 = ir.FloatType(), ir.IntType(64)
-            vector = ir.VectorType(scalar, LANES)
+            i64, vector = ir.IntType(64), VECTOR
             spread = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 
-            def data(position: int) -> Any:
-                array = context.make_array(sig.args[position])
-                return array(context, builder, args[position]).data
-
-            def load(base: Any, offset: Any) -> Any:
-                pointer = builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
-                return builder.load(pointer, align=4)
-
-            a_data, b_data, c_data = data(0), data(3), data(6)
+            a_data, b_data, c_data = (
+                data_of(context, builder, sig.args[i], args[i]) for i in (0, 3, 6)
+            )
             a_off, a_step, b_off, b_step, c_off, c_step = (
                 args[i] for i in (1, 2, 4, 5, 7, 8)
             )
@@ -75,7 +81,8 @@ def _tile(vectors: int) -> Any:
             with cgutils.for_range(builder, args[9]) as loop:
                 b_row = builder.add(b_off, builder.mul(b_step, loop.index))
                 columns = [
-                    load(b_data, builder.add(b_row, i64(v * LANES))) for v in range(vectors)
+                    load_vector(builder, b_data, builder.add(b_row, i64(v * LANES)))
+                    for v in range(vectors)
                 ]
                 for row in range(ROWS):
                     a_row = builder.add(a_off, builder.mul(a_step, i64(row)))

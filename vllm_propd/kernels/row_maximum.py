@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from vllm_propd.kernels.gemm import LANES
+from vllm_propd.kernels.gemm import LANES, data_of, load_vector
 
 
 @intrinsic
@@ -23,13 +23,11 @@ def _largest_lane(typing, values, offset, vectors):  # type: ignore[no-untyped-d
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         i64, lane = ir.IntType(64), ir.IntType(32)
-        vector = ir.VectorType(ir.FloatType(), LANES)
-        base = context.make_array(sig.args[0])(context, builder, args[0]).data
+        base = data_of(context, builder, sig.args[0], args[0])
 
         def load(index: Any) -> Any:
             place = builder.add(args[1], builder.mul(index, i64(LANES)))
-            pointer = builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
-            return builder.load(pointer, align=4)
+            return load_vector(builder, base, place)
 
         def larger(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)

@@ -125,11 +125,10 @@ class Measured:
     ) -> None:
         short, groups = at_most(params, SHORT), self.point.warm_up or self.point.groups
         for engine in engines:
-            if engine.arm.is_ours:
-                engine.call("forget_texts")
             if not engine.arm.learns:
                 self._run(engine, groups[0], short)
                 continue
+            engine.call("forget_texts")
             seconds = 0.0
             for prompts in cycle(groups):
                 seconds += self._run(engine, prompts, params).seconds
@@ -140,7 +139,7 @@ class Measured:
     def _forget_seen(self, engine: ArmEngine, group: int) -> None:
         """Lets an arm know what it knew after its warm-up, where prompts come again."""
         seen = engine.arm.name, group
-        if seen in self._seen and engine.arm.is_ours:
+        if seen in self._seen and engine.arm.learns:
             engine.call("forget_texts")
         self._seen.add(seen)
 

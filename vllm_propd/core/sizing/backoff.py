@@ -72,7 +72,6 @@ class Account:
     def lend(self, step: float) -> None:
         """Gives it its loan; ``step`` is the seconds of a step without nodes."""
         self.balance, self.trust = LOAN * step, KEPT
-        self.least = LEAST * step
 
     def earn(self, seconds: float) -> None:
         """Pays in the share of a step of so many seconds."""

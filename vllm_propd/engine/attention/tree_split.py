@@ -97,6 +97,14 @@ class TreeMetadata(ABC):
         """Returns the metadata of what pruning leaves."""
 
 
+OF_REQUESTS = (
+    "seq_lens", "block_table_tensor", "causal", "encoder_seq_lens", "encoder_seq_lens_cpu",
+    "dcp_local_seq_lens", "dcp_local_seq_lens_cpu_upper_bound", "is_prefilling",
+    "seq_lens_cpu_upper_bound", "req_idx", "rswa_prefix_lens", "replayssm_decode_base_cpu",
+)  # fmt: skip
+"""What vLLM's metadata has a value of for each request, if at all."""
+
+
 def without_trees(
     step: TreeStep, common: CommonAttentionMetadata
 ) -> CommonAttentionMetadata | None:
@@ -125,14 +133,6 @@ def without_trees(
             if not isinstance(values := getattr(common, name), bool | None)
         },
     )
-
-
-OF_REQUESTS = (
-    "seq_lens", "block_table_tensor", "causal", "encoder_seq_lens", "encoder_seq_lens_cpu",
-    "dcp_local_seq_lens", "dcp_local_seq_lens_cpu_upper_bound", "is_prefilling",
-    "seq_lens_cpu_upper_bound", "req_idx", "rswa_prefix_lens", "replayssm_decode_base_cpu",
-)  # fmt: skip
-"""What vLLM's metadata has a value of for each request, if at all."""
 
 
 def _on_host(values: Any) -> bool:

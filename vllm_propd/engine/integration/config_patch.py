@@ -75,9 +75,10 @@ def _teach_engine_args(original: Any) -> Any:
         keys = _requested(self)
         if keys is None:
             return original(self, *args, **kwargs)
+        given = parse_config(keys)
         asked = {name: getattr(self, name) for name in REWRITTEN}
         try:
-            config = _enable(self, keys)
+            config = _enable(self, given)
             vllm_config = original(self, *args, **kwargs)
         finally:  # Ray asks the same arguments for a config twice
             for name, value in asked.items():
@@ -86,7 +87,7 @@ def _teach_engine_args(original: Any) -> Any:
         _pad_no_request(vllm_config)
         additional = {
             METHOD: config.model_dump_json(exclude_unset=True),
-            GIVEN: parse_config(keys).model,
+            GIVEN: given.model,
         }
         vllm_config.additional_config = {**vllm_config.additional_config, **additional}
         logger.info("ProPD: %s", config.model_dump_json())
@@ -126,12 +127,20 @@ def _requested(args: EngineArgs) -> dict[str, Any] | None:
 def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
     """Returns the settings behind a user's keys, with heads and early layer found.
 
-    Where nobody has named heads and the target has none, they are those without heads.
-
     Raises:
         ValueError: something is wrong with the keys or with the heads; it says what.
     """
-    config = parse_config(keys)
+    return with_heads_found(parse_config(keys), target)
+
+
+def with_heads_found(config: ProPDConfig, target: str) -> ProPDConfig:
+    """Returns the settings with heads and early layer found.
+
+    Where nobody has named heads and the target has none, they are those without heads.
+
+    Raises:
+        ValueError: something is wrong with the heads; it says what.
+    """
     if not config.heads:
         return config
     try:
@@ -146,9 +155,9 @@ def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
     return choose_early_layer(config, heads)
 
 
-def _enable(args: EngineArgs, keys: dict[str, Any]) -> ProPDConfig:
+def _enable(args: EngineArgs, given: ProPDConfig) -> ProPDConfig:
     """Rewrites engine arguments so that vLLM builds our worker and proposer."""
-    config = find_config(keys, args.model)
+    config = with_heads_found(given, args.model)
     if args.worker_cls != "auto":
         raise ValueError(
             f"speculative_config method '{METHOD}' brings its own worker: remove "

@@ -114,7 +114,7 @@ class Recorder:
             emitted: ``[requests]`` tokens emitted by each request of the batch.
             request_ids: ``[requests]`` ids of the batch's requests.
             put_out: ``[requests]`` tokens that each had put out before.
-        roots: ``[trees]`` root tokens.
+            roots: ``[trees]`` root tokens.
             proposed: the trees as drafted, with the extra candidates.
         """
         if self.is_full:
