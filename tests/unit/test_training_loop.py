@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from tiny_targets import (
     target,
 )
 
+from vllm_propd.training import loop as training_loop
 from vllm_propd.training.data.batches import TokenData
 from vllm_propd.training.history import History, read_losses
 from vllm_propd.training.loop import WARMUP_STEPS, Loop, learning_rate
@@ -174,16 +177,20 @@ def test_other_settings_than_the_checkpoints_are_named(
         train(tmp_path, resume=True, **options)
 
 
-def test_time_spent_before_the_kill_counts(tmp_path: Path) -> None:
-    first, _ = train(tmp_path, steps=None, minutes=0.002)
-    assert first.progress.step >= 1 and first.progress.seconds >= 0.12
-    again, _ = train(tmp_path, steps=None, minutes=0.002, resume=True)
+def test_time_spent_before_the_kill_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by a second whenever it is read: twice in each step."""
+    clock = SimpleNamespace(monotonic=count().__next__)
+    monkeypatch.setattr(training_loop, "time", clock)
+    first, _ = train(tmp_path, steps=None, minutes=0.1)
+    assert (first.progress.step, first.progress.seconds) == (4, 7.0)
+    again, _ = train(tmp_path, steps=None, minutes=0.1, resume=True)
     assert again.progress == first.progress
-    longer, losses = train(tmp_path, steps=None, minutes=0.004, resume=True)
-    assert longer.progress.step == len(losses) > first.progress.step
+    longer, losses = train(tmp_path, steps=None, minutes=0.2, resume=True)
+    assert longer.progress.step == len(losses) == 7
     lines = (tmp_path / "losses.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    assert seconds == sorted(seconds) and seconds[-1] >= 0.24
+    assert [json.loads(line)["seconds"] for line in lines] == [1, 3, 5, 7, 8, 10, 12]
 
 
 def test_the_last_loss_is_told_beside_the_smoothed_one() -> None:
