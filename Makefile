@@ -1,5 +1,5 @@
 # make demo   plain vLLM beside ProPD
-# make heads  trains a published model's heads; the demo then shows that model
+# make heads  trains a published model's heads anew
 # make quick  what is quickly checked; between edits
 # make test   the tests; their slowest into build/tests    make test-long   the long ones
 # make lint   ruff, mypy, the documentation
@@ -52,7 +52,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
-# On a published chat model once its heads are there (`make heads`), else on the small one.
+# On a published chat model where the package index can be reached, else on the small one.
 HEADS := demo/smollm2-heads
 demo: $(READY)
 	-test ! -d $(HEADS) -o -f $(MODEL)/config.json || $(BIN)/python scripts/get_model.py $(MODEL)

@@ -71,8 +71,8 @@ def table(folders: list[Path]) -> str:
         found = Calibration.model_validate_json((folder / "calibration.json").read_text())
         if not lines:
             heads = [f"head {k + 1}" for k in range(len(found.rank_accuracy))]
-            columns = ["minutes", "tokens learnt", "tokens/s", *heads]
-            columns += [f"{nodes} nodes" for nodes in SHOWN]
+            columns = ["minutes", "tokens read", "tokens/s", *heads]
+            columns += ["1 node", *(f"{nodes} nodes" for nodes in SHOWN[1:])]
             lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         figures = json.loads((folder / FIGURES).read_text())
         lines.append(line(folder.name, figures, found))
