@@ -24,7 +24,7 @@ def demo(
     heads: Annotated[
         Path | None, typer.Option(help=f"Of a chat model. Default: {HEADS}.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("build/demo"),
     prompts: Annotated[
         int, typer.Option(min=1, help="Without a chat: from unseen files.")
     ] = 16,
