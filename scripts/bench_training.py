@@ -25,6 +25,7 @@ import numpy as np
 import typer
 import yaml
 
+from vllm_propd.cli.options import errors
 from vllm_propd.heads.calibration import Calibration
 from vllm_propd.resume import write_whole
 from vllm_propd.training.data.batches import Epochs, Starts, load_data
@@ -174,7 +175,8 @@ def main(
         own_share=own_share,
     )
     work = out / "training"
-    write_inputs(inputs, TrainSettings(**chosen), work)
+    with errors():
+        write_inputs(inputs, TrainSettings(**chosen), work)
     for each, (name, others) in product(
         minutes.split(","), parse_variants(variants).items()
     ):
