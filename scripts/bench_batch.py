@@ -47,6 +47,9 @@ NEAR_TIE = 1e-4
 CPUS = 3
 """Ray's CPUs of each node: an engine holds one; reading and writing need some beside."""
 
+MADE = "made-by-bench-batch"
+"""The file in a folder of results that says that it may be replaced."""
+
 COUNTS = ("rows", "twice", "failed", "equal", "near-tie", "other")
 """What is counted of a job's rows; see ``compare``."""
 
@@ -142,14 +145,29 @@ def _likeness(tokens: list[int], expected: PlainText) -> str:
     return "near-tie" if at is not None and expected.sure[at] < NEAR_TIE else "other"
 
 
+def make_empty(out: Path) -> None:
+    """Makes a folder of results, or empties that of an earlier run.
+
+    Raises:
+        SystemExit: there is something in it, and it is not an earlier run's.
+    """
+    if out.exists() and not (out / MADE).exists() and (out.is_file() or any(out.iterdir())):
+        raise SystemExit(
+            f"{out} holds what this script has not written: give another OUT, or remove it"
+        )
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MADE).touch()
+
+
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the results.")],
     prompts: Annotated[int, typer.Option(min=2, help="Rows of each job.")] = 2000,
     max_tokens: Annotated[int, typer.Option(min=2, help="Of each row.")] = 32,
 ) -> None:
     """Answer the same prompts by plain vLLM, by two engines, by two of which one dies."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    make_empty(out)
     texts = [text[:CHARACTERS] for text in held_out_snippets(prompts)]
     rows = out / "prompts.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -28,9 +28,10 @@ from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform
 
 from vllm_propd.bench.report import wide_console
-from vllm_propd.bench.run import tokenizer_of
+from vllm_propd.bench.setup import tokenizer_of
 from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.fast_dtype import fast_dtype
+from vllm_propd.outputs import check_writable
 
 CROWD, STEPS, FOLLOWED_WITHIN = 32, 60, 30
 """Requests after the jump; steps of each phase; and after how many sizes are compared."""
@@ -281,13 +282,13 @@ def plot(found: list[Records], quiet: Records, disturbed: Records, target: Path)
     right.axvline(len(quiet), color="grey", linestyle=":")
     right.set(title="a step's time, ms; another process starts", xlabel="step", ylim=0)
     right.legend()
-    target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)
 
 
 def main() -> None:
     model, out = map(Path, sys.argv[1:])
     console = wide_console()
+    check_writable(out, f"OUT {out}")
     found, quiet, disturbed = measure(model, console)
     show_jumps(found, console)
     show_slow_down(quiet, disturbed, console)

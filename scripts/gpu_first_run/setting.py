@@ -134,7 +134,9 @@ class Notes:
     def update(self, found: dict[str, Any]) -> None:
         """Several at once."""
         self._found.update(found)
-        self._path.write_text(json.dumps(self._found, default=str))
+        partly = self._path.with_suffix(".part")  # an item may be killed at any time
+        partly.write_text(json.dumps(self._found, default=str))
+        partly.replace(self._path)
 
 
 def prompts(setting: Setting, count: int = PROMPTS, tokens: int = PROMPT_TOKENS) -> Any:

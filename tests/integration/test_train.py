@@ -1,18 +1,17 @@
 """`vllm-propd train`, from data to heads that serve."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import MODEL, Ties, engine, greedy, mixed_prompts, run
+from losses import losses_of
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Mamba2Config
 from typer.testing import CliRunner
@@ -22,7 +21,6 @@ from vllm_propd.corpus import library_files, read_text
 from vllm_propd.heads.calibration import load_calibration
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.training.data.batches import prepare
-from vllm_propd.training.history import read_losses
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.model.target import load_trainee
 from vllm_propd.training.run import WORK
@@ -41,6 +39,22 @@ NEWLINES = [
 
 FILES = library_files("train")[100:180]
 STEPS = 60
+
+KILLED = f"""
+import os, signal
+from vllm_propd.cli import app
+from vllm_propd.training import run
+
+class Killed(run.History):
+    def add(self, progress):
+        super().add(progress)
+        if progress.step > {STEPS // 3} and (self.path.parent / "checkpoint.pt").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run.History = Killed
+app()
+"""
+"""The command, killed in the middle of its training: from outside it could be too late."""
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +82,13 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_training_goes_on_to_the_same_heads(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
-    killed = subprocess.Popen(
-        command(data, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    losses, checkpoint = tmp_path / WORK / "losses.jsonl", tmp_path / WORK / "checkpoint.pt"
-    while not (checkpoint.exists() and len(losses.read_text().splitlines()) > STEPS // 3):
-        assert killed.poll() is None, "the training ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert len(read_losses(tmp_path / WORK)) < STEPS
-    again = CliRunner().invoke(app, command(data, tmp_path)[3:])
+    arguments = command(data, tmp_path)[3:]
+    with (tmp_path / "log").open("w") as log:
+        call = [sys.executable, "-c", KILLED, *arguments]
+        killed = subprocess.run(call, stdout=log, stderr=log)
+    assert killed.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
+    assert STEPS // 3 < len(losses_of(tmp_path / WORK)) < STEPS
+    again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1 and "--resume" in again.output
     subprocess.run(command(data, tmp_path, "--resume"), check=True, capture_output=True)
     for name in ("model.safetensors", "early_heads.safetensors"):
@@ -153,7 +163,7 @@ def test_two_ray_workers_have_the_losses_of_one(data: Path, tmp_path: Path) -> N
     (tmp_path / "checkpoint.pt").unlink()
     train_on_ray(str(MODEL), tmp_path, "train", settings, num_workers=2, resume=False)
     assert len(alone) == 20
-    assert read_losses(tmp_path) == pytest.approx(alone, rel=1e-4)
+    assert losses_of(tmp_path) == pytest.approx(alone, rel=1e-4)
 
 
 def refused(*arguments: str) -> str:

@@ -47,6 +47,25 @@ def test_rows_of_all_files_are_numbered_in_order(
     assert [json.loads(line) for _, _, line in found[3:5]] == rows
 
 
+@pytest.mark.parametrize(
+    ("name", "indent", "rows", "message"),
+    [
+        ("a.json", 1, [{"text": "1"}], r"begins with an array: .*`jq -c '\.\[\]' .*json`"),
+        ("a.jsonl", None, [{"text": "1"}], "begins with an array"),
+        ("a.json", 1, {"text": "1"}, r"a row that goes over several lines: .*`jq -c '\.' "),
+    ],
+    ids=["array", "array in a line", "row over lines"],
+)
+def test_json_whose_rows_are_no_lines_is_refused(
+    tmp_path: Path, name: str, indent: int | None, rows: object, message: str
+) -> None:
+    (tmp_path / name).write_text("\n" + json.dumps(rows, indent=indent))
+    for given in (tmp_path / name, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            number_prompts([given], tmp_path / "out.parquet")
+        assert not (tmp_path / "out.parquet").exists()
+
+
 def test_what_is_no_file_of_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.parquet").write_text("no table")

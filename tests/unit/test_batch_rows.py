@@ -83,12 +83,12 @@ def test_openais_names_are_known() -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ("no json", "no JSON"),
-        ("[1]", "no table of fields"),
+        ("no json", "it is not JSON"),
+        ("[1]", "it is not a JSON object"),
         ({"answer": "42"}, "it has no prompt"),
         ({"messages": [{"role": "assistant", "content": "I"}]}, "no turn of a user"),
         ({"text": "a", "sampling_params": {"logit_bias": {"3": 1}}}, "logit_bias: a batch"),
-        ({"text": "a", "sampling_params": 3}, "sampling_params is no table"),
+        ({"text": "a", "sampling_params": 3}, "sampling_params is not a JSON object"),
         ({"text": "a", "temperature": "hot"}, "temperature: 'hot' is no number"),
         ({"text": "a", "temperature": True}, "temperature: True is no number"),
         ({"text": "a", "max_tokens": 10.5}, "max_tokens: 10.5 is no whole number"),

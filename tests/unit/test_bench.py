@@ -82,7 +82,7 @@ def test_our_arms_are_valid_configs(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ARMS if name != "suffix"])
 def test_arms_that_have_no_use_for_heads_are_known(name: str) -> None:
     headless = ("plain", "control", "roomy", "ngram", "propd-no-heads")
-    arms = parse_arms(f"plain {name}", HEADS)
+    arms = parse_arms("plain" if name == "plain" else f"plain {name}", HEADS)
     assert use_heads(arms, HEADS) == (name not in headless)
 
 
@@ -140,6 +140,12 @@ def test_peers_get_their_own_heads() -> None:
         ("propd", "'plain' must be among them"),
         ("plain propd:tree", "'tree' is not key=value"),
         ("plain:tree=chain", "plain vLLM has no speculative setting"),
+        (
+            "plain propd:top_k=[",
+            r"--arms propd:top_k=\[: 'top_k=\[' is not key=value in YAML",
+        ),
+        ("plain propd:top_k=2024-99-01", r"'top_k=2024-99-01' is not key=value in YAML"),
+        ("plain propd chain propd", "--arms: propd more than once: name each once"),
     ],
 )
 def test_bad_arms_are_named(arms: str, message: str) -> None:

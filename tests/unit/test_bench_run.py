@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,15 @@ from heads_on_disk import HIDDEN, VOCAB, blocks, write
 from rich.console import Console
 from rich.progress import Progress
 from tokenizers_on_disk import MODEL, TEMPLATE, tokenizer
+from vllm import SamplingParams
 
 from vllm_propd.bench import engines, run
 from vllm_propd.bench.arms import Arm, Heads, parse_arms, shared_config
-from vllm_propd.bench.engines import start_engines
+from vllm_propd.bench.engines import seeded, start_engines
 from vllm_propd.bench.results import Results, Row
-from vllm_propd.bench.rows import rows_at
 from vllm_propd.bench.run import prepare_heads, run_bench
 from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.timing.rows import rows_at
 from vllm_propd.bench.timing.turn import Turn
 from vllm_propd.bench.timing.turns import Turns
 from vllm_propd.bench.workloads.points import Point
@@ -112,11 +114,14 @@ def test_arms_share_an_engine_with_heads_for_the_largest_tree(
 class Counting:
     """Stands for an arm's engine: two tokens a second, of any prompts."""
 
+    params: list[SamplingParams] = []
+
     def __init__(self, arm: Arm):
         self.arm, self.turns = arm, 0
 
     def run(self, prompts: list[list[int]], params: Any, full: bool = False) -> Turn:
         self.turns += 1
+        Counting.params.append(params)
         return Turn(
             began=float(self.turns), seconds=1.0, whole_s=1.5, tokens=2, steps=2,
             texts=[[1, 2, 3] for _ in prompts],
@@ -160,6 +165,57 @@ def test_a_trace_has_a_round_where_points_have_chunks_only(
     assert (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_requests_that_are_sampled_have_the_benchmarks_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(Counting, "params", [])
+    monkeypatch.setattr(run, "start_engines", lambda arms, *a, **k: [*map(Counting, arms)])
+    monkeypatch.setattr(run, "close_engines", lambda engines: None)
+    monkeypatch.setattr(run, "batch_points", lambda *args: [Point("batch", 1, [[1]])])
+    settings = BenchSettings(
+        "plain", (1,), rounds=1, chunks=1, most_chunks=1, temperature=temperature, seed=5
+    )
+    run_bench(MODEL, tmp_path / "no heads", [], tmp_path / "out", settings)
+    seeds = {params.seed for params in Counting.params}
+    assert seeds == ({5} if temperature else {None})
+
+
+def test_each_request_has_a_seed_of_its_own_and_all_arms_the_same() -> None:
+    prompts = [[1, 2], [1, 2], [3]]
+    params = SamplingParams(temperature=0.7, seed=5)
+    seeds = [own.seed for own in seeded(params, prompts)]
+    assert len({*seeds}) == 3 and params.seed == 5
+    assert seeds == [own.seed for own in seeded(params, prompts)]
+    other = SamplingParams(temperature=0.7, seed=6)
+    assert not {*seeds} & {own.seed for own in seeded(other, prompts)}
+    assert seeded(SamplingParams(temperature=0.7), prompts)[0].seed is None
+
+
+def test_trees_are_recorded_of_texts_that_are_not_known() -> None:
+    """They have been measured by then."""
+    called: list[str] = []
+    tree = {"accepted": [1], "parent": [0], "verified": 1}
+
+    def record(prompts: Any, params: Any) -> Any:
+        called.append(f"record {prompts}")
+        return Turn(), [[tree]]
+
+    ours = Arm("propd", {"method": "propd"})
+    engine: Any = SimpleNamespace(
+        arm=ours, call=called.append, record=record, reliability=lambda: []
+    )
+    fields = {"kept_per_step": 0, "work_ratio": 1, "acceptance_by_depth": [], "step_ms": {}}
+    row = measured(
+        "propd", 1.0, workload="batch", batch_size=1, identical_to_plain=1, prompts=1,
+        **fields,
+    )  # fmt: skip
+    found, point = Results.model_construct(rows=[row]), Point("batch", 1, [[1], [2]])
+    run._tell_of_trees(found, [engine], point, SamplingParams(max_tokens=4))
+    assert called == ["forget_texts", "record [[1]]", "forget_texts", "record [[2]]"]
+    assert row.accepted_by_rank == [[1.0]]
+
+
 def test_texts_that_end_at_once_have_rows_that_load_again() -> None:
     arms = [Arm("plain", None), Arm("other", None)]
     turns: Turns[Turn] = Turns()
@@ -194,6 +250,19 @@ def test_options_that_chats_have_no_use_for_are_named() -> None:
     # What chats are asked with is used.
     others = BenchSettings(batch_sizes=(2,), max_tokens=9, prompts_each=3, starts=2)
     assert others.unused_by_chats() == []
+
+
+def test_text_says_once_what_it_has_no_use_for(tmp_path: Path) -> None:
+    assert BenchSettings().unused_by_text() == []
+    tokenizer().save_pretrained(tmp_path)
+    console = Console(record=True, width=200)
+    settings = BenchSettings(
+        batch_sizes=(1,), prompt_tokens=8, prompts_each=3, longest_chat=9
+    )
+    points, trace = run._of_text(tmp_path, [], settings, console)
+    assert len(points) == 1 and trace is None
+    said = console.export_text()
+    assert said.count("no use for --prompts-each, --longest-chat\n") == 1
 
 
 def test_chats_say_once_what_they_have_no_use_for(tmp_path: Path) -> None:

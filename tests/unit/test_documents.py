@@ -260,7 +260,7 @@ def test_lines_have_fields_of_their_own(tmp_path: Path, name: str) -> None:
     found = [row for _, row in rows_of(files_of([tmp_path / name], "--data"), "--data")]
     assert found == rows
     write(tmp_path, name, "[1]")
-    with pytest.raises(DataError, match=r"line 1 is no table of fields"):
+    with pytest.raises(DataError, match=r"line 1 is not a JSON object"):
         list(rows_of(files_of([tmp_path / name], "--data"), "--data"))
 
 

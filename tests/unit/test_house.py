@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "vllm_propd"
 FLOORS = (
-    ("config", "fast_dtype", "corpus", "chats", "progress", "resume"),
+    ("config", "fast_dtype", "corpus", "chats", "progress", "resume", "outputs"),
     ("core",),
     ("kernels", "heads"),
     ("simulation",),
@@ -25,7 +25,7 @@ FLOORS = (
 
 MOST_LINES, MOST_FILES = 350, 12
 WITHOUT_VLLM = (
-    "config", "corpus", "chats", "progress", "resume",
+    "config", "corpus", "chats", "progress", "resume", "outputs",
     "core", "kernels", "heads", "simulation", "training",
     "batch",
 )  # fmt: skip

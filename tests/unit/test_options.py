@@ -57,6 +57,45 @@ def test_commands_refuse_numbers_that_nothing_can_be_done_with(
     assert f"Error: {arguments[-2]} '{arguments[-1]}': whole numbers above 0" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bench nowhere --in-turn --chunks 0", "--in-turn (without rounds) and --chunks 0"),
+        ("bench nowhere --rounds 0 --chunks 0", "--rounds 0 and --chunks 0: nothing is"),
+        ("bench nowhere --lengths 8", "--lengths: no use without --workload; add that, or"),
+        (
+            "bench nowhere --trace-rate 2 --trace-requests 9",
+            "--trace-requests, --trace-rate: no use without --workload",
+        ),
+        ("bench nowhere --chunks 0 --starts 2", "--starts: no use with --chunks 0; give"),
+        ("bench nowhere --most-chunks 3", "--most-chunks 3 is below --chunks 6: give a"),
+        (
+            "train nowhere --out out --data d --distill-tokens 9 --own-share 0.5",
+            "--distill-tokens, --own-share: no use without --self-distill; add that, or",
+        ),
+        (
+            "train nowhere --out out --self-distill --own-share 1",
+            "--own-share: no use without --data, where the model asks all; give --data, or",
+        ),
+        (
+            "train nowhere --out out --self-distill --most-tokens 9",
+            "--most-tokens: no use without --data and --held-out; give one of them, or",
+        ),
+        ("demo --model m --heads h --rounds 2", "--rounds: no use in a chat; give --model"),
+        ("tune nowhere --out tuned.json", "--out tuned.json: give a file that ends in"),
+        ("tune nowhere --out tuned", "--out tuned: give a file that ends in .yaml or .yml"),
+    ],
+)
+def test_options_that_nothing_would_come_of_are_refused_at_once(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments.split())
+    assert done.exit_code == 1, done.output
+    assert f"Error: {message}" in " ".join(done.output.split())
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
 @pytest.mark.parametrize("option", ["--rounds", "--prompts"])
 def test_a_demo_shows_something(option: str, tmp_path: Path) -> None:
     nowhere = ["--model", str(tmp_path), "--out", str(tmp_path)]

@@ -69,6 +69,11 @@ def test_trees_larger_than_those_recorded_name_arm_and_remedy() -> None:
     assert configs("chain", nodes=2)
 
 
+def test_an_arm_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="--arms: chain more than once: name each once"):
+        configs("chain propd chain")
+
+
 def test_a_wrong_key_names_its_arm() -> None:
     with pytest.raises(ValueError, match=r"arm 'propd:depth=3': .*unknown key 'depth'"):
         configs("propd:depth=3")

@@ -1,5 +1,6 @@
 """The ledger's check against sources of another vLLM: small ones, written here."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_propd.engine.symbols.__main__ import counts
 from vllm_propd.engine.symbols.behaviour import Behaviour
 from vllm_propd.engine.symbols.check import difference, rewritten
 from vllm_propd.engine.symbols.sources import Sources
@@ -73,6 +75,13 @@ class Runner(Shared, torch.nn.Module):
 
     def run(self, tokens, positions): ...
     again = run
+
+def compiled(cls, sizes=()):
+    def __init__(self):
+        self.tag = cls.__name__
+        self.code: object = None
+    cls.__init__ = __init__
+    return cls
 
 class Inner(base.Deep[int]):
     class Options(_engine.EngineConfig): ...
@@ -180,6 +189,13 @@ def test_attributes_are_those_of_instances(folder: Path) -> None:
     assert lost == "changed instances without _ batch"
 
 
+def test_attributes_of_a_decorator_are_those_that_it_gives(folder: Path) -> None:
+    decorator = "vllm.worker.runner:compiled"
+    assert told(folder, decorator, "cls sizes", "replaced", "tag code") == ""
+    lost = told(folder, decorator, "cls sizes", "replaced", "tag program")
+    assert lost == "changed instances without program"
+
+
 def test_a_behaviour_is_where_it_was(folder: Path) -> None:
     sources = Sources.at(folder)
     kept, gone = (
@@ -249,6 +265,16 @@ def test_behaviours_whose_code_has_changed_are_named(folder: Path) -> None:
     assert rewritten(old, Sources.at(folder), behaviours) == [behaviours[1]]
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_other_releases_were_compared_with_the_whole_ledger() -> None:
+    page = (ROOT / "docs" / "vllm_versions.md").read_text()
+    compared = dict(re.findall(r"^\| ([a-z ]+) \| (\d+) \|", page, re.M))
+    ledger = {name: number for name, number, *_ in counts([])[1:]}
+    assert compared == ledger, "run the command on that page again"
+
+
 def test_the_ledgers_page_is_up_to_date() -> None:
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "ledger_page.py"))
+    script = runpy.run_path(str(ROOT / "scripts" / "ledger_page.py"))
     assert script["PAGE"].read_text() == script["page"](), "run scripts/ledger_page.py"

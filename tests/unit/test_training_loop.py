@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from losses import losses_of
 from tiny_targets import (
     VOCAB,
     one_thread,  # noqa: F401
@@ -23,7 +24,7 @@ from tiny_targets import (
 
 from vllm_propd.training import loop as training_loop
 from vllm_propd.training.data.batches import TokenData
-from vllm_propd.training.history import History, read_losses
+from vllm_propd.training.history import History
 from vllm_propd.training.loop import WARMUP_STEPS, Loop, learning_rate
 from vllm_propd.training.model.checkpoint import FILE, SMOOTHING, Progress
 from vllm_propd.training.model.trainee import Trainee
@@ -63,7 +64,7 @@ def train(
         then(progress)
 
     loop.run(on_step)
-    return loop, read_losses(folder)
+    return loop, losses_of(folder)
 
 
 def killed_at(folder: Path, step: int, saved: int, **options: Any) -> None:
@@ -121,7 +122,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     (tmp_path / "killed").mkdir()
     whole, losses = train(tmp_path / "whole", **options)
     killed_at(tmp_path / "killed", step, saved=3, **options)
-    assert len(read_losses(tmp_path / "killed")) == step
+    assert len(losses_of(tmp_path / "killed")) == step
     resumed, found = train(tmp_path / "killed", resume=True, **options)
     assert resumed.progress.step == len(found) == STEPS
     assert found == pytest.approx(losses, rel=1e-5)
@@ -207,11 +208,11 @@ def test_history_drops_steps_after_the_checkpoint(tmp_path: Path) -> None:
         history.add(Progress(step, step / 2, 0.0, 10.0 - step))
     (tmp_path / "losses.jsonl").open("a").write('{"step": 6, "lo')
     History(tmp_path, 3).add(Progress(4, 9.0, 0.0, 1.5))
-    assert read_losses(tmp_path) == [9.0, 8.0, 7.0, 1.5]
+    assert losses_of(tmp_path) == [9.0, 8.0, 7.0, 1.5]
     last = json.loads((tmp_path / "losses.jsonl").read_text().splitlines()[-1])
     assert last == {"step": 4, "loss": 1.5, "seconds": 9.0}
     History(tmp_path, 0)
-    assert read_losses(tmp_path) == []
+    assert losses_of(tmp_path) == []
 
 
 def test_steps_follow_the_schedule_with_clipped_gradients(tmp_path: Path) -> None:

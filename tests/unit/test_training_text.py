@@ -107,6 +107,65 @@ def test_answers_too_short_to_measure_with_are_refused_before_training(
     assert not (tmp_path / "work").exists()
 
 
+class Failed(Exception):
+    """What an engine ends with."""
+
+
+def failing(place: str) -> type[Writer]:
+    """A target that fails as it starts, before it writes or with half of it written."""
+
+    class Failing(Writer):
+        def __enter__(self) -> Writer:
+            if place == "start":
+                raise Failed
+            return super().__enter__()
+
+        def write(self, prompts: Any, description: str, *args: Any, **keys: Any) -> Any:
+            if place == "write":
+                raise Failed
+            super().write(prompts[:2], description, *args, **keys)
+            raise Failed
+
+    return Failing
+
+
+@pytest.mark.parametrize("place", ["start", "write"])
+def test_a_failure_before_anything_is_written_leaves_nothing(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    work = tmp_path / "work"
+    monkeypatch.setattr(target_text, "TargetWriter", failing(place))
+    with pytest.raises(Failed):
+        write_inputs(Inputs(str(model), [data], self_distill=True), SETTINGS, work)
+    assert not work.exists()
+    monkeypatch.setattr(target_text, "TargetWriter", Writer)
+    write_inputs(Inputs(str(model), [data]), SETTINGS, work)
+
+
+def test_a_model_that_is_not_there_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=nowhere):
+        write_inputs(Inputs(nowhere, [data]), SETTINGS, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_the_target_has_written_outlives_a_failure(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, inputs = tmp_path / "work", Inputs(str(model), [data], self_distill=True)
+    monkeypatch.setattr(target_text, "TargetWriter", failing("middle"))
+    with pytest.raises(Failed):
+        write_inputs(inputs, SETTINGS, work)
+    assert len((work / "measured.jsonl").read_text().splitlines()) == 2
+    others = Inputs(str(model), [data])
+    message = r"work: the training began with other inputs \(self_distill .*remove it"
+    with pytest.raises(ValueError, match=message):
+        write_inputs(others, SETTINGS, work)
+    monkeypatch.setattr(target_text, "TargetWriter", Writer)
+    write_inputs(inputs, SETTINGS, work)
+    assert (work / CONTINUATIONS).exists()
+
+
 def test_too_little_to_measure_with_is_refused_before_training(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

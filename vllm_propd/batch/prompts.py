@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hashlib import blake2b, file_digest
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow
 from pyarrow import parquet
@@ -37,7 +38,8 @@ def number_prompts(files: list[Path], out: Path) -> int:
         How many rows there are.
 
     Raises:
-        ValueError: a file is of another kind or cannot be read, or there is no row.
+        ValueError: a file is of another kind, cannot be read or has rows that are not
+            lines, or there is no row.
     """
     count, began = 0, out.with_suffix(".began")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +78,33 @@ def _lines(files: list[Path]) -> Iterator[tuple[str, str]]:
                 for at, row in enumerate(_records(file), 1):
                     yield f"{file.name}:{at}", json.dumps(row, default=str)
             else:
-                with file.open(encoding="utf-8-sig", errors="replace") as text:
+                _check_lines(file)
+                with _opened(file) as text:
                     for at, line in enumerate(text, 1):
                         if line.strip():
                             yield f"{file.name}:{at}", line.strip()
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _opened(file: Path) -> TextIO:
+    return file.open(encoding="utf-8-sig", errors="replace")
+
+
+def _check_lines(file: Path) -> None:
+    """Refuses JSON whose rows are not lines: each line would be a row with an error."""
+    with _opened(file) as text:
+        first = next((line.strip() for line in text if line.strip()), "")
+    if first.startswith("["):
+        what, rows = "an array", ".[]"
+    elif first == "{":
+        what, rows = "a row that goes over several lines", "."
+    else:
+        return
+    raise ValueError(
+        f"{file} begins with {what}: prompts are read from JSON lines, one row each, as "
+        f"`jq -c '{rows}' {file}` writes them"
+    )
 
 
 def _records(file: Path) -> Iterator[dict[str, object]]:

@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[TypeAdapter[Any], str]] = {
     "stop_token_ids": (_INTS, "list of token ids"),
     "bad_words": (_WORDS, "list of texts"),
     "allowed_token_ids": (_INTS, "list of token ids"),
-    "structured_outputs": (TypeAdapter(dict[str, Any]), "table of fields"),
+    "structured_outputs": (TypeAdapter(dict[str, Any]), "JSON object"),
 }
 """Of each sampling field what checks a value, and what it has to be, in words."""
 
@@ -138,9 +138,9 @@ def _fields(line: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise RowError(f"it is no JSON: {error}") from error
+        raise RowError(f"it is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise RowError("it is no table of fields")
+        raise RowError("it is not a JSON object")
     return fields
 
 
@@ -166,7 +166,7 @@ def _sampling(fields: dict[str, Any], of_body: bool) -> dict[str, Any]:
     """Returns the sampling fields that a row sets itself."""
     given = fields.get("sampling_params") or {}
     if not isinstance(given, dict):
-        raise RowError("sampling_params is no table of fields")
+        raise RowError("sampling_params is not a JSON object")
     given = {**{name: fields[name] for name in SAMPLING if name in fields}, **given}
     if of_body:
         given |= _of_openai(fields)

@@ -172,5 +172,5 @@ def _summary(found: pyarrow.Table, seconds: float, new: int) -> Summary:
 def save(summary: Summary, out: Path) -> dict[str, Any]:
     """Writes ``summary.json``, and returns what is in it."""
     told = asdict(summary)
-    (out / "summary.json").write_text(json.dumps(told, indent=1) + "\n")
+    write_whole(out / "summary.json", json.dumps(told, indent=1) + "\n")
     return told

@@ -161,8 +161,29 @@ def parse_arm(text: str, heads: Heads) -> Arm:
         key, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"--arms {text}: '{override}' is not key=value")
-        config[key] = yaml.safe_load(value)
+        try:
+            config[key] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            why = " ".join(str(error).split())  # it goes over several lines
+            raise ValueError(
+                f"--arms {text}: '{override}' is not key=value in YAML: {why}"
+            ) from error
     return Arm(text, config)
+
+
+def arm_texts(text: str) -> list[str]:
+    """Returns the arms of a list, each still a text for ``parse_arm``.
+
+    Raises:
+        ValueError: one is there twice: what is measured goes by its name.
+    """
+    found = text.split()
+    if twice := sorted({one for one in found if found.count(one) > 1}):
+        raise ValueError(
+            f"--arms: {', '.join(twice)} more than once: name each once; for a second "
+            "plain vLLM there is arm 'control'"
+        )
+    return found
 
 
 def parse_arms(text: str, heads: Heads) -> list[Arm]:
@@ -171,9 +192,9 @@ def parse_arms(text: str, heads: Heads) -> list[Arm]:
     Plain vLLM comes first in the result, because the others are compared with it.
 
     Raises:
-        ValueError: see ``parse_arm``; or none of them is plain vLLM.
+        ValueError: see ``arm_texts`` and ``parse_arm``; or none of them is plain vLLM.
     """
-    arms = [parse_arm(part, heads) for part in text.split()]
+    arms = [parse_arm(part, heads) for part in arm_texts(text)]
     if not any(arm.name == "plain" for arm in arms):
         raise ValueError("--arms: 'plain' must be among them: all ratios are to it")
     return sorted(arms, key=lambda arm: arm.name != "plain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from random import Random
 from typing import Any, ClassVar
 
 import psutil
@@ -144,6 +145,19 @@ def at_most(params: SamplingParams, new_tokens: int) -> SamplingParams:
     return params
 
 
+def seeded(params: SamplingParams, prompts: list[list[int]]) -> list[SamplingParams]:
+    """Returns the params of each prompt; of a seed, each gets another one.
+
+    It depends on the prompt and its place alone: all arms draw the same random numbers.
+    """
+    if params.seed is None:
+        return [params] * len(prompts)
+    found = [params.clone() for _ in prompts]
+    for place, (own, prompt) in enumerate(zip(found, prompts, strict=True)):
+        own.seed = Random(f"{params.seed} {place} {prompt}").getrandbits(62)
+    return found
+
+
 class ArmEngine:
     """An arm, and the engine that runs it; ProPD's arms may share one.
 
@@ -216,9 +230,10 @@ class ArmEngine:
             params = params.clone()
             params.max_tokens = FASTEST * params.max_tokens
         texts: dict[str, list[int]] = {name: [] for name in names}
+        of_each = seeded(params, prompts)
         resumed = time.perf_counter()
-        for name, prompt in zip(names, prompts, strict=True):
-            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        for name, prompt, own in zip(names, prompts, of_each, strict=True):
+            engine.add_request(name, {"prompt_token_ids": prompt}, own)
         put_out = 0
         while engine.has_unfinished_requests() and put_out < wanted:
             step_started = time.perf_counter()

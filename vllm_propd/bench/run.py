@@ -28,7 +28,6 @@ from vllm_propd.bench.arms import (
     use_heads,
 )
 from vllm_propd.bench.engines import (
-    FASTEST,
     HUGE_PAGES,
     ArmEngine,
     at_most,
@@ -37,17 +36,20 @@ from vllm_propd.bench.engines import (
 )
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, installed_versions, this_machine
-from vllm_propd.bench.rows import rows_at, rows_of
 from vllm_propd.bench.settings import PASSES, BenchSettings
+from vllm_propd.bench.setup import engine_options, prompt_texts, tokenizer_of
 from vllm_propd.bench.timing.measured import Measured
+from vllm_propd.bench.timing.rows import rows_at, rows_of
 from vllm_propd.bench.timing.turn import Recording
 from vllm_propd.bench.trees import accepted_by_rank, tokens_by_size
 from vllm_propd.bench.workloads.chats import are_chats, chat_points, chat_prompts
-from vllm_propd.bench.workloads.points import Point, Tokenize, batch_points, workload_points
+from vllm_propd.bench.workloads.points import Point, batch_points, workload_points
 from vllm_propd.bench.workloads.trace import latencies, run_trace
 from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.heads.export import export_for_vllm, output_layer
+from vllm_propd.outputs import check_writable
+from vllm_propd.resume import write_whole
 
 FEWEST_STARTS = 4
 """The fewest starts of engines that can say how far alike ones are apart."""
@@ -65,15 +67,16 @@ def run_bench(
         model: folder of the target.
         heads: folder of the heads, in ProPD's format; it need not be there where no arm
             has a use for heads.
-        prompts: files of chats, or whose text is cut into prompts; none: held-out files of
-            Python's library.
+        prompts: files of chats, or whose text is cut into prompts, or folders of them;
+            none: held-out files of Python's library.
         out: folder of the results; made if it is not there.
         settings: what to measure.
 
     Raises:
         ValueError: unknown arms, unusable heads, too little text.
+        OSError: ``out`` cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out, f"--out {out}")
     # vLLM's n-gram proposer imports numba too late, too (`numba_beside_vllm.py`): the model
     # would run on one thread, in that arm only.
     os.environ.setdefault("NUMBA_NUM_THREADS", str(len(os.sched_getaffinity(0))))
@@ -90,18 +93,15 @@ def run_bench(
         shared = Heads(heads, Path(scratch) / "medusa", num_heads)
         arms = parse_arms(settings.arms, shared)
         prepare_heads(model, arms, shared)
-        tokenize = tokenizer_of(model)
         trace = None
         chats = are_chats(prompts)
         if chats:
             points, settings = _of_chats(model, prompts, settings, console)
         else:
-            points = batch_points(tokenize, prompts, settings)
-        if settings.workload and not chats:
-            *others, trace = workload_points(tokenize, prompts, settings)
-            points += others
+            points, trace = _of_text(model, prompts, settings, console)
         params = SamplingParams(
             temperature=settings.temperature,
+            seed=settings.seed if settings.temperature else None,
             max_tokens=settings.max_tokens,
             ignore_eos=True,
             detokenize=False,
@@ -232,8 +232,23 @@ def _of_chats(
     return chat_points(by_task, settings), settings
 
 
+def _of_text(
+    model: Path, files: list[Path], settings: BenchSettings, console: Console
+) -> tuple[list[Point], Point | None]:
+    """Returns points of prompts that are cut from text, and the trace if one is wanted."""
+    if unused := settings.unused_by_text():
+        console.print(f"Prompts are cut from text: no use for {', '.join(unused)}")
+    tokenize, texts = tokenizer_of(model), prompt_texts(model, files)
+    points = batch_points(tokenize, texts, settings)
+    if not settings.workload:
+        return points, None
+    *others, trace = workload_points(tokenize, texts, settings)
+    return points + others, trace
+
+
 def _save(results: Results, out: Path) -> None:
-    (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n")
+    text = results.model_dump_json(indent=1) + "\n"
+    write_whole(out / "results.json", text)  # whenever hours of measuring end
 
 
 def _rate(results: Results, settings: BenchSettings) -> float:
@@ -244,41 +259,6 @@ def _rate(results: Results, settings: BenchSettings) -> float:
     plain = results.row("plain", max(settings.batch_sizes))
     assert plain is not None
     return plain.tokens_per_s / settings.max_tokens or 1.0
-
-
-def tokenizer_of(model: Path) -> Tokenize:
-    """Returns the target's tokenizer, as a function from text to token ids."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return lambda text: list(tokenizer(text)["input_ids"])
-
-
-def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str, Any]:
-    """Returns the arguments of ``vllm.LLM`` that all arms share.
-
-    Args:
-        model: folder of the target.
-        settings: what to measure.
-        nodes: how many nodes the largest tree has.
-    """
-    most = max(settings.batch_sizes)
-    config = json.loads((model / "config.json").read_text())
-    longest = settings.longest_prompt + FASTEST * settings.max_tokens + 64
-    return {
-        "model": str(model),
-        "dtype": settings.dtype,
-        "max_model_len": min(longest, config.get("max_position_embeddings", longest)),
-        "max_num_seqs": most,
-        # Trees take at most half of it: room for all of them whole.
-        "max_num_batched_tokens": max(2048, 2 * most * (nodes + 1)),
-        "enforce_eager": settings.enforce_eager,
-        # The same prompts come round after round: a cache would skip their prefill.
-        "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": 1 << 30,
-        "use_tqdm_on_load": False,
-        "disable_log_stats": False,
-    }
 
 
 def _results(model: Path, settings: BenchSettings) -> Results:
@@ -318,7 +298,10 @@ def _too_slow(results: Results) -> str | None:
 def _tell_of_trees(
     results: Results, engines: list[ArmEngine], point: Point, params: SamplingParams
 ) -> None:
-    """Records trees of ProPD's arms at a point, and completes their rows with them."""
+    """Records trees of ProPD's arms at a point, and completes their rows with them.
+
+    Its prompts have been measured: arms that learn know them, and forget them first.
+    """
     params = at_most(params, RECORDED)
     for engine in engines:
         if not engine.arm.is_ours:
@@ -327,6 +310,7 @@ def _tell_of_trees(
         assert row is not None
         recording: Recording = []
         for group in point.groups:
+            engine.call("forget_texts")
             recording += engine.record(group, params)[1]
         row.accepted_by_rank = accepted_by_rank(recording)
         row.tokens_by_size = tokens_by_size(recording)

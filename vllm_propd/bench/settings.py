@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vllm_propd.bench.timing.paired import FEWEST
@@ -16,6 +17,9 @@ OF_CUT_TEXT = (
     "chunks", "most_chunks",
 )  # fmt: skip
 """Settings without effect on chats, each of which is one chunk of its own length."""
+
+OF_CHATS = ("prompts_each", "longest_chat")
+"""Settings without effect on prompts that are cut from text."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class BenchSettings:
         temperature: 0: greedy.
         dtype: of weights and activations, as vLLM names it.
         enforce_eager: run without torch.compile.
-        seed: of the prompts, of sampled requests, and of the trace.
+        seed: of the prompts, of sampled requests, each of which has a seed of its own that
+            is the same for all arms, and of the trace.
         workload: also measure by prompt length, by task, and on a trace of requests.
         lengths: prompt tokens, of the axis of length and of the trace's requests.
         prompts_each: prompts of each task, where prompts are chats.
@@ -49,6 +54,9 @@ class BenchSettings:
         trace_requests: requests of the trace; None: twice the largest batch size.
         trace_rate: requests per second; None: as many as plain vLLM finishes at the
             largest batch size.
+
+    Raises:
+        ValueError: there are neither rounds nor chunks.
     """
 
     arms: str = "plain medusa ngram chain static propd"
@@ -73,14 +81,31 @@ class BenchSettings:
     trace_requests: int | None = None
     trace_rate: float | None = None
 
+    def __post_init__(self) -> None:
+        if not self.chunks and (self.in_turn or not self.rounds):
+            other = "--in-turn (without rounds)" if self.in_turn else "--rounds 0"
+            raise ValueError(
+                f"{other} and --chunks 0: nothing is left to measure; give --chunks 1 or "
+                "more"
+            )
+
     def unused_by_chats(self) -> list[str]:
         """Returns the options that were set, as far as that shows, and chats ignore."""
+        # Rounds that --in-turn leaves out are none of theirs.
+        return self._unusual(
+            name for name in OF_CUT_TEXT if not (name == "rounds" and self.in_turn)
+        )
+
+    def unused_by_text(self) -> list[str]:
+        """Returns the options that were set, as far as that shows, and text ignores."""
+        return self._unusual(OF_CHATS)
+
+    def _unusual(self, names: Iterable[str]) -> list[str]:
         usual = BenchSettings()
         return [
             "--" + name.replace("_", "-")
-            for name in OF_CUT_TEXT
+            for name in names
             if getattr(self, name) != getattr(usual, name)
-            and not (name == "rounds" and self.in_turn)  # which leaves them out anyway
         ]
 
     @property

@@ -23,13 +23,15 @@ from vllm_propd.bench.arms import Arm
 from vllm_propd.bench.engines import ArmEngine, Engine
 from vllm_propd.bench.report import wide_console
 from vllm_propd.bench.results import this_machine
-from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.setup import engine_options, prompt_texts, tokenizer_of
 from vllm_propd.bench.timing.turn import Turn
 from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.heads.early import early_layers
+from vllm_propd.outputs import check_writable
 
 OFF: dict[str, Any] = {"pruning": "off"}
+PRESETS = (".yaml", ".yml")
 WARM_UP_TOKENS = 8
 
 
@@ -54,11 +56,17 @@ class Search:
     num_prompts: int
     least_acceptance: float
 
+    @property
+    def too_many(self) -> list[int]:
+        """Those of ``keep_nodes`` that would prune nothing."""
+        return [m for m in self.keep_nodes if m >= self.nodes]
+
     def tried(self, heads: Path) -> list[dict[str, Any]]:
         """Returns the config's keys to try: no pruning, then every layer with every rule.
 
         Raises:
-            ValueError: ``heads`` has no early head after a wanted layer.
+            ValueError: ``heads`` has no early head after a wanted layer, or nothing is left
+                to try.
         """
         trained = early_layers(heads)
         if not trained:
@@ -75,8 +83,13 @@ class Search:
             tried += [
                 {"pruning": "path_probability", **at, "keep_nodes": m}
                 for m in self.keep_nodes
-                if m < self.nodes
+                if m not in self.too_many
             ]
+        if tried == [OFF]:
+            raise ValueError(
+                f"--top-k has no K, and --keep-nodes none below --nodes {self.nodes}: "
+                "nothing to tune; give some"
+            )
         return tried
 
 
@@ -133,18 +146,29 @@ def run_tune(
     Args:
         model: folder of the target.
         heads: folder of the heads, with early heads.
-        prompts: files to cut prompts from; none: held-out files of Python's library.
+        prompts: files or folders to cut prompts from; none: held-out files of Python's
+            library.
         out: YAML file, for ``--speculative-config '{"method": "propd", "config": OUT}'``.
         settings: prompts, tokens, rounds; its first batch size is the one measured.
         search: what to try.
 
     Raises:
-        ValueError: early heads that are wanted are not there, or too little text.
+        ValueError: early heads that are wanted are not there, too little text, or ``out``
+            has another suffix.
+        OSError: ``out`` cannot be written.
     """
+    _check_out(out)
+    console = wide_console()
     tried = [Trial(keys) for keys in search.tried(heads)]
+    if search.too_many:
+        console.print(
+            f"--keep-nodes {', '.join(map(str, search.too_many))}: left out, since nothing "
+            f"of a tree of --nodes {search.nodes} would be pruned"
+        )
     size = settings.batch_sizes[0]
     tokenize, length = tokenizer_of(model), settings.prompt_tokens
-    ids = cut_prompts(tokenize, prompts, search.num_prompts, length, settings.seed)
+    texts = prompt_texts(model, prompts)
+    ids = cut_prompts(tokenize, texts, search.num_prompts, length, settings.seed)
     params, warm_up = (
         SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False)
         for n in (settings.max_tokens, min(settings.max_tokens, WARM_UP_TOKENS))
@@ -159,7 +183,6 @@ def run_tune(
     options = engine_options(model, settings, search.nodes)
     shared = Engine({**keys, **tried[-1].keys}, options, timed=True)
     engines = [ArmEngine(Arm(one.name, {**keys, **one.keys}), shared) for one in tried]
-    console = wide_console()
     with Progress(console=console) as bar:
         task = bar.add_task("warming up", total=len(tried) * (settings.rounds + 1))
         for round_ in range(settings.rounds + 1):
@@ -181,6 +204,16 @@ def run_tune(
     plot(tried, best, out.with_suffix(".png"))
     console.print(f"{out}: {best.name}; beside it the curve, .json and .png")
     return tried
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a preset that cannot be written, or that its own curve would replace."""
+    if out.suffix not in PRESETS or out.is_dir():
+        raise ValueError(
+            f"--out {out}: give a file that ends in {' or '.join(PRESETS)}; the curve is "
+            "written beside it, as .json and .png"
+        )
+    check_writable(out.parent, f"--out {out}")
 
 
 def show(tried: list[Trial], best: Trial, console: Console) -> None:
@@ -235,7 +268,6 @@ def write_preset(out: Path, nodes: int, best: Trial, off: Trial, batch_size: int
     accepted = best.last.tokens_per_step / off.last.tokens_per_step
     kept, of = best.last.kept_per_step, off.last.kept_per_step
     keys = {"num_speculative_tokens": nodes, "sizing": "fixed", **best.keys}
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         f"# Written by `vllm-propd tune`: batch size {batch_size}, "
         f"{this_machine().processor}.\n"

@@ -29,7 +29,7 @@ def batch(
     format: Annotated[
         str, typer.Option(help="Of the answers: jsonl or parquet.")
     ] = "jsonl",
-    engines: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    engines: Annotated[int, typer.Option(min=1, help="Number of engines.")] = 1,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 1,
     speculative_config: Annotated[
         str, typer.Option(help="As vLLM's; none: plain vLLM.")
@@ -92,10 +92,10 @@ def _table(option: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{option} '{text}': it is no JSON ({error})") from error
+        raise ValueError(f"{option} '{text}': it is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(
-            f"{option} '{text}': a table of fields, as in '{{\"top_p\": 0.9}}'"
+            f"{option} '{text}': it is not a JSON object, as '{{\"top_p\": 0.9}}' is"
         )
     return found
 

@@ -17,11 +17,14 @@ from vllm_propd.cli.options import (
     allow_stopwatches,
     dtype_of,
     errors,
+    given,
     integers,
+    refuse_unused,
 )
 
 
 def bench(
+    context: typer.Context,
     model: Target,
     heads: Annotated[
         Path | None, typer.Option(help="Medusa heads. Default: MODEL/propd.")
@@ -30,7 +33,8 @@ def bench(
         list[Path] | None,
         typer.Option(
             help="Chats and questions (JSON, JSON lines, Parquet), answered to their "
-            "natural ends; or text to cut prompts from. Default: Python's library, unseen."
+            "natural ends; or text to cut prompts from: files, rows (`text`), folders. "
+            "Default: Python's library, unseen."
         ),
     ] = None,
     prompts_each: Annotated[
@@ -83,7 +87,7 @@ def bench(
         ),
     ] = 3,
     seconds: Annotated[
-        float, typer.Option(min=0, help="That each arm runs at each point; at least.")
+        float, typer.Option(min=0, help="Minimum seconds per arm and point.")
     ] = 0.0,
     chunks: Annotated[
         int,
@@ -95,7 +99,8 @@ def bench(
     most_chunks: Annotated[
         int,
         typer.Option(
-            min=1, help="Where the medians are not known to 2% (quartiles) before."
+            min=1,
+            help="Stop after this many chunks even if medians are not yet known to 2%.",
         ),
     ] = 12,
     starts: Annotated[
@@ -126,8 +131,11 @@ def bench(
         from vllm_propd.bench.run import run_bench
         from vllm_propd.bench.settings import BenchSettings
 
-        if not rounds and not chunks:
-            raise ValueError("--rounds 0 and --chunks 0: nothing is left to measure")
+        if most_chunks < chunks and given(context, "most_chunks"):
+            raise ValueError(
+                f"--most-chunks {most_chunks} is below --chunks {chunks}: give a smaller "
+                "--chunks, or a larger --most-chunks"
+            )
         settings = BenchSettings(
             arms=arms,
             batch_sizes=integers(batch_sizes, "--batch-sizes"),
@@ -150,6 +158,12 @@ def bench(
             trace_requests=trace_requests,
             trace_rate=trace_rate,
         )
+        if not workload:
+            of_workload = ("lengths", "trace_requests", "trace_rate")
+            refuse_unused(context, of_workload, "without --workload", "add that")
+        if not chunks:
+            of_chunks = ("most_chunks", "starts")
+            refuse_unused(context, of_chunks, "with --chunks 0", "give more of these")
         run_bench(model, heads or model / "propd", prompts or [], out, settings)
 
 
@@ -223,7 +237,9 @@ def simulate(
         int | None, typer.Option(help="Recorded. Default: the first with an early head.")
     ] = None,
     nodes: Annotated[int, typer.Option(min=2, max=255, help="Of recorded trees.")] = 64,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Recorded.")] = 16,
+    num_prompts: Annotated[
+        int, typer.Option(min=1, help="Number of prompts to record.")
+    ] = 16,
     max_tokens: Annotated[int, typer.Option(min=8, help="New tokens of each.")] = 64,
     prompt_tokens: PromptTokens = 128,
     dtype: Dtype = "auto",

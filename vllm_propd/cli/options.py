@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -19,9 +19,12 @@ from rich.markup import escape
 Target = Annotated[Path, typer.Argument(help="Folder of the target.")]
 PromptText = Annotated[
     list[Path] | None,
-    typer.Option(help="Text to cut prompts from. Default: Python's own library."),
+    typer.Option(
+        help="Text, JSON rows (`text`, chats), Parquet, or folders of them, to cut prompts "
+        "from. Default: Python's own library."
+    ),
 ]
-PromptTokens = Annotated[int, typer.Option(min=1, help="Of each prompt.")]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens per prompt.")]
 PromptSeed = Annotated[int, typer.Option(help="Of the choice of prompts.")]
 Dtype = Annotated[
     str,
@@ -65,6 +68,31 @@ def dtype_of(text: str) -> str:
     from vllm_propd.fast_dtype import fast_dtype
 
     return fast_dtype(current_platform.device_type) if text == "auto" else text
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was set on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_unused(
+    context: typer.Context, names: Sequence[str], where: str, remedy: str
+) -> None:
+    """Refuses options that were given and that nothing would come of.
+
+    Args:
+        context: of the command.
+        names: the options' parameters.
+        where: why they have no effect, as in "without --workload".
+        remedy: what would give them one.
+
+    Raises:
+        ValueError: one of them was given.
+    """
+    if found := [name for name in names if given(context, name)]:
+        options = ", ".join("--" + name.replace("_", "-") for name in found)
+        raise ValueError(f"{options}: no use {where}; {remedy}, or leave {options} out")
 
 
 def quiet_engines() -> None:
@@ -116,14 +144,14 @@ def _read_recipe(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
     """Reads a recipe's settings.
 
     Raises:
-        ValueError: it is no table of settings; the message names what is wrong.
+        ValueError: it is not a table of settings; the message names what is wrong.
     """
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"--recipe {path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"--recipe {path}: it is no table of settings; see --help")
+        raise ValueError(f"--recipe {path}: it is not a table of settings; see --help")
     if unknown := sorted(map(str, found.keys() - cls.model_fields.keys())):
         raise ValueError(f"--recipe {path}: unknown settings {', '.join(unknown)}")
     return found
@@ -132,7 +160,8 @@ def _read_recipe(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
 def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
     """Makes an option of each field of a class of settings, which says all about it.
 
-    A YAML file of them, option ``--recipe``, sets what the command line does not.
+    A YAML file of them, option ``--recipe``, sets what the command line does not. A command
+    that has a parameter ``context`` gets that, too.
 
     Args:
         cls: the class of the command's parameter ``settings``.
@@ -140,7 +169,8 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
 
     def decorated(command: Callable[..., None]) -> Any:
         signature = inspect.signature(command, eval_str=True)
-        rest = [one for one in signature.parameters.values() if one.name != "settings"]
+        own = {"settings", "context"}
+        rest = [one for one in signature.parameters.values() if one.name not in own]
         asked = []
         for name, field in cls.model_fields.items():
             kind, default = _asked(field)
@@ -148,15 +178,16 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
             place = inspect.Parameter.KEYWORD_ONLY
             asked.append(inspect.Parameter(name, place, default=default, annotation=option))
 
-        def call(context: typer.Context, **given: Any) -> None:
+        def call(context: typer.Context, **options: Any) -> None:
             with errors():
-                values = {name: given.pop(name) for name in cls.model_fields}
-                if (recipe := given.pop("recipe")) is not None:
+                values = {name: options.pop(name) for name in cls.model_fields}
+                if (recipe := options.pop("recipe")) is not None:
                     for name, value in _read_recipe(recipe, cls).items():
-                        source = context.get_parameter_source(name)
-                        if source is None or source.name != "COMMANDLINE":
+                        if not given(context, name):
                             values[name] = value
-                command(**given, settings=cls.model_validate(values))
+                if "context" in signature.parameters:
+                    options["context"] = context
+                command(**options, settings=cls.model_validate(values))
 
         place = inspect.Parameter.KEYWORD_ONLY
         rest.append(

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vllm_propd.cli.options import errors
+from vllm_propd.cli.options import errors, refuse_unused
 
 PUBLISHED, HEADS = Path("build/smollm2"), Path("demo/smollm2-heads")
 """A chat model from the package index (``make model``), and its heads in the repository."""
 
 
 def demo(
+    context: typer.Context,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -48,6 +49,9 @@ def demo(
             model, chat = Path("demo/model"), False
     with errors():
         if chat:
+            others = ("prompts", "rounds", "num_speculative_tokens")
+            remedy = "give --model without --heads"
+            refuse_unused(context, others, "in a chat", remedy)
             from vllm_propd.demo.chat import run_chat_demo
 
             run_chat_demo(model, heads or HEADS, out, max_tokens)

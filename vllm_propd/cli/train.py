@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from vllm_propd.cli.options import errors, quiet_engines, with_settings
+from vllm_propd.cli.options import errors, quiet_engines, refuse_unused, with_settings
 from vllm_propd.training.settings import TrainSettings
 
 
 @with_settings(TrainSettings)
 def train(
+    context: typer.Context,
     settings: TrainSettings,
     model: Annotated[str, typer.Argument(help="Hugging Face causal LM to train for.")],
     out: Annotated[Path, typer.Option(help="Folder of the heads.")],
@@ -61,6 +62,19 @@ def train(
 ) -> None:
     """Train Medusa heads and early heads on a frozen target."""
     quiet_engines()
+    if not self_distill:
+        of_writing = ("distill_tokens", "own_share")
+        refuse_unused(context, of_writing, "without --self-distill", "add that")
+    if not data:
+        refuse_unused(
+            context,
+            ["own_share"],
+            "without --data, where the model asks all",
+            "give --data",
+        )
+    if not data and not held_out:
+        where = "without --data and --held-out"
+        refuse_unused(context, ["most_tokens"], where, "give one of them")
     from vllm_propd.training.run import train_heads
     from vllm_propd.training.text import Inputs
 

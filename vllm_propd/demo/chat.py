@@ -18,6 +18,7 @@ from vllm_propd.bench.results import installed_versions, this_machine
 from vllm_propd.chats import render
 from vllm_propd.demo.picture import draw_longest
 from vllm_propd.demo.race import Answer, race
+from vllm_propd.outputs import check_writable
 
 QUESTIONS = (
     "Write a Python function that returns the n-th Fibonacci number, and explain it.",
@@ -45,8 +46,10 @@ def run_chat_demo(model: Path, heads: Path, out: Path, max_tokens: int) -> None:
         max_tokens: the most new tokens of an answer.
 
     Raises:
+        OSError: ``out`` cannot be written.
         SystemExit: the answers differ.
     """
+    check_writable(out, f"--out {out}")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     arms = [
         Arm("plain vLLM", None),
@@ -78,7 +81,6 @@ def run_chat_demo(model: Path, heads: Path, out: Path, max_tokens: int) -> None:
             bar.advance(task)
         turn, recording = ours.record([asked], params)
         bar.advance(task)
-    out.mkdir(parents=True, exist_ok=True)
     has_tree = draw_longest(recording, [asked], turn.texts, tokenizer, out / "tree.png")
     answers = race(engines, questions, tokenizer, params, console)
     close_engines(engines)

@@ -20,6 +20,7 @@ from vllm_propd.bench.timing.turn import Turn
 from vllm_propd.bench.timing.turns import Turns, in_turns, turns_in
 from vllm_propd.corpus import held_out_snippets
 from vllm_propd.demo.picture import draw_longest
+from vllm_propd.outputs import check_writable
 
 PROMPT_TOKENS = 160
 
@@ -56,7 +57,12 @@ def run_demo(
         num_prompts, max_tokens: the work; prompts run one at a time.
         rounds: how often the arms take turns, with the same prompts.
         num_speculative_tokens: nodes of ProPD's trees.
+
+    Raises:
+        OSError: ``out`` cannot be written.
+        SystemExit: the texts differ.
     """
+    check_writable(out, f"--out {out}")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     fixed = {"method": "propd", "sizing": "fixed"}
     propd = {**fixed, "num_speculative_tokens": num_speculative_tokens}
@@ -95,7 +101,6 @@ def run_demo(
         bar.advance(task)
         close_engines(engines)
     result = _result([arm.name for arm in arms], turns, model)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     has_tree = draw_longest(recording, [drawn], recorded.texts, tokenizer, out / "tree.png")
     _show(console, result, out, has_tree)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.heads.checkpoint import HeadsError
+from vllm_propd.resume import write_whole
 
 FILE = "calibration.json"
 TREE_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 128)
@@ -94,7 +95,7 @@ class Calibration(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Writes ``calibration.json`` beside the heads."""
-        (folder / FILE).write_text(self.model_dump_json(indent=1) + "\n")
+        write_whole(folder / FILE, self.model_dump_json(indent=1) + "\n")
 
 
 def load_calibration(folder: Path, num_heads: int) -> Calibration | None:

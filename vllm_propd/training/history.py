@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vllm_propd.resume import write_whole
 from vllm_propd.training.model.checkpoint import Progress
 
 FILE = "losses.jsonl"
@@ -21,15 +22,10 @@ class History:
     def __init__(self, folder: Path, step: int):
         self.path = folder / FILE
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.path.write_text("".join(f"{line}\n" for line in lines[:step]))
+        write_whole(self.path, "".join(f"{line}\n" for line in lines[:step]))
 
     def add(self, progress: Progress) -> None:
         """Adds a step that has just finished."""
         row = {"step": progress.step, "loss": progress.last, "seconds": progress.seconds}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def read_losses(folder: Path) -> list[float]:
-    """Returns the loss of each step so far."""
-    return [json.loads(line)["loss"] for line in (folder / FILE).read_text().splitlines()]

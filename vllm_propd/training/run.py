@@ -16,6 +16,7 @@ from rich.progress import TextColumn
 from vllm_propd.heads.calibration import FILE, Calibration
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
+from vllm_propd.outputs import check_writable
 from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop, check_divides
@@ -41,6 +42,8 @@ from vllm_propd.training.workers import train_on_ray
 
 WORK = "training"
 """The folder below the output for what only training needs; it is removed at its end."""
+
+PICTURE = "calibration.png"
 
 SECONDS_BETWEEN_MEASUREMENTS = 20.0
 
@@ -122,11 +125,16 @@ def save_trained(
         vocabulary,
         heads_dtype(model),
     )
-    calibration.save(out)
-    plot(calibration, out / "calibration.png")
+    save_calibration(calibration, out)
     if for_vllm:
         export_for_vllm(out, trainee.output.weight, out / "vllm-medusa")
     return calibration
+
+
+def save_calibration(calibration: Calibration, heads: Path) -> None:
+    """Writes what is known of heads beside them, for serving and for people."""
+    calibration.save(heads)
+    plot(calibration, heads / PICTURE)
 
 
 def _check_out(model: str, out: Path, work: Path, resume: bool) -> None:
@@ -144,21 +152,13 @@ def _check_out(model: str, out: Path, work: Path, resume: bool) -> None:
             f"--out {out} holds an unfinished training: go on with --resume, or remove "
             f"{work}"
         )
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        probe = work / "writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"--out {out} cannot be written: {error.strerror or error}"
-        ) from error
+    check_writable(work, f"--out {out}")
 
 
 def measure_heads(
     model: str, heads: Path, held_out: list[Path], length: int
 ) -> Calibration:
-    """Measures heads that were trained before, and writes ``calibration.json`` anew.
+    """Measures heads that were trained before, and writes their calibration anew.
 
     Args:
         model: the target's folder or name.
@@ -172,13 +172,14 @@ def measure_heads(
     """
     console = Console()
     trainee = load_trained(model, heads)  # first: what does not fit is told at once
+    check_writable(heads, f"HEADS {heads}")
     with TemporaryDirectory() as work:
         settings = TrainSettings(length=length)
         spoken = write_held_out(model, held_out, settings, Path(work))
     calibration = _measure(trainee, *spoken)
-    calibration.save(heads)
+    save_calibration(calibration, heads)
     show(calibration, console)
-    console.print(f"Written: {heads / FILE}")
+    console.print(f"Written: {heads / FILE}, {heads / PICTURE}")
     return calibration
 
 

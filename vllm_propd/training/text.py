@@ -98,6 +98,8 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     Raises:
         ValueError: data or model are impossible (DataError for the data), or the folder is
             of a training with other inputs.
+        Exception: whatever model or engine fail with. Where this call began the training
+            and the target has written nothing yet, the folder is gone then.
     """
     _check_same(work, inputs, settings)
     if (work / CONTINUATIONS).exists():
@@ -113,10 +115,20 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         write_whole(work / INPUTS, inputs.dump(settings))
     try:
         _write(inputs, settings, work)
-    except ValueError:
-        if begins:  # there is nothing to go on with
+    except Exception as error:
+        # Of impossible inputs there is nothing to go on with, whatever the target wrote.
+        if begins and (isinstance(error, ValueError) or not _has_written(work, inputs)):
             shutil.rmtree(work)
         raise
+
+
+def _has_written(work: Path, inputs: Inputs) -> bool:
+    """Whether the target has written any of a training's questions and answers."""
+    asks = inputs.self_distill and inputs.share_asked() > 0
+    if asks and (work / QUESTIONS).exists():
+        return True
+    files = [work / f"{name}.jsonl" for name in (MEASURED, TRAINED_ON)]
+    return any(file.exists() and file.stat().st_size for file in files)
 
 
 def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
@@ -198,7 +210,10 @@ def _check_same(work: Path, inputs: Inputs, settings: TrainSettings) -> None:
         return
     then, now = json.loads(file.read_text()), json.loads(inputs.dump(settings))
     if what := changes(then, now):
-        raise ValueError(f"{work}: the training began with other inputs ({what})")
+        raise ValueError(
+            f"{work}: the training began with other inputs ({what}); give those, or remove "
+            "it to train anew"
+        )
 
 
 def _read(

@@ -104,7 +104,7 @@ class Measured:
             chunk: dict[str, Timed] = {}
             number = len(self.chunks.done)  # over all starts
             group = number % len(groups)
-            ordered = engines[:: -1 if number % 2 else 1]
+            ordered = engines[:: -1 if self._turns_round(number) else 1]
             for engine in engines:
                 self._forget_seen(engine, group)
             run = step_by_step if settings.in_turn else one_by_one
@@ -119,6 +119,19 @@ class Measured:
             self.chunks.add(chunk, start, group)
             self._bar.update(task, completed=done + 1)
         self._bar.update(task, completed=most)
+
+    def _turns_round(self, number: int) -> bool:
+        """Whether arms run a chunk in the other order, as in every second one of its task.
+
+        Tasks take turns: were it every second one of all, each of six tasks would always
+        have the same order. Neighbours begin in different ones, so that all together have
+        both as often.
+        """
+        times, group = divmod(number, len(self.point.groups))
+        tasks = self.point.tasks or ("",) * len(self.point.groups)
+        first = list(dict.fromkeys(tasks)).index(tasks[group])
+        before = tasks[:group].count(tasks[group])
+        return (first + before + times) % 2 == 1
 
     def _warm_up(
         self, engines: list[ArmEngine], params: SamplingParams, least: float

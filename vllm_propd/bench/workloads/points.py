@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from vllm_propd.bench.results import BATCH, TASK, TRACE, point_name
 from vllm_propd.bench.settings import PASSES, BenchSettings
 from vllm_propd.bench.workloads.tasks import TASKS, task_texts
-from vllm_propd.corpus import library_files, pieces, read_text
+from vllm_propd.corpus import library_files, pieces
 
 FEWEST_PROMPTS = PASSES
 """The fewest prompts of a point.
@@ -83,13 +82,13 @@ class Point:
 
 
 def batch_points(
-    tokenize: Tokenize, files: list[Path], settings: BenchSettings
+    tokenize: Tokenize, texts: list[str], settings: BenchSettings
 ) -> list[Point]:
     """Returns the points of workload ``batch``: one for each batch size.
 
     Args:
         tokenize: the target's tokenizer.
-        files: what to cut prompts from; none: held-out files of Python's library.
+        texts: what to cut prompts from; none: held-out files of Python's library.
         settings: which batch sizes, how long the prompts.
 
     Raises:
@@ -100,7 +99,7 @@ def batch_points(
         sizes = [size * settings.most_chunks for size in settings.batch_sizes]
     length = settings.prompt_tokens
     most, others = max(sizes), WARM_UP_GROUPS * max(settings.batch_sizes)
-    prompts = cut_prompts(tokenize, files, most, length, settings.seed, others)
+    prompts = cut_prompts(tokenize, texts, most, length, settings.seed, others)
     return [
         Point(
             BATCH, batch_size, prompts[:size], warm_up=_groups(prompts[most:], batch_size)
@@ -115,7 +114,7 @@ def _groups(prompts: list[list[int]], size: int) -> tuple[list[list[int]], ...]:
 
 
 def workload_points(
-    tokenize: Tokenize, files: list[Path], settings: BenchSettings
+    tokenize: Tokenize, texts: list[str], settings: BenchSettings
 ) -> list[Point]:
     """Returns the points of prompt length and task, and last the trace.
 
@@ -128,7 +127,7 @@ def workload_points(
     longest = settings.longest_prompt
     found = []
     by_length = cut_prompts(
-        tokenize, files, size, max(settings.lengths), settings.seed, others
+        tokenize, texts, size, max(settings.lengths), settings.seed, others
     )
     for length in settings.lengths:
         prompts = [ids[:length] for ids in by_length]
@@ -137,9 +136,9 @@ def workload_points(
         found.append(Point(name, batch_size, prompts[:size], warm_up=warm_up))
     left: list[list[list[int]]] = []
     for task in TASKS:
-        texts = task_texts(task, CHARS_PER_TOKEN * longest, settings.seed)
+        found_here = task_texts(task, CHARS_PER_TOKEN * longest, settings.seed)
         count = size + others + -(-requests // len(TASKS))
-        of_task = _first(tokenize, texts, count, longest)
+        of_task = _first(tokenize, found_here, count, longest)
         prompts = [ids[: settings.prompt_tokens] for ids in of_task[: size + others]]
         warm_up = _groups(prompts[size:], batch_size)
         name = f"{TASK}{task}"
@@ -169,7 +168,7 @@ def _trace(prompts: list[list[int]], settings: BenchSettings) -> Point:
 
 def cut_prompts(
     tokenize: Tokenize,
-    files: list[Path],
+    texts: list[str],
     count: int,
     length: int,
     seed: int,
@@ -182,12 +181,12 @@ def cut_prompts(
     Raises:
         ValueError: there is too little text.
     """
-    if not files:
+    if not texts:
         rng, library = Random(seed), library_files("held_out")
         rng.shuffle(library)
-        texts = pieces(library, rng, CHARS_PER_TOKEN * length)
-        return _first(tokenize, texts, count, length, others)
-    ids = [i for file in files for i in tokenize(read_text(file))]
+        unseen = pieces(library, rng, CHARS_PER_TOKEN * length)
+        return _first(tokenize, unseen, count, length, others)
+    ids = [i for text in texts for i in tokenize(text)]
     if len(ids) < count * length:
         raise ValueError(
             f"--prompts: {len(ids):,} tokens; {count} prompts of {length} need more"

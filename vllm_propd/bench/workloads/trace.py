@@ -14,6 +14,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from vllm_propd.bench.arms import Arm
+from vllm_propd.bench.engines import seeded
 from vllm_propd.bench.timing import step_profiler
 from vllm_propd.bench.timing.step_profiler import Work
 from vllm_propd.bench.timing.turn import DraftCounter, Turn
@@ -84,10 +85,13 @@ class TraceEngine:
         counter.reset()
         if self.arm.is_ours:
             await self.llm.collective_rpc("start_sizing_records")
+        of_each = seeded(params, point.prompts)
         started = turn.began = time.perf_counter()
         requests = [
-            self._request(prompt, started + arrival, params)
-            for prompt, arrival in zip(point.prompts, point.arrivals, strict=True)
+            self._request(prompt, started + arrival, own)
+            for prompt, arrival, own in zip(
+                point.prompts, point.arrivals, of_each, strict=True
+            )
         ]
         served = await asyncio.gather(*requests)
         turn.seconds = time.perf_counter() - started

@@ -97,10 +97,10 @@ def _lines_of(file: Path, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line.decode("utf-8-sig"))
             except ValueError as error:
                 raise DataError(
-                    f"{option} {file} cannot be read: line {at} is no JSON: {error}"
+                    f"{option} {file} cannot be read: line {at} is not JSON: {error}"
                 ) from error
             if not isinstance(row, dict):
-                raise DataError(f"{option} {file}: line {at} is no table of fields")
+                raise DataError(f"{option} {file}: line {at} is not a JSON object")
             yield str(file), row
 
 

@@ -85,7 +85,7 @@ def load_checkpoint(
         what = ", ".join(f"{k} {then[k]} -> {now[k]}" for k in changed)
         raise ValueError(
             f"--resume: {path} was made with other settings ({what}); use the same, or "
-            "train anew without --resume"
+            f"remove {folder} to train anew"
         )
     trainee.load_state_dict(state["heads"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
