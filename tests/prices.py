@@ -35,6 +35,9 @@ class Line:
             tokens = self.below * tokens[:, None] + (1.0 - self.below) * left
         return self.base + self.slope * np.maximum(tokens - self.flat, 0)
 
+    def observe(self, tokens: int, context: float, seconds: float) -> None:
+        """Learns nothing: it is set."""
+
 
 def sizing_of(llm: Any) -> Any:
     """The worker's; tests' engines run in this process."""
@@ -55,7 +58,8 @@ def pay_always(llm: Any) -> None:
     """
     sizing = sizing_of(llm)
     for planner in (sizing.planner, sizing.planner_without):
-        planner.step, planner.draft = Line(0.01), Line(1e-5)
+        planner.step = Line(0.01)
+    sizing.draft = sizing.looking_up = Line(1e-5)
     ask_always(sizing)
 
 
@@ -93,6 +97,9 @@ class _Watched:
 
     def looks_up(self) -> bool:
         return bool(self.inner.looks_up())
+
+    def found_nothing(self, began: float) -> None:
+        self.inner.found_nothing(began)
 
     def asks_heads(self, looked_up: Any) -> bool:
         return bool(self.inner.asks_heads(looked_up))

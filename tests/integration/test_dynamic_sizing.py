@@ -61,7 +61,7 @@ def test_free_nodes_are_all_verified_and_dear_ones_are_not_even_drafted() -> Non
         found = {}
         for slope in (0.0, 1.0):
             sizing.planner.step = Line(0.01, slope, below=1.0)
-            sizing.planner.draft = Line(1e-4 + slope)
+            sizing.draft = Line(1e-4 + slope)
             drafts.clear()
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts, greedy(96, ignore_eos=True))
@@ -81,8 +81,9 @@ def test_the_load_changes_the_size() -> None:
     prompts = prompts_of([40 + 5 * i for i in range(8)], seed=33)
     sizes = {}
     with engine(48, propd=HEADS_ALONE) as llm:
-        planner = sizing_of(llm).planner
-        planner.step, planner.draft = Line(0.1, 0.02, flat=24, below=1.0), Line(1e-4)
+        sizing = sizing_of(llm)
+        sizing.planner.step = Line(0.1, 0.02, flat=24, below=1.0)
+        sizing.draft = Line(1e-4)
         for count in (1, 8, 1):
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts[:count], greedy(96, ignore_eos=True))
@@ -98,8 +99,9 @@ def test_expected_tokens_are_what_steps_put_out() -> None:
     with engine(32, propd=HEADS_ALONE, max_num_seqs=4) as llm:
         run(llm, prompts[:8], greedy(96, ignore_eos=True))  # learn
         ask_always(sizing_of(llm))
-        planner = sizing_of(llm).planner
-        planner.step, planner.draft = Line(0.01, 0.0005, below=1.0), Line(1e-4)
+        sizing = sizing_of(llm)
+        sizing.planner.step = Line(0.01, 0.0005, below=1.0)
+        sizing.draft = Line(1e-4)
         llm.collective_rpc("start_sizing_records")
         run(llm, prompts[8:], greedy(96, ignore_eos=True))
         records = llm.collective_rpc("take_sizing_records")[0]
@@ -118,10 +120,10 @@ def test_early_pruning_is_planned_where_it_pays() -> None:
     prompts = prompts_of([50 + i for i in range(8)], seed=35)
     kept = {}
     with engine(48, propd=HEADS_ALONE) as llm:
-        planner = sizing_of(llm).planner
-        planner.draft = Line(1e-4)
+        sizing = sizing_of(llm)
+        sizing.draft = Line(1e-4)
         for below in (1.0, 0.02):
-            planner.step = Line(0.01, 0.0005, below=below)
+            sizing.planner.step = Line(0.01, 0.0005, below=below)
             llm.collective_rpc("start_sizing_records")
             run(llm, prompts, greedy(96, ignore_eos=True))
             records = llm.collective_rpc("take_sizing_records")[0]

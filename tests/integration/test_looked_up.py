@@ -28,7 +28,7 @@ def watch(llm: LLM, draft_s: float) -> list[tuple[bool, bool, int]]:
     """Sets prices; notes of each plan: heads asked, their trees chosen, nodes."""
     sizing = sizing_of(llm)
     found: list[tuple[bool, bool, int]] = []
-    sizing.planner.draft = Line(draft_s)
+    sizing.draft = Line(draft_s)
     for planner in (sizing.planner, sizing.planner_without):
         planner.step = Line(0.01, 2e-4, below=0.02)
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from vllm_propd.bench.simulate import Costs, drafter_of
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
+from vllm_propd.core.sizing.backoff import Backoff
 from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
 from vllm_propd.core.sizing.step_cost import StepCost
@@ -73,9 +74,8 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     keys = {**HEADS_ALONE, "pruning": pruning}
     with engine(48, propd={**keys}, max_num_seqs=4) as llm:
         sizing = sizing_of(llm)
-        planner = sizing.planner
-        planner.step, planner.draft = step, draft
-        ask_always(sizing)  # as a replay does
+        sizing.planner.step, sizing.draft = step, draft
+        ask_always(sizing)
         run(llm, PROMPTS, greedy(72, ignore_eos=True))  # learn
         llm.collective_rpc("start_sizing_records")
         run(llm, PROMPTS, greedy(72, ignore_eos=True))
@@ -86,9 +86,11 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
         for name in ("sequences", "nodes", "kept", "emitted")
     )
     config = parse_config({"num_speculative_tokens": 48, **keys})
-    planner = Planner(step, draft, PruningRecall() if pruning == "auto" else None)
-    replay_planned(recording, config, planner, 4)  # likewise
-    found = replay_planned(recording, config, planner, 4)
+    planner = Planner(step, PruningRecall() if pruning == "auto" else None)
+    always = Backoff()
+    always.asks = lambda *load, **first: True  # type: ignore[method-assign]
+    for _ in range(2):  # learn, likewise
+        found = replay_planned(recording, config, planner, draft, 4, always)
     assert found.tokens_per_step == pytest.approx(emitted / steps, rel=0.05)
     assert found.kept == pytest.approx(kept / steps, rel=0.2)
     assert (kept < 0.9 * nodes) == (pruning == "auto")
@@ -107,7 +109,8 @@ def test_an_engine_without_a_model_accepts_what_an_engine_accepts(
 
     def priced(sizing: Any) -> Any:
         for planner in (sizing.planner, sizing.planner_without):
-            planner.step, planner.draft = step, draft
+            planner.step = step
+        sizing.draft = sizing.looking_up = draft
         ask_always(sizing)
         return sizing
 

@@ -162,7 +162,7 @@ def set_price(worker: Any) -> None:
     """Rank 0, which plans, finds that trees pay; rank 1 still believes its clocks."""
     sizing = worker.model_runner.sizing
     if worker.rank == 0 and hasattr(sizing, "planner"):
-        sizing.planner.draft = Line(1e-4)
+        sizing.draft = Line(1e-4)
         for planner in (sizing.planner, sizing.planner_without):
             planner.step = Line(0.01, 2e-5, below=0.02)
 

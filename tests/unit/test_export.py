@@ -58,7 +58,7 @@ def test_own_output_layers_are_kept(tmp_path: Path) -> None:
 def test_a_draft_vocabulary_is_written_as_rows_for_all_tokens(
     tmp_path: Path, own: bool
 ) -> None:
-    """VLLM has no way to load a ``token_map`` (0.32): the other tokens' rows are zero."""
+    """VLLM has no way to load a ``token_map`` (0.32); no other token is ever chosen."""
     some, output = torch.tensor([1, 4, 5, 19]), torch.randn(VOCAB, HIDDEN).bfloat16()
     tensors = blocks() | {"token_map": some}
     tensors |= outputs(vocab=len(some)) if own else {}
@@ -69,9 +69,13 @@ def test_a_draft_vocabulary_is_written_as_rows_for_all_tokens(
     assert len(names) == (HEADS if own else 1)
     for name in names:
         rows = tensors[name].bfloat16() if own else output[some]
-        expected = torch.zeros(VOCAB, HIDDEN, dtype=torch.bfloat16)
-        expected[some] = rows
-        torch.testing.assert_close(stored[name], expected, rtol=0, atol=0)
+        torch.testing.assert_close(stored[name][some], rows, rtol=0, atol=0)
+        others = torch.ones(VOCAB, dtype=torch.bool).index_fill(0, some, False)
+        # Whatever the signs of the logits are.
+        logits = torch.randn(200, HIDDEN) @ stored[name].float().T
+        drafted, best = logits[:, some].max(-1)
+        assert (logits[:, others].max(-1).values <= drafted + 1e-5).all()
+        assert (logits.argmax(-1) == some[best]).sum() > 100
     config = json.loads((folder / "config.json").read_text())
     assert config["vocab_size"] == config["truncated_vocab_size"] == VOCAB
     load_heads(folder).check_fits(HIDDEN, VOCAB)

@@ -20,7 +20,6 @@ from vllm_propd.core.sizing.step_cost import TREES
 relaxed = settings(deadline=None)
 
 
-NOTHING = Line(0.0, 0.0)
 ANY = np.arange(1, 1000)
 
 
@@ -40,7 +39,7 @@ def batches(draw: st.DrawFn) -> Batch:
     return batch_of(*sorted_ones, others=others, budget=len(trees) + others + room)
 
 
-def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> float:
+def worth(batch: Batch, sizes: tuple[int, ...], price: Line) -> float:
     """Tokens per second of trees of these sizes: of their mean of order -2, times them."""
     nodes = sum(sizes)
     each = [
@@ -50,7 +49,7 @@ def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> fl
     tokens = batch.sequences * (batch.sequences / sum(x**-2 for x in each)) ** 0.5
     taken = batch.sequences + batch.others
     alone, bare, whole = price.estimate(np.array([batch.sequences, taken, taken + nodes]))
-    return float(tokens / (alone + whole - bare + draft * (nodes > 0)))
+    return float(tokens / (alone + whole - bare + batch.asked_s))
 
 
 @relaxed
@@ -58,47 +57,43 @@ def worth(batch: Batch, sizes: tuple[int, ...], price: Line, draft: float) -> fl
 def test_no_sizes_within_the_budget_are_worth_more(
     batch: Batch, base: int, slope: int, flat: int
 ) -> None:
-    price, draft = Line(base, slope / 4, flat), 0.5
-    plan = Planner(price, Line(draft, 0.0), totals=ANY, hysteresis=0.0, doubt=0.0).plan(
-        batch
-    )
+    price, batch = Line(base, slope / 4, flat), replace(batch, asked_s=0.5)
+    plan = Planner(price, totals=ANY, hysteresis=0.0, doubt=0.0).plan(batch)
     counts = [int((batch.tree == tree).sum()) for tree in range(batch.sequences)]
     room = batch.budget - batch.sequences - batch.others
     allowed = [
         sizes for sizes in product(*(range(c + 1) for c in counts)) if sum(sizes) <= room
     ]
-    best = max(worth(batch, sizes, price, draft) for sizes in allowed)
+    best = max(worth(batch, sizes, price) for sizes in allowed)
     assert tuple(plan.sizes.tolist()) in allowed
-    assert worth(batch, tuple(plan.sizes.tolist()), price, draft) == pytest.approx(best)
+    assert worth(batch, tuple(plan.sizes.tolist()), price) == pytest.approx(best)
     assert plan.rate == pytest.approx(best)
     assert plan.keep is None
 
 
 def test_where_tokens_cost_what_they_do_alone_nothing_is_drafted() -> None:
-    plan = Planner(Line(0.0, 1.0), NOTHING).plan(batch_of([0.9, 0.5], [0.8]))
+    plan = Planner(Line(0.0, 1.0)).plan(batch_of([0.9, 0.5], [0.8]))
     assert plan == Plan(plan.sizes, None, 2.0, 2.0, 1.0)
     assert plan.sizes.tolist() == [0, 0]
 
 
 def test_where_they_cost_nothing_everything_is() -> None:
-    plan = Planner(Line(1.0, 0.0), NOTHING).plan(batch_of([0.9, 0.01], [0.8]))
+    plan = Planner(Line(1.0, 0.0)).plan(batch_of([0.9, 0.01], [0.8]))
     assert plan.sizes.tolist() == [2, 1]
 
 
 def test_sure_sequences_get_the_nodes() -> None:
-    plan = Planner(Line(4.0, 1.0, flat=4), NOTHING).plan(
-        batch_of([0.9, 0.8, 0.7], [0.05, 0.02])
-    )
+    plan = Planner(Line(4.0, 1.0, flat=4)).plan(batch_of([0.9, 0.8, 0.7], [0.05, 0.02]))
     assert plan.sizes.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("others", [0, 1000])
 def test_a_prompt_in_the_step_makes_no_node_cheap(others: int) -> None:
     """A token saves a later step's time, and by then the prompt is over."""
-    planner = Planner(Line(2.0, 1.0), NOTHING, totals=ANY)
+    planner = Planner(Line(2.0, 1.0), totals=ANY)
     batch = batch_of(*[[0.4]] * 4, others=others)
     assert not planner.plan(batch).sizes.any()
-    cheap = Planner(Line(100.0, 1.0), NOTHING, totals=ANY)
+    cheap = Planner(Line(100.0, 1.0), totals=ANY)
     assert cheap.plan(batch).sizes.sum() == 4
 
 
@@ -110,10 +105,10 @@ def test_a_few_do_not_gain_at_the_cost_of_all() -> None:
     """
     price = Line(0.25, 0.75 / 8)
     few = batch_of(*[[0.99, 0.98]] * 4, *[[0.01]] * 4)
-    plan = Planner(price, NOTHING, totals=ANY).plan(few)
+    plan = Planner(price, totals=ANY).plan(few)
     assert plan.sizes.sum() == 0
     everyone = batch_of(*[[0.99]] * 8)
-    plan = Planner(price, NOTHING, totals=ANY).plan(everyone)
+    plan = Planner(price, totals=ANY).plan(everyone)
     assert plan.sizes.tolist() == [1] * 8
     assert plan.tokens == pytest.approx(8 * 1.99)
     assert plan.rate == pytest.approx(8 * 1.99 / 1.75)
@@ -123,10 +118,10 @@ def test_pruning_is_used_where_it_pays() -> None:
     trees = [[0.9 * 0.95**i for i in range(40)]] * 4
     for slope, pruned in ((0.0, False), (0.05, True)):
         price = Line(1.0, slope)
-        plan = Planner(price, NOTHING, PruningRecall(start=0.9)).plan(batch_of(*trees))
+        plan = Planner(price, PruningRecall(start=0.9)).plan(batch_of(*trees))
         assert (plan.keep is not None) == pruned
         if plan.keep is not None:
-            unpruned = Planner(price, NOTHING).plan(batch_of(*trees))
+            unpruned = Planner(price).plan(batch_of(*trees))
             assert plan.rate > unpruned.rate
             assert plan.sizes.sum() > unpruned.sizes.sum()
             assert plan.keep < plan.sizes.sum()
@@ -137,9 +132,7 @@ def test_pruning_is_used_where_it_pays() -> None:
 
 def test_pruning_that_leaves_nothing_is_not_used() -> None:
     trees = [[0.9 * 0.95**i for i in range(40)]] * 4
-    plan = Planner(Line(1.0, 0.05), NOTHING, PruningRecall(start=0.0)).plan(
-        batch_of(*trees)
-    )
+    plan = Planner(Line(1.0, 0.05), PruningRecall(start=0.0)).plan(batch_of(*trees))
     assert plan.keep is None
 
 
@@ -155,7 +148,7 @@ class CheapHalves(Line):
 def test_pruning_beside_a_prompt_costs_more_than_no_tree(others: int) -> None:
     price, trees = CheapHalves(1.0, 0.01), [[0.9 * 0.95**i for i in range(40)]] * 4
     batch = batch_of(*trees, others=others, budget=10_000)
-    plan = Planner(price, NOTHING, PruningRecall(start=0.9)).plan(batch)
+    plan = Planner(price, PruningRecall(start=0.9)).plan(batch)
     alone = float(price.estimate(np.array([4]))[0])
     assert 4.0 / alone <= plan.rate <= plan.tokens / alone * (1.0 + 1e-9)
     assert plan.extra_s >= 0.0
@@ -184,9 +177,7 @@ def test_no_pair_of_drafted_and_kept_is_worth_more(
 ) -> None:
     price = Line(base, slope / 4)
     recall = PruningRecall(start=share)
-    plan = Planner(price, NOTHING, recall, totals=ANY, hysteresis=0.0, doubt=0.0).plan(
-        batch
-    )
+    plan = Planner(price, recall, totals=ANY, hysteresis=0.0, doubt=0.0).plan(batch)
     taken, sequences = batch.sequences + batch.others, batch.sequences
     gained = np.array([0.0, *fair_gains(batch)])
     most = min(len(batch.probability), batch.budget - taken)
@@ -213,7 +204,7 @@ def test_totals_are_round() -> None:
         allowed = {5, min(budget, 125), *round_totals(125).tolist()}
         met = set()
         for slope in (0.0, 0.005, 0.01, 0.02, 0.03):
-            plan = Planner(Line(1.0, slope), NOTHING, PruningRecall()).plan(batch)
+            plan = Planner(Line(1.0, slope), PruningRecall()).plan(batch)
             met |= {5 + int(plan.sizes.sum()), 5 + (plan.keep or 0)}
         assert met <= allowed
         assert min(budget, 125) in met
@@ -233,14 +224,14 @@ def test_totals_are_those_of_captured_graphs() -> None:
         96,
     ]
     assert round_totals(20, captured).tolist() == captured[:-1]
-    planner = Planner(Line(1.0, 0.04), NOTHING, totals=round_totals(64, captured))
+    planner = Planner(Line(1.0, 0.04), totals=round_totals(64, captured))
     plan = planner.plan(batch_of([0.9 * 0.95**i for i in range(40)]))
     assert 1 + int(plan.sizes.sum()) in captured
 
 
 def test_small_advantages_do_not_move_it() -> None:
     price = Line(1.0, 0.05, flat=8)
-    planner = Planner(price, NOTHING, totals=ANY, hysteresis=0.03)
+    planner = Planner(price, totals=ANY, hysteresis=0.03)
     rng = np.random.default_rng(0)
 
     def noisy() -> Batch:
@@ -252,15 +243,14 @@ def test_small_advantages_do_not_move_it() -> None:
 
     steady = [int(planner.plan(noisy()).sizes.sum()) for _ in range(50)]
     restless = [
-        int(Planner(price, NOTHING, totals=ANY).plan(noisy()).sizes.sum())
-        for _ in range(50)
+        int(Planner(price, totals=ANY).plan(noisy()).sizes.sum()) for _ in range(50)
     ]
     assert moves(steady) < 0.2 * moves(restless)
 
 
 def test_a_small_advantage_that_stays_is_taken() -> None:
     """One node of a sure tree gives 2 tokens in 1.02 seconds; all five 6 in 3.02."""
-    planner = Planner(Line(0.02, 0.5), NOTHING, totals=ANY, hysteresis=0.03, doubt=0.0)
+    planner = Planner(Line(0.02, 0.5), totals=ANY, hysteresis=0.03, doubt=0.0)
     assert planner.plan(batch_of([1.0])).sizes.tolist() == [1]
     sizes = [int(planner.plan(batch_of([1.0] * 5)).sizes[0]) for _ in range(8)]
     assert sizes[:2] == [1, 1]
@@ -269,7 +259,7 @@ def test_a_small_advantage_that_stays_is_taken() -> None:
 
 def test_nodes_have_to_pay_clearly_but_then_stay() -> None:
     """Two tokens in a step take 1.5 times as long as one."""
-    planner = Planner(Line(1.0, 0.5, flat=1), NOTHING, doubt=0.03)
+    planner = Planner(Line(1.0, 0.5, flat=1), doubt=0.03)
     gains = [(0.52, 0), (0.54, 0), (0.56, 1), (0.52, 1), (0.49, 0), (0.52, 0)]
     for probability, nodes in gains:
         assert planner.plan(batch_of([probability])).sizes.tolist() == [nodes]
@@ -278,17 +268,17 @@ def test_nodes_have_to_pay_clearly_but_then_stay() -> None:
 def test_a_jump_of_the_load_moves_it_at_once() -> None:
     price = Line(1.0, 0.02, flat=32)
     tree = [0.8 * 0.9**i for i in range(48)]
-    planner = Planner(price, NOTHING)
+    planner = Planner(price)
     alone = planner.plan(batch_of(tree)).sizes
     crowd = planner.plan(batch_of(*[tree] * 32)).sizes
-    fresh = Planner(price, NOTHING).plan(batch_of(*[tree] * 32)).sizes
+    fresh = Planner(price).plan(batch_of(*[tree] * 32)).sizes
     assert alone[0] > 20 > 3 > crowd.mean()
     assert abs(crowd.sum() - fresh.sum()) <= 0.15 * fresh.sum() + 1
     assert planner.plan(batch_of(tree)).sizes[0] == pytest.approx(alone[0], rel=0.15)
 
 
 def test_no_sequence_no_plan() -> None:
-    plan = Planner(Line(1.0, 1.0), NOTHING).plan(Batch(np.empty(0), np.empty(0, int), 0))
+    plan = Planner(Line(1.0, 1.0)).plan(Batch(np.empty(0), np.empty(0, int), 0))
     assert len(plan.sizes) == 0
 
 
@@ -305,10 +295,10 @@ def test_a_step_pays_for_branches_only_if_it_has_some() -> None:
     """The first two nodes of each tree are a path; the third, nearly as good, is not."""
     paths = np.array([True, True, False] * 2)
     batch = replace(batch_of([0.9, 0.8, 0.7], [0.9, 0.8, 0.7]), straight=paths)
-    plan = Planner(Branching(), NOTHING, totals=ANY).plan(batch)
+    plan = Planner(Branching(), totals=ANY).plan(batch)
     assert plan.sizes.tolist() == [2, 2] and plan.seconds == 1.0
     every = replace(batch, straight=np.ones(6, bool))
-    assert Planner(Branching(), NOTHING, totals=ANY).plan(every).sizes.tolist() == [3, 3]
+    assert Planner(Branching(), totals=ANY).plan(every).sizes.tolist() == [3, 3]
 
 
 def test_a_node_is_straight_while_its_tree_is_a_path() -> None:

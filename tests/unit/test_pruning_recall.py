@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from prices import Line
 
+from vllm_propd.core.sizing.planner import Batch, Planner
 from vllm_propd.core.sizing.pruning_recall import (
     START,
     TRUST,
@@ -40,6 +42,18 @@ def test_the_share_is_learned_in_a_few_hundred_steps(share: float) -> None:
 def test_a_few_steps_say_little() -> None:
     found = PruningRecall()
     serve(found, 0.0, 5)
+    assert START - 0.1 < found.share < START
+
+
+def test_pruning_that_was_bad_long_ago_is_tried_again() -> None:
+    """What is not planned is not graded: what is known fades with any step."""
+    found = PruningRecall()
+    serve(found, 0.0, 150)
+    planner = Planner(Line(1.0, 0.05), found)
+    batch = Batch(np.array([0.5]), np.zeros(1, np.int64), 1)
+    assert found.share < START / 2
+    for _ in range(5000):
+        planner.plan(batch)
     assert START - 0.1 < found.share < START
 
 

@@ -141,12 +141,12 @@ def test_too_short_texts_are_refused() -> None:
     with pytest.raises(ValueError, match="too short"):
         replay([short], config)
     with pytest.raises(ValueError, match="too short"):
-        replay_planned([short], config, Planner(Line(1.0), Line(0.0)), 1)
+        replay_planned([short], config, Planner(Line(1.0)), Line(0.0), 1)
 
 
 def test_plans_that_draft_all_nodes_walk_as_fixed_sizes_do() -> None:
     texts, config = [recorded(0)], ProPDConfig(num_speculative_tokens=NODES)
-    found = replay_planned(texts, config, Planner(Line(1.0), Line(0.0)), 1)
+    found = replay_planned(texts, config, Planner(Line(1.0)), Line(0.0), 1)
     fixed = replay(texts, config)
     assert (found.drafted, found.kept) == (NODES, NODES)
     assert found.tokens_per_step == pytest.approx(fixed.tokens_per_step, rel=0.1)
@@ -156,8 +156,8 @@ def test_plans_that_draft_all_nodes_walk_as_fixed_sizes_do() -> None:
 def test_a_planned_batch_stays_full(batch_size: int) -> None:
     """Of texts that end at different steps, and of more sequences than there are texts."""
     texts, config = [recorded(0), recorded(1)], ProPDConfig(num_speculative_tokens=NODES)
-    planner = Planner(Line(1.0, 1e-4), Line(0.25))
-    found = replay_planned(texts, config, planner, batch_size)
+    planner = Planner(Line(1.0, 1e-4))
+    found = replay_planned(texts, config, planner, Line(0.25), batch_size)
     assert found.step_s == pytest.approx(1.25 + 1e-4 * batch_size * (1 + NODES))
     assert found.steps % batch_size == 0
     assert found.tokens >= 2 * (PLACES - HEADS + 1)

@@ -14,11 +14,11 @@ from rich.table import Table
 from transformers import AutoConfig
 from vllm import SamplingParams
 
-from vllm_propd.bench.arms import Arm, Heads, parse_arm, settings_of
+from vllm_propd.bench.arms import Arm, Heads, arm_texts, parse_arm, settings_of
 from vllm_propd.bench.engines import NEVER_FULL, ArmEngine, Engine
 from vllm_propd.bench.report import wide_console
-from vllm_propd.bench.run import engine_options, tokenizer_of
 from vllm_propd.bench.settings import BenchSettings
+from vllm_propd.bench.setup import engine_options, prompt_texts, tokenizer_of
 from vllm_propd.bench.workloads.points import cut_prompts
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.drafter import Drafter
@@ -86,7 +86,7 @@ class Costs:
     def planner(self, config: ProPDConfig) -> Planner:
         """Returns a planner with these costs that has learned nothing yet."""
         recall = PruningRecall() if config.plans_pruning else None
-        return Planner(self.step, self.draft, recall)
+        return Planner(self.step, recall)
 
     def sizing(
         self, config: ProPDConfig, promised: dict[int, float]
@@ -123,7 +123,8 @@ def run_simulate(
     Args:
         model: folder of the target.
         heads: folder of the heads, in ProPD's format.
-        prompts: files to cut prompts from; none: held-out files of Python's library.
+        prompts: files or folders to cut prompts from; none: held-out files of Python's
+            library.
         early_layer: the one whose early head is recorded; None: the heads' first.
         nodes: how many nodes recorded trees have; settings may have at most as many.
         num_prompts: how many prompts are recorded in all.
@@ -143,7 +144,8 @@ def run_simulate(
         keys |= {**everything, "early_layer": layer}
     arm = Arm("recording", {"method": "propd", "sizing": "fixed", **keys})
     length, seed = settings.prompt_tokens, settings.seed
-    ids = cut_prompts(tokenizer_of(model), prompts, num_prompts, length, seed)
+    given = prompt_texts(model, prompts)
+    ids = cut_prompts(tokenizer_of(model), given, num_prompts, length, seed)
     size = max(settings.batch_sizes)
     with Progress(console=console) as bar:
         task = bar.add_task("recording", total=None)
@@ -177,7 +179,9 @@ def run_simulate(
                 )
                 found.append(Predicted(name, size, planned, planned.step_s, plain))
             elif fixed is None:
-                planned = replay_planned(texts, config, costs.planner(config), size)
+                planned = replay_planned(
+                    texts, config, costs.planner(config), costs.draft, size
+                )
                 found.append(Predicted(name, size, planned, planned.step_s, plain))
             else:
                 seconds = costs.tree_step_s(config, fixed, size)
@@ -203,7 +207,7 @@ def _configs(
     """
     configs = {}
     of_all = Heads(heads, heads, load_heads(heads).num_heads)
-    for text in settings.arms.split():
+    for text in arm_texts(settings.arms):
         arm = parse_arm(text, of_all)
         if not arm.is_ours:
             raise ValueError(f"--arms {text}: only ProPD's own arms can be simulated")

@@ -11,11 +11,6 @@ Layout of the cache (vLLM's ``vec`` layout): per block and KV head, the keys as
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +19,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 
+from vllm_propd.core.compiled import with_parts
 from vllm_propd.core.tree import Ints
 from vllm_propd.kernels import gemm, row_maximum
 from vllm_propd.kernels.gemm import ROWS, accumulate
@@ -131,19 +127,8 @@ def _store_overload(values, bits, target, inverse):  # type: ignore[no-untyped-d
     return store_bfloat16
 
 
-def _cached_with_parts(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Puts its parts' source into the kernel's name, and so into that of its cache file.
-
-    Numba drops a cached kernel when the kernel's own file changes, not when code does
-    that was inlined from another.
-    """
-    source = "".join(map(inspect.getsource, (gemm, row_maximum))).encode()
-    kernel.__qualname__ += "_" + hashlib.sha256(source).hexdigest()[:16]
-    return kernel
-
-
 @njit(parallel=True, fastmath=True, cache=True, nogil=True)
-@_cached_with_parts
+@with_parts(gemm, row_maximum)
 def _tree_attention(  # type: ignore[no-untyped-def]
     query, key, value, out, cache, block_table, first, prefix, masks, depth,
     tile_tree, tile_start, tile_nodes, scale, window, softcap, block_size,

@@ -81,11 +81,6 @@ def replay_drafted(
     emitted = np.ones(batch_size, np.int64)  # by the first step, with all prompts
     host_s = float(np.interp(batch_size, (1, 64), LOOKING_UP_S))
 
-    def began() -> float:
-        now = clock()
-        clock.passes(host_s)
-        return now
-
     def asked() -> Candidates:
         clock.passes(draft.estimate(price).item())
         return reading.candidates()
@@ -101,7 +96,8 @@ def replay_drafted(
         drafting = timer.verified(None)
         found, most = NONE, planned.most(batch_size)
         if most:
-            found = next_trees(drafter, drafting, reading, reading.said, asked, began, most)
+            found = next_trees(drafter, drafting, reading, reading.said, asked, clock, most)
+            clock.passes(host_s)
         drafting.end(nodes, int(emitted.sum()))
         trees = [
             found.trees[one].prefix(found.sizes[one]) if one in found.trees else NOTHING

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.reliability import Reliability
 from vllm_propd.core.pruning import edges_of, keep_best_paths, node_log_probs, own_part
+from vllm_propd.core.sizing.backoff import Account, Backoff
 from vllm_propd.core.sizing.node_values import straight
-from vllm_propd.core.sizing.planner import Batch, Planner
+from vllm_propd.core.sizing.planner import Batch, Planner, Price
 from vllm_propd.core.sizing.pruning_recall import best_by_draft
 from vllm_propd.core.tree import Bools, Float32s, Ints
 from vllm_propd.simulation.replay import RecordedText, Replayed, on_text, places_of
@@ -28,7 +29,7 @@ class PlannedReplay(Replayed):
     """What trees would have given with sizes that a planner chooses.
 
     Attributes:
-        step_s: seconds of a step as the plans priced them, drafting included.
+        step_s: seconds of a step as the plans priced them, asking the heads included.
     """
 
     step_s: float
@@ -58,7 +59,12 @@ class _Sequence:
 
 
 def replay_planned(
-    texts: list[RecordedText], config: ProPDConfig, planner: Planner, batch_size: int
+    texts: list[RecordedText],
+    config: ProPDConfig,
+    planner: Planner,
+    draft: Price,
+    batch_size: int,
+    backoff: Backoff | None = None,
 ) -> PlannedReplay:
     """Walks over recorded texts, ``batch_size`` of them together.
 
@@ -69,7 +75,9 @@ def replay_planned(
         texts: recorded with trees at least as large as the config's.
         config: the most nodes of a tree, and how the early head is used.
         planner: with prices; it may prune where the recording has an early head.
+        draft: what asking the heads takes.
         batch_size: how many sequences run together.
+        backoff: decides when the heads are asked; None: one that knows nothing yet.
 
     Raises:
         ValueError: the recorded trees are too small, or the texts too short; or plans
@@ -86,12 +94,29 @@ def replay_planned(
     wanted = sum(one.places for one in sequences)
     pool = cycle(sequences)
     live = [replace(next(pool)) for _ in range(batch_size)]
+    bare_s = planner.step.estimate(np.array([batch_size])).item()
+    draft_s = draft.estimate(np.array([batch_size])).item()
+    backoff = backoff or Backoff()
     while tokens < wanted:
+        asks = backoff.asks(batch_size, first=lambda account: _lent(account, bare_s))
+        account = backoff.now
+        account.earn(bare_s)
+        if not asks:
+            tokens, seconds, steps = tokens + batch_size, seconds + bare_s, steps + 1
+            for one in live:
+                one.at += 1
+            live = [one if one.goes_on else replace(next(pool)) for one in live]
+            continue
         probability = np.concatenate([one.worth[one.at, :most] for one in live])
         owner = np.repeat(np.arange(len(live)), most)
         depth = np.concatenate([one.text.depth[one.at, :most] for one in live])
         paths = straight(depth, np.full(len(live), most))
-        plan = planner.plan(Batch(probability, owner, len(live), straight=paths))
+        plan = planner.plan(
+            Batch(probability, owner, len(live), straight=paths, asked_s=draft_s)
+        )
+        promised = bare_s * (plan.tokens / batch_size - 1.0) - plan.extra_s
+        account.ask(draft_s, bare_s)
+        backoff.wait(account.steps_to_wait(bare_s, promised))
         verified = [np.arange(most) < size for size in plan.sizes.tolist()]
         stays = verified
         if plan.keep is not None:
@@ -107,6 +132,8 @@ def replay_planned(
             longest = int((of_one & one.right[one.at, :most]).sum())
             accepted += longest
             one.at += longest + 1
+        if plan.sizes.any():
+            account.repay(bare_s * accepted / batch_size - plan.extra_s, promised)
         tokens += accepted + len(live)
         seconds += plan.seconds
         drafted += int(plan.sizes.sum())
@@ -115,6 +142,11 @@ def replay_planned(
         live = [one if one.goes_on else replace(next(pool)) for one in live]
     each = steps * batch_size
     return PlannedReplay(each, tokens, drafted / each, kept / each, seconds / steps)
+
+
+def _lent(account: Account, step: float) -> int:
+    account.lend(step)
+    return 0
 
 
 def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from vllm_propd.core.compiled import with_parts
 from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.same_places import priced_together
+from vllm_propd.core.sources import contexts, successors, suffix_memory
 from vllm_propd.core.sources.contexts import NONE, ORDERS, recall
 from vllm_propd.core.sources.successors import (
     AT_ROOT,
@@ -93,6 +95,7 @@ def _next_rank(tokens, values, place, seen):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+@with_parts(successors)
 def _next_successor(tokens, bins, of_bin, place, seen):  # type: ignore[no-untyped-def]
     """Finds the first successor from ``place`` on, as ``_next_rank`` does."""
     if place < len(tokens) and tokens[place] == seen:
@@ -112,6 +115,7 @@ def _row_after(tokens, next_row, token):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+@with_parts(contexts)
 def _remembered(  # type: ignore[no-untyped-def]
     token, parent, node, where, tail, salt, vocabulary, marks, remembered, often, curves
 ):
@@ -129,6 +133,7 @@ def _remembered(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+@with_parts(contexts, successors, suffix_memory)
 def _grow(  # type: ignore[no-untyped-def]
     tokens, values, next_row, looked_up, worth, rest, roots, after, bins, of_bin, sizes,
     tails, salts, marks, remembered, often, curves, token, parent, depth, score, on_path,

@@ -90,9 +90,12 @@ def next_trees(
     began = clock()
     if drafter.sources and drafting.looks_up():
         found = drafter.sources.find(texts, said)
+        if found is None:
+            drafting.found_nothing(began)
     if found is not None:
         looked_up = drafter.sources.trees(texts, found, most + extra)
         without = values_of(looked_up, most)
+    asked = clock()
     asks = drafting.asks_heads(without)
     if not (asks or looked_up) or not texts.ids:
         return NONE
@@ -100,7 +103,8 @@ def next_trees(
         sizes = np.full(len(texts.ids), most + extra, np.int64)
         trees = drafter.draft(texts, candidates(), sizes, found)
         values = values_of(trees, most)
-    choice = drafting.plan(Drafts(values, began, without, lambda: texts_of(texts)))
+    drafts = Drafts(values, began, without, lambda: texts_of(texts), asked)
+    choice = drafting.plan(drafts)
     chosen = trees if choice.heads else looked_up
     # Another rank's sizes count where there are several: each holds all trees.
     drafted = range(len(texts.ids)) if ranks > 1 else np.flatnonzero(choice.sizes).tolist()

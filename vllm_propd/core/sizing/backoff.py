@@ -100,6 +100,10 @@ class Account:
         self.balance += self._kept(self.trust) * promised
         self.trust *= FADES
 
+    def credit(self, promised: float) -> None:
+        """Pays back what a plan would have saved that was not chosen, by its promise."""
+        self.balance += max(0.0, promised * self._kept(self.trust))
+
     def _kept(self, trust: float) -> float:
         """Returns the share of their promises that plans keep; below 0: they lose time.
 
@@ -116,9 +120,9 @@ class Account:
 
         Args:
             seconds: of a step without nodes.
-            promised: seconds that the plan just made is to save; of these counts the
-                share that plans keep: what each plan loses is known a step later, and the
-                next ones would be made on its promise.
+            promised: seconds that plans are to save whose steps are not over; of these
+                counts the share that plans keep: what each plan loses is known a step
+                later, and the next ones would be made on its promise.
         """
         believed = max(0.0, promised * self._kept(self.trust + 1.0))
         balance = self.balance + believed

@@ -70,8 +70,8 @@ class DynamicSizing:
         self.recall = PruningRecall() if pruning else None
         self.grader = Grader(self.recall) if self.recall else None
         totals = round_totals(MOST_TOKENS, captured)
-        self.planner = Planner(step, self.draft, self.recall, totals=totals)
-        self.planner_without = Planner(step, self.looking_up, totals=totals)
+        self.planner = Planner(step, self.recall, totals=totals)
+        self.planner_without = Planner(step, totals=totals)
         self.promised, self.clock, self.agree = promised, clock, agree
         self.backoff, self.lookup_backoff = Backoff(), Backoff()
         self.overhead = EngineOverhead()

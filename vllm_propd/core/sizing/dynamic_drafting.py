@@ -89,6 +89,20 @@ class DynamicDrafting:
         backoff.now.earn(self._plain_s())
         return looks
 
+    def found_nothing(self, began: float) -> None:
+        """Takes what a search took that found nothing out of its account.
+
+        All tensor-parallel ranks find nothing, in the same steps.
+
+        Args:
+            began: when the search began, by the clock.
+        """
+        sizing, decode_s = self._sizing, self._decode_s()
+        account = sizing.lookup_backoff.now
+        account.ask(sizing.clock() - began, decode_s)
+        later = account.steps_to_wait(decode_s)
+        sizing.lookup_backoff.wait(sizing.agree((None, False, 0, later))[3])
+
     def _open_lookups(self, account: Account) -> int:
         account.lend(self._decode_s())
         return 0
@@ -112,7 +126,7 @@ class DynamicDrafting:
     def _open_account(self, account: Account) -> int:
         """Opens a new load's account; returns how many steps its first ask has to wait."""
         sizing, decode_s = self._sizing, self._decode_s()
-        price = sizing.planner.draft.estimate(np.array([self._load.sequences])).item()
+        price = sizing.draft.estimate(np.array([self._load.sequences])).item()
         if self._promised_s(price) < decode_s:
             account.lend(decode_s)
         else:
@@ -140,25 +154,30 @@ class DynamicDrafting:
         sizing, self._drafts = self._sizing, drafts
         if sizing.grader is not None:
             sizing.grader.grade(drafts.texts())
-        without = self._planned(sizing.planner_without, drafts.looked_up)
-        plan = self._planned(sizing.planner, drafts.trees)
+        asked, looked = drafts.trees, drafts.looked_up
+        heads_s = 0.0 if asked is None else self._price(sizing.draft, asked)
+        looking_s = 0.0 if looked is None else self._price(sizing.looking_up, looked)
+        if asked is not None and drafts.asked is not None:
+            # Beside the heads it is the search alone; the plan, and the engine's part, are
+            # in their price.
+            looking_s = drafts.asked - drafts.began
+        asked_s = heads_s + looking_s
+        without = self._planned(sizing.planner_without, looked, asked_s)
+        plan = self._planned(sizing.planner, asked, asked_s)
         better = plan is not None and (
             without is None or plan.rate > without.rate * (1.0 + sizing.planner.doubt)
         )
         self._plan = chosen = plan if better else without
         assert chosen is not None
-        drafted = chosen if chosen.sizes.any() else None
-        sequences, rest, later = len(chosen.sizes), 0, 0
-        asked, looked = drafts.trees, drafts.looked_up
+        rest = later = 0
+        # What is saved without the heads is none of their doing, and what they add to it is
+        # none of the texts'.
         if asked is not None:
-            # What is saved without the heads is none of their doing.
-            rest = self._pay(
-                sizing.backoff.now, sizing.planner.draft, drafted if better else None,
-                sequences, self._pace_s(without),
-            )  # fmt: skip
+            account, pace = sizing.backoff.now, self._pace_s(without)
+            rest = self._pay(account, heads_s, plan if better else None, pace)
         if looked is not None:
             account = sizing.lookup_backoff.now
-            later = self._pay(account, sizing.looking_up, drafted, sequences, None)
+            later = self._pay(account, looking_s, without, None, chosen=not better)
         keep, heads, rest, later = sizing.agree((chosen.keep, better, rest, later))
         if asked is not None:
             sizing.backoff.wait(rest)
@@ -195,8 +214,9 @@ class DynamicDrafting:
         if drafts is None:
             return Drafted(ended)
         # With all that comes of it: the plan, and the engine's part.
-        seconds = ended - drafts.began + sizing.overhead.extra
         asked = drafts.trees is not None
+        began = drafts.began if drafts.asked is None or not asked else drafts.asked
+        seconds = ended - began + sizing.overhead.extra
         nodes = drafts.trees or drafts.looked_up
         assert nodes is not None
         sequences = len(nodes.sizes)
@@ -241,40 +261,54 @@ class DynamicDrafting:
         """Returns the pace of a plan without the heads (``Stake``)."""
         if without is None or not without.sizes.any():
             return None
-        sequences = len(without.sizes)
-        price = self._sizing.looking_up.estimate(np.array([sequences])).item()
-        return sequences / without.tokens * (self._decode_s() + without.extra_s - price)
+        tokens = without.tokens / len(without.sizes)
+        return (self._decode_s() + without.extra_s) / tokens
+
+    def _price(self, price: Price, nodes: NodeValues) -> float:
+        """Returns the seconds of asking a source for some sequences' nodes."""
+        return price.estimate(np.array([len(nodes.sizes)])).item()
 
     def _pay(
         self,
         account: Account,
-        draft: Price,
+        price: float,
         plan: Plan | None,
-        sequences: int,
         pace: float | None,
+        chosen: bool = True,
     ) -> int:
         """Takes the price of asking a source from its account of this load.
 
         Args:
             account: the account.
-            draft: price of asking the source, by sequences.
-            plan: a plan with nodes of the source; None: it was asked in vain.
-            sequences: how many sequences it was asked for.
+            price: seconds of asking the source.
+            plan: the source's plan; None, or without nodes: it was asked in vain.
             pace: see ``Stake``.
+            chosen: whether that plan is the step's, so that its savings will be seen.
 
         Returns:
-            How many steps to wait, if what the plan expects comes true as it used to.
+            How many steps to wait, if what plans expect comes true as it used to.
         """
-        decode_s, price = self._decode_s(), draft.estimate(np.array([sequences])).item()
+        decode_s = self._decode_s()
         account.ask(price, decode_s)
-        promised = 0.0
-        if plan is not None:
-            took_s = decode_s + plan.extra_s - price
-            promised = (pace or decode_s) * plan.tokens / sequences - took_s
-            self._stakes += (Stake(account, promised, pace),)
-        return account.steps_to_wait(decode_s, promised)
+        # Of the step that is ending, ``end`` pays back.
+        pending = sum(
+            stake.promised
+            for stake in self._before.stakes
+            if self._load.nodes and stake.account is account
+        )
+        if plan is not None and plan.sizes.any():
+            tokens = plan.tokens / len(plan.sizes)
+            promised = (pace or decode_s) * tokens - decode_s - plan.extra_s
+            if chosen:
+                self._stakes += (Stake(account, promised, pace),)
+                pending += promised
+            else:
+                account.credit(promised)
+        return account.steps_to_wait(decode_s, pending)
 
-    def _planned(self, planner: Planner, nodes: NodeValues | None) -> Plan | None:
+    def _planned(
+        self, planner: Planner, nodes: NodeValues | None, asked_s: float
+    ) -> Plan | None:
         if nodes is None:
             return None
         load, half = self._load, self._sizing.token_budget // 2
@@ -288,5 +322,6 @@ class DynamicDrafting:
                 context=load.context,
                 budget=half + others,
                 straight=nodes.straight,
+                asked_s=asked_s,
             )
         )

@@ -47,6 +47,9 @@ class FixedStep:
         """Returns True: it is always looked up what the texts suggest."""
         return True
 
+    def found_nothing(self, began: float) -> None:
+        """Does nothing: searching has no price."""
+
     def asks_heads(self, looked_up: NodeValues | None) -> bool:
         """Returns True: the heads are always asked."""
         return True

@@ -3,7 +3,8 @@
 The nodes of all sequences stand in one best-first order. Each cut of it is a plan; its
 worth is what it is expected to give over the seconds it is expected to take (paper section
 3.3, for the whole batch at once). With early pruning a plan is a pair: n nodes drafted, the
-best m of them kept after the shallow layers. No node at all is a plan, too.
+best m of them kept after the shallow layers. No node at all is a plan, too. What asking for
+the drafts has taken is part of all plans' seconds: it is spent, whatever is verified.
 
 What a plan gives is a mean of the sequences' tokens, that of order -2. (The paper's batch
 has one sum.) All sequences wait for a step. Where a few of them gain and the rest wait
@@ -24,6 +25,8 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
+from vllm_propd.core.compiled import with_parts
+from vllm_propd.core.sizing import step_cost
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
 from vllm_propd.core.sizing.step_cost import BARE, CHAINS, TREES
 from vllm_propd.core.tree import Bools, Float64s, Ints
@@ -70,6 +73,7 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 
 
 @njit(cache=True, nogil=True)
+@with_parts(step_cost)
 def _cuts(  # type: ignore[no-untyped-def]
     probability, tree, straight, sequences, totals, taken, most
 ):  # fmt: skip
@@ -124,21 +128,19 @@ _left_inside = njit(cache=True, nogil=True)(_left)
 
 
 @njit(cache=True, nogil=True)
-def _rates(fair, whole, split, drafting, share, sequences):  # type: ignore[no-untyped-def]
+def _rates(fair, whole, split, asked_s, share, sequences):  # type: ignore[no-untyped-def]
     """Returns the tokens per second of all plans, ``[cuts, 1 + cuts]``; -inf: no plan.
 
-    Column 0 is without pruning, the others are by how many nodes are kept. Only the first
-    cut, without nodes, does not draft. Tokens are counted as if all sequences had the
-    mean of order -2.
+    Column 0 is without pruning, the others are by how many nodes are kept. Tokens are
+    counted as if all sequences had the mean of order -2.
     """
     cuts, choices = split.shape
     rates = np.full((cuts, 1 + choices), -np.inf)
     for cut in range(cuts):
-        seconds = whole[cut] + (drafting if cut else 0.0)
-        rates[cut, 0] = (sequences + fair[cut]) / seconds
+        rates[cut, 0] = (sequences + fair[cut]) / (whole[cut] + asked_s)
         for kept in range(1, min(cut, choices)):
             left = _left_inside(fair[cut], fair[kept], share)
-            rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + drafting)
+            rates[cut, 1 + kept] = (sequences + left) / (split[cut, kept] + asked_s)
     return rates
 
 
@@ -165,6 +167,7 @@ class Batch:
         budget: the most tokens that the step may have, roots and others included.
         straight: ``[nodes]`` bool whether each tree is a path up to this node; None: no
             tree is.
+        asked_s: seconds that asking for the nodes has taken.
     """
 
     probability: Float64s
@@ -174,6 +177,7 @@ class Batch:
     context: float = 0.0
     budget: int = 1 << 30
     straight: Bools | None = None
+    asked_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,10 +188,10 @@ class Plan:
         sizes: ``[sequences]`` int64 nodes of each tree.
         keep: how many of all these nodes pruning is to leave; None: do not prune.
         tokens: tokens expected of the step, over all sequences.
-        seconds: time that the step is expected to take, drafting included.
+        seconds: time that the step is expected to take, asking included.
         rate: what plans are compared by: the mean of order -2 of the sequences' tokens,
             times the sequences, per second of a step without its prompts.
-        extra_s: how much longer that is than the same step without nodes.
+        extra_s: how much longer the step is than the same one without nodes.
     """
 
     sizes: Ints
@@ -204,7 +208,6 @@ class Planner:
 
     Attributes:
         step: price of a step.
-        draft: price of drafting, by sequences; a plan without nodes does not pay it.
         recall: says what pruning leaves of acceptance; None: never prune.
         totals: ascending numbers of tokens that a step may have, before and after
             pruning; a step without nodes and one with all are possible as well.
@@ -216,7 +219,6 @@ class Planner:
     """
 
     step: Price
-    draft: Price
     recall: PruningRecall | None = None
     totals: Ints = field(default_factory=lambda: round_totals(MOST_TOKENS))
     hysteresis: float = 0.03
@@ -242,24 +244,26 @@ class Planner:
         prompts_s = self._prompts_s(batch, float(whole[0]))
         # Extrapolated to a long prompt, each on its own: yet no tree costs less than none.
         split = np.maximum(split, whole[0])
-        drafting = float(self.draft.estimate(np.array([batch.sequences]))[0])
-        share = self.recall.share if self.recall else 0.0
+        share = 0.0
+        if self.recall is not None:
+            self.recall.fade()
+            share = self.recall.share
         rate = _rates(
-            fair, whole - prompts_s, split - prompts_s, drafting, share, batch.sequences
-        )
+            fair, whole - prompts_s, split - prompts_s, batch.asked_s, share,
+            batch.sequences,
+        )  # fmt: skip
         cut, kept = self._chosen(rate, nodes, batch.sequences)
         keep = int(nodes[kept - 1]) if kept else None
         if batch.sequences:
             each = 1.0 / batch.sequences
             self._last = each * nodes[cut], None if keep is None else each * keep
         seconds = float(split[cut, kept - 1] if kept else whole[cut])
-        seconds += drafting if cut else 0.0
         left = _left(gained[cut], gained[kept - 1], share) if kept else gained[cut]
         return Plan(
             _sizes(batch.tree, order[: nodes[cut]], batch.sequences),
             keep,
             tokens=batch.sequences + float(left),
-            seconds=seconds,
+            seconds=seconds + batch.asked_s,
             rate=float(rate[cut, kept]),
             extra_s=seconds - float(whole[0]),
         )
@@ -293,7 +297,7 @@ class Planner:
     def _priced(
         self, nodes: Ints, taken: int, context: float, kinds: Ints
     ) -> tuple[Float64s, Float64s]:
-        """Prices all plans without drafting, in seconds.
+        """Prices all plans, in seconds.
 
         Returns ``[cuts]`` for whole steps and ``[cuts, kept cuts]`` for pruned ones.
         """

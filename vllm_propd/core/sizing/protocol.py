@@ -2,7 +2,7 @@
 
     timer = sizing.begin(began, load)           # the step has begun
     drafting = timer.verified(pruned)           # its text is known
-    if drafting.looks_up(): ...                 # what do the texts suggest?
+    if drafting.looks_up(): ...                 # what do the texts suggest? (found_nothing)
     if drafting.asks_heads(looked_up): ...
     choice = drafting.plan(drafts)              # what the next step verifies
     record = drafting.end(kept, emitted)        # it is over, its drafting included
@@ -95,12 +95,14 @@ class Drafts:
         looked_up: trees without the heads' candidates; None where nothing was looked up.
         texts: returns by request the tokens that each has put out; earlier steps are
             graded by them.
+        asked: when asking the heads began, by the clock; None: when drafting began.
     """
 
     trees: NodeValues | None
     began: float
     looked_up: NodeValues | None = None
     texts: Callable[[], Mapping[str, list[int]]] = dict
+    asked: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ class Drafting(Protocol):
 
     def looks_up(self) -> bool:
         """Whether what the texts suggest is to be looked up now."""
+
+    def found_nothing(self, began: float) -> None:
+        """Takes note of a search since ``began``, by the clock, that found nothing."""
 
     def asks_heads(self, looked_up: NodeValues | None) -> bool:
         """Whether the heads are to draft now, beside what is looked up."""

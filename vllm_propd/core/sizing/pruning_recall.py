@@ -72,10 +72,18 @@ class PruningRecall:
             narrow: which nodes would be verified without pruning, see ``best_by_draft``.
             kept: which nodes the early head left.
         """
-        fades = 1.0 - 1.0 / MEMORY
         known = int((right & narrow).sum())
-        self._added = fades * self._added + int(right.sum()) - known
-        self._survived = fades * self._survived + int((right & kept).sum()) - known
+        self._added += int(right.sum()) - known
+        self._survived += int((right & kept).sum()) - known
+
+    def fade(self) -> None:
+        """Lets what is known grow older by a step, whatever that step is.
+
+        Where pruning has once been bad, no plan prunes, and nothing is learned anew: it is
+        tried again when that has been long ago.
+        """
+        self._added *= 1.0 - 1.0 / MEMORY
+        self._survived *= 1.0 - 1.0 / MEMORY
 
 
 @dataclass(frozen=True)

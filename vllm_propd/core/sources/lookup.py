@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from vllm_propd.core.compiled import with_parts
+from vllm_propd.core.drafting import candidates
 from vllm_propd.core.drafting.candidates import SUREST
 from vllm_propd.core.tree import Float32s, Ints, TokenTree
 
@@ -134,12 +136,14 @@ def _look_up(texts, rows, lengths, vocabulary):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+@with_parts(candidates)
 def _worth_of(right, total):  # type: ignore[no-untyped-def]
     """Returns the log probability of a continuation that was right so often, float32."""
     return np.float32(np.log(min(right / total, SUREST)))
 
 
 @njit(cache=True, nogil=True)
+@with_parts(candidates)
 def _grade(  # type: ignore[no-untyped-def]
     texts, rows, lengths, index, starts, token, match, before, said, total, right, curves
 ):

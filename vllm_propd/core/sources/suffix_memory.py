@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from vllm_propd.core.compiled import with_parts
 from vllm_propd.core.drafting.candidates import SUREST
+from vllm_propd.core.sources import contexts, lookup
 from vllm_propd.core.sources.contexts import NONE, ORDERS, WAYS, learn, recall, shift
 from vllm_propd.core.sources.lookup import REACH, TokenMatrix
 from vllm_propd.core.tree import Float32s, Ints
@@ -56,6 +58,7 @@ text itself suggests another, by order and by how often."""
 
 
 @njit(cache=True, nogil=True)
+@with_parts(contexts)
 def _see(  # type: ignore[no-untyped-def]
     texts, rows, begins, ends, starts, tails, salts, teaches, suggested, marks, tokens,
     often, counts, stamps, clock, found,
@@ -85,6 +88,7 @@ def _see(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+@with_parts(contexts)
 def _along(tails, salts, marks, tokens, path):  # type: ignore[no-untyped-def]
     """Computes what ``Recalled.best_along`` returns."""
     found = np.full(path.shape, NONE, np.int64)
@@ -101,6 +105,7 @@ def _along(tails, salts, marks, tokens, path):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+@with_parts(contexts, lookup)
 def _suggest(  # type: ignore[no-untyped-def]
     tails, salts, own, own_worth, marks, tokens, often, curves, vocabulary, path, worth
 ):
