@@ -112,9 +112,20 @@ def caption(shown: Shown) -> str:
     return f"{shown.speed.caption()}.{day}"
 
 
+def columns_of(shown: Shown) -> list[str]:
+    """Batch sizes, with how many chunks each median is of."""
+    found = []
+    for size in shown.speed.batch_sizes:
+        plain = shown.speed.row("plain", size)
+        has_chunks = plain is not None and plain.wall_ratio_median is not None
+        chunks = f", {plain.rounds} chunks" if plain is not None and has_chunks else ""
+        found.append(f"batch {size}{chunks}")
+    return found
+
+
 def short_table(shown: Shown) -> list[str]:
     """Of the arms that a newcomer asks for."""
-    columns = [f"batch {size}" for size in shown.speed.batch_sizes]
+    columns = columns_of(shown)
     lines = [f"| arm | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for arm in SHORT:
         if arm in shown.speed.arms:
@@ -124,7 +135,7 @@ def short_table(shown: Shown) -> list[str]:
 
 def table(shown: Shown, name: str) -> list[str]:
     """Of all arms, with the picture and how many texts were the same."""
-    columns = [f"batch {size}" for size in shown.speed.batch_sizes]
+    columns = columns_of(shown)
     lines = [
         f"![Speed and tokens per step by batch size and arm](images/{name}.png)",
         "",
