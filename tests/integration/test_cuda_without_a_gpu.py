@@ -21,8 +21,9 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 
 from vllm_propd.engine.integration import support_matrix
-from vllm_propd.engine.integration.config_patch import _use_flash_attention
+from vllm_propd.engine.integration.config_patch import PROPOSER, _use_flash_attention
 from vllm_propd.engine.integration.draft_delivery import DRAFTS, attach_drafts
+from vllm_propd.engine.integration.patches import PatchedByOthersError
 from vllm_propd.engine.integration.support_matrix import unsupported_features
 
 TOUCHES = """
@@ -75,6 +76,11 @@ def test_the_attention_backend_may_be_a_name(name: Any) -> None:
 
 
 REFUSED: dict[str, tuple[str, str, Any]] = {
+    "external_launcher with several ranks": (
+        "parallel_config",
+        "distributed_executor_backend",
+        "external_launcher",
+    ),
     "cudagraph_mode FULL,": ("compilation_config", "cudagraph_mode", CUDAGraphMode.FULL),
     "use_inductor_graph_partition": (
         "compilation_config",
@@ -114,6 +120,9 @@ def test_what_trees_cannot_do_on_cuda_is_refused(
     assert unsupported_features(vllm_config) == []
     owner, name, value = REFUSED[reason]
     object.__setattr__(getattr(vllm_config, owner), name, value)
+    if reason.startswith("external"):
+        assert unsupported_features(vllm_config) == []  # one rank is an engine like others
+        vllm_config.parallel_config.world_size = 2
     (found,) = unsupported_features(vllm_config)
     assert reason in found
     if reason.startswith("cudagraph"):
@@ -123,16 +132,24 @@ def test_what_trees_cannot_do_on_cuda_is_refused(
         assert unsupported_features(vllm_config) == ["a head size of 256 on Blackwell GPUs"]
 
 
+OURS = SimpleNamespace(method="custom_class", model=PROPOSER)
+
+
+def choosing(backend: Any, speculative_config: Any = OURS) -> Any:
+    """As much of an engine's config as chooses an executor."""
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(distributed_executor_backend=backend),
+        speculative_config=speculative_config,
+    )
+
+
 @pytest.mark.parametrize("backend", ["mp", "ray"])
 def test_executors_get_drafts_with_the_steps_output(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the one of Ray that is not made of vLLM's own for worker processes."""
     monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
-    config: Any = SimpleNamespace(
-        parallel_config=SimpleNamespace(distributed_executor_backend=backend)
-    )
-    chosen = Executor.get_class(config)
+    chosen = Executor.get_class(choosing(backend))
     assert issubclass(chosen, MultiprocExecutor) == (backend == "mp")
     output = ModelRunnerOutput(req_ids=["0"], req_id_to_index={"0": 0})
     attach_drafts(output, "drafts")  # type: ignore[arg-type]
@@ -156,8 +173,24 @@ def test_executors_get_drafts_with_the_steps_output(
     assert executor.sample_tokens(None) is output
     assert executor.take_draft_token_ids() == "drafts"
     assert not hasattr(executor, DRAFTS)
-    uniproc: Any = SimpleNamespace(
-        parallel_config=SimpleNamespace(distributed_executor_backend="uni")
-    )
-    assert Executor.get_class(uniproc) is UniProcExecutor
+    assert Executor.get_class(choosing("uni")) is UniProcExecutor
     assert not hasattr(UniProcExecutor.sample_tokens, "_propd")
+
+
+def test_plain_engines_start_with_executors_that_others_have_changed() -> None:
+    """What ProPD could not build on, they never ask of it."""
+
+    class Theirs(MultiprocExecutor):
+        """An executor of vLLM's; another plugin puts its own function there."""
+
+        def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+            """vLLM's, until then."""
+
+    space: dict[str, Any] = {"__name__": "another_plugin"}
+    exec("def sample_tokens(self, grammar_output, non_block=False): ...", space)
+    Theirs.sample_tokens = space["sample_tokens"]  # type: ignore[method-assign]
+    for others in (None, SimpleNamespace(method="ngram", model=None)):
+        assert Executor.get_class(choosing(Theirs, others)) is Theirs
+    assert Theirs.sample_tokens is space["sample_tokens"]
+    with pytest.raises(PatchedByOthersError, match="replaced by another_plugin"):
+        Executor.get_class(choosing(Theirs))

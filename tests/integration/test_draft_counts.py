@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ENGINE, MODEL, Ties, engine, greedy, metric, prompts_of, run
+from prices import pay_always
 from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -80,6 +81,29 @@ def test_nothing_is_drafted_for_whom_it_could_not_help(max_tokens: int) -> None:
         assert not asked
         run(llm, prompts, greedy(max_tokens + 2, ignore_eos=True))
         assert asked and metric(llm, "spec_decode_num_drafts") > 0
+
+
+@pytest.mark.parametrize("logprobs", [None, 2], ids=["all rows at once", "walk"])
+def test_tokens_behind_the_end_are_not_counted(logprobs: int | None) -> None:
+    """A text that repeats itself is drafted, and accepted, far beyond its end."""
+    (prompt,) = prompts_of([24], seed=27)
+    again = {"prompt_token_ids": 12 * prompt["prompt_token_ids"]}
+    propd = {"heads": False, "recycling": False, "sizing": "dynamic"}
+    with engine(24, propd=propd) as llm:
+        pay_always(llm)
+        params = greedy(40, ignore_eos=True, logprobs=logprobs)
+        (whole,) = run(llm, [again], params)
+        text, before = list(whole.token_ids), metric(llm, "propd_emitted_tokens")
+        assert before == len(text) == 40
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 10
+        stop = next(t for t in text[1:] if t != text[0])
+        ends = [{"max_tokens": 3}, {"max_tokens": 40, "stop_token_ids": [stop]}]
+        for end in ends:
+            params = greedy(**end, ignore_eos=True, logprobs=logprobs)
+            (cut,) = run(llm, [again], params)
+            now = metric(llm, "propd_emitted_tokens")
+            assert now - before == len(cut.token_ids) < 40
+            before = now
 
 
 def test_who_goes_on_is_known_as_the_batch_changes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import (
     BUSY,
@@ -19,7 +20,7 @@ from conftest import (
     use,
 )
 from prices import pay_always
-from vllm import LLM
+from vllm import LLM, SamplingParams
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -103,3 +104,35 @@ def test_structured_output_is_drafted_a_chain(
     trees = [tree for step in recording for tree in step]
     assert len(trees) > 20
     assert all(tree["depth"] == sorted(set(tree["depth"])) for tree in trees)
+
+
+STEERS: dict[str, dict[str, Any]] = {
+    "allowed_token_ids": {"allowed_token_ids": list(range(1, 400))},
+    "bad_words": {"bad_words": ["self", "return", "def"]},
+    "penalties": {"repetition_penalty": 1.9, "presence_penalty": 1.5},
+    "logit_bias": {"logit_bias": {12: 40.0}},
+    "temperature": {"temperature": 0.3, "seed": 5, "top_k": 4},
+}
+
+
+@pytest.mark.parametrize("steer", STEERS)
+def test_what_steers_a_request_is_not_taken_for_the_targets_word(
+    steer: str, llm: LLM
+) -> None:
+    """Also in a step without trees, where the sampler is given the logits themselves."""
+    use(llm, NODES, SOURCES["alone"])
+    pay_always(llm)
+    prompts = prompts_of([40, 33], seed=85)
+    last = [prompt["prompt_token_ids"][-1] for prompt in prompts]
+    assert last[0] != last[1]
+    (runner,) = llm.collective_rpc(lambda worker: worker.model_runner)
+    sources = runner.drafter.trees.sources
+    said = []
+    for fields in ({}, STEERS[steer]):
+        llm.collective_rpc("forget_texts")
+        # Of three tokens the first is followed by others, and its step is read.
+        params = SamplingParams(**{"temperature": 0.0, "max_tokens": 3, **fields})
+        run(llm, prompts, params)
+        said.append(sources._table._token[last].copy())
+    assert (said[0] >= 0).all()
+    np.testing.assert_array_equal(said[0], said[1])

@@ -8,10 +8,24 @@ from itertools import product
 from typing import Any
 
 import pytest
-from conftest import SETTINGS, Ties, engine, greedy, prompts_of, run, unlogged, use
+import torch
+from conftest import (
+    BUSY,
+    SETTINGS,
+    Ties,
+    engine,
+    greedy,
+    metric,
+    prompts_of,
+    run,
+    seeded,
+    unlogged,
+    use,
+)
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 FIELDS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -103,3 +117,59 @@ def test_structured_output_gives_plain_vllms_text(ties: Ties) -> None:
         for propd in SETTINGS.values():
             use(llm, 48, propd)
             ties.check(expected, run(llm, prompts, params))
+
+
+def test_seeded_text_is_the_same_in_chunks_of_prompts(ties: Ties) -> None:
+    """Beside trees a step holds less of a prompt, and plain vLLM would die of chunks."""
+    prompts = prompts_of([200, 30, 130, 1, 90], seed=13)
+    params = seeded(len(prompts))
+    with engine(**WHOLE) as llm:
+        expected = run(llm, prompts, params)
+    rules = list(SETTINGS)
+    # No rule is to find a prompt's beginning in the cache.
+    busy = {**BUSY, "enable_prefix_caching": False, "max_num_seqs": 4}
+    with engine(48, propd=SETTINGS[rules[0]], **busy) as llm:
+        for rule in rules:
+            use(llm, 48, SETTINGS[rule])
+            ties.check(expected, run(llm, prompts, params))
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 20
+
+
+class EveryThirdCall(AdapterLogitsProcessor):
+    """A request's own processor, which keeps a state: with every third call it forbids."""
+
+    calls: list[list[int]] = []
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: SamplingParams) -> Any:
+        calls: list[int] = []
+        self.calls.append(calls)
+
+        def forbid(output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+            calls.append(len(output_ids))
+            if len(calls) % 3 == 0:
+                logits[logits.argmax()] = -float("inf")
+            return logits
+
+        return forbid
+
+
+def test_a_requests_own_processor_is_called_as_by_plain_vllm(ties: Ties) -> None:
+    """One text repeats itself, and is accepted far; beside it others and prompts go on."""
+    short, *others = prompts_of([24, 40, 150, 77], seed=14)
+    again = {"prompt_token_ids": 4 * short["prompt_token_ids"]}
+    prompts, params = [again, *others], greedy(48, logprobs=2, ignore_eos=True)
+    options: dict[str, Any] = {"logits_processors": [EveryThirdCall]}
+    EveryThirdCall.calls.clear()
+    with engine(**WHOLE, **options) as llm:
+        expected = run(llm, prompts, params)
+    plain = [list(calls) for calls in EveryThirdCall.calls]
+    EveryThirdCall.calls.clear()
+    with engine(48, **BUSY, **options) as llm:
+        found = run(llm, prompts, params)
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 10
+    if not ties.check(expected, found):
+        assert sorted(EveryThirdCall.calls) == sorted(plain)
+    assert all(calls == [*range(48)] for calls in plain)

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import MODEL
+from vllm.config import set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_propd.engine.attention.cpu import TreeAttentionBackend, TreeAttentionImpl
 from vllm_propd.engine.attention.tree_split import OF_REQUESTS, without_trees
 from vllm_propd.engine.step.tree_step import PlainRequests
 
@@ -82,3 +87,34 @@ def test_ranges_of_images_go_with_their_requests() -> None:
 def test_what_was_computed_of_the_whole_batch_is_not_kept() -> None:
     found = split(_num_computed_tokens_cache=torch.tensor([9, 16, 28]))
     assert found.compute_num_computed_tokens().tolist() == [9, 28]
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2", "int8_per_token_head"])
+def test_layers_whose_cache_is_of_another_type_are_refused(kv_cache_dtype: str) -> None:
+    """Our kernels read it by address, as of the model's type."""
+    shape: dict[str, Any] = {
+        "num_heads": 2,
+        "head_size": 32,
+        "scale": 1.0,
+        "num_kv_heads": 1,
+        "alibi_slopes": None,
+        "sliding_window": None,
+    }
+    with set_current_vllm_config(EngineArgs(model=str(MODEL)).create_engine_config()):
+        for works in ("auto", "bfloat16"):
+            TreeAttentionImpl(**shape, kv_cache_dtype=works)
+        with pytest.raises(ValueError, match=rf"of type {kv_cache_dtype}, .*set --kv-cac"):
+            TreeAttentionImpl(**shape, kv_cache_dtype=kv_cache_dtype)
+
+
+def test_a_checkpoint_chooses_the_caches_type_when_layers_are_built() -> None:
+    """After the engine's config has been checked: `auto` says nothing of it there."""
+    config = EngineArgs(model=str(MODEL), dtype="bfloat16").create_engine_config()
+    scheme: Any = SimpleNamespace(kv_cache_scheme={"num_bits": 8, "type": "float"})
+    assert config.cache_config.cache_dtype == "auto"
+    with set_current_vllm_config(config), pytest.raises(ValueError, match="of type fp8"):
+        Attention(
+            2, 32, 1.0, 1, cache_config=config.cache_config, quant_config=scheme,
+            prefix="layers.0", attn_backend=TreeAttentionBackend,
+        )  # fmt: skip
+    assert config.cache_config.cache_dtype == "fp8"

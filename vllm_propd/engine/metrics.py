@@ -13,6 +13,7 @@ import atexit
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,14 +142,24 @@ def hide_metrics() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_totals(vllm_config: Any) -> dict[str, float]:
-    """Returns what an engine's workers have counted so far, by names in ``COUNTERS``."""
+def read_totals(vllm_config: Any, engines: Collection[int]) -> dict[str, float]:
+    """Returns what engines' workers have counted so far, by names in ``COUNTERS``.
+
+    Args:
+        vllm_config: of these engines, which share a folder.
+        engines: their numbers, by which data-parallel ones differ.
+    """
     totals = dict.fromkeys(COUNTERS, 0.0)
+    wanted = {str(number) for number in engines}
     if (folder := _folder(vllm_config)).is_dir():
         for metric in MultiProcessCollector(None, str(folder)).collect():
             name = metric.name.removeprefix(METRIC_PREFIX)
             if name in totals:
-                totals[name] = sum(sample.value for sample in metric.samples)
+                totals[name] = sum(
+                    sample.value
+                    for sample in metric.samples
+                    if sample.labels["engine"] in wanted
+                )
     return totals
 
 

@@ -19,14 +19,12 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.growth import nodes_per_sequence
 from vllm_propd.core.drafting.next_trees import NONE, next_trees
 from vllm_propd.core.sizing.fixed import FixedSizing
 from vllm_propd.core.sizing.protocol import Sizing
-from vllm_propd.core.tree import Ints, TokenTree
+from vllm_propd.core.tree import Bools, Ints, TokenTree
 from vllm_propd.engine.attention.tree_split import TreeBuilder, attending_to_trees
 from vllm_propd.engine.integration.draft_delivery import attach_drafts
 from vllm_propd.engine.integration.find_heads import engine_config
@@ -34,8 +32,7 @@ from vllm_propd.engine.integration.logits_processors import all_logits_processor
 from vllm_propd.engine.integration.patches import replaced
 from vllm_propd.engine.measuring import Measuring
 from vllm_propd.engine.metrics import StepMetrics
-from vllm_propd.engine.pruning.pruned_forward import PrunedForward
-from vllm_propd.engine.pruning.split_model import UnsplittableError
+from vllm_propd.engine.pruning.splitting import Splitting
 from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
 from vllm_propd.engine.step.draft_batch import DraftBatch, step_load
@@ -50,7 +47,7 @@ from vllm_propd.kernels.transfer import Arrays, to_device
 logger = init_logger("vllm.propd.runner")
 
 
-class ProPDRunner(Measuring, GPUModelRunner):
+class ProPDRunner(Measuring, Splitting):
     """vLLM's V1 model runner; each method adds what trees need to the one it overrides."""
 
     drafter: MedusaTreeProposer
@@ -65,41 +62,8 @@ class ProPDRunner(Measuring, GPUModelRunner):
         self._prepared: PreparedStep | None = None
         self._verified: VerifiedStep | None = None
         self._keep: int | None = None
-        self._pruned_forward: PrunedForward | None = None
-        self._cuts: dict[int, PrunedForward] = {}
         self.sizing: Sizing
         self.metrics = StepMetrics(vllm_config)
-
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Loads the model, and splits it in two where trees are pruned early."""
-        super().load_model(*args, **kwargs)
-        self.propd, self._pruned_forward = self._split(self.propd)
-
-    def _split(self, config: ProPDConfig) -> tuple[ProPDConfig, PrunedForward | None]:
-        """Returns the model in two; by ``auto`` what cannot be split is not pruned."""
-        layer = config.early_layer
-        if not config.prunes or layer is None:
-            return config, None
-        if layer in self._cuts:
-            return config, PrunedForward(config, self, self._cuts[layer])
-        try:
-            self._cuts[layer] = pruned_forward = PrunedForward(config, self)
-        except UnsplittableError as error:
-            if config.pruning != "auto":
-                raise
-            logger.warning_once("ProPD: early pruning is off: %s", error)
-            return config.without_pruning(), None
-        return config, pruned_forward
-
-    def profile_run(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the halves where vLLM compiles the model."""
-        super().profile_run(*args, **kwargs)
-        self.warm_up_halves()
-
-    def warm_up_halves(self) -> None:
-        """Compiles what a step with pruned trees runs."""
-        if self._pruned_forward is not None:
-            self._pruned_forward.warm_up()
 
     def start_sizing(self) -> None:
         """Times steps, where the trees' sizes are to follow what they cost."""
@@ -267,15 +231,35 @@ class ProPDRunner(Measuring, GPUModelRunner):
         self, logits: torch.Tensor | None, step: TreeStep | None, root_row: Ints
     ) -> Verified:
         metadata = without_drafts(self.input_batch.sampling_metadata)
+        sampler, putting_out = self.sampler, ~self._prompts_that_go_on
         if step is None:
-            return draw(logits, root_row, self.sampler, metadata, self.propd.recycles)
+            keeps = self.propd.recycles
+            return draw(logits, root_row, sampler, metadata, putting_out, keeps)
         assert logits is not None
         step = self._as_recorded(step)
         answers = self.ends.answers(self.input_batch, self.requests)
-        found = verify(logits, step, root_row, self.sampler, metadata, answers, self.propd)
+        found = verify(
+            logits, step, root_row, sampler, metadata, putting_out, answers, self.propd
+        )
         commit(step, found.accepted, self._group_of_layer)
         self._record(step, found)
         return found
+
+    @property
+    def _prompts_that_go_on(self) -> Bools:
+        """``[requests]`` bool whose prompt is not over with this step."""
+        going_on: Bools = self.discard_request_mask.np[: self.input_batch.num_reqs]
+        return going_on
+
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        """Leaves the generators of prompts that go on: nothing has been drawn from them.
+
+        vLLM would set them back by one token, which a CPU's do not know.
+        """
+        batch, going_on = self.input_batch, self._prompts_that_go_on
+        own = {i: one for i, one in batch.generators.items() if not going_on[i]}
+        with replaced(batch, "generators", own):
+            return super()._bookkeeping_sync(*args, **kwargs)
 
     def _get_nans_in_logits(self, logits: torch.Tensor | None) -> dict[str, int]:
         """Counts NaNs in each request's root row: vLLM takes row i for request i's."""
@@ -328,7 +312,8 @@ class ProPDRunner(Measuring, GPUModelRunner):
             )
         self._trees.update(found.trees)
         self._keep = found.keep
-        record = drafting.end(verified.kept, sum(map(len, sampled_token_ids)))
+        put_out = verified.outcome.put_out[list(map(bool, sampled_token_ids))]
+        record = drafting.end(verified.kept, int(put_out.sum()))
         self.metrics.count(record)
         self._note(record)
         return found.drafts(self.input_batch.req_ids)

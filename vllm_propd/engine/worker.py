@@ -75,6 +75,7 @@ class ProPDWorker(WorkerBase):
         times = super().compile_or_warm_up_model()
         warm_up_kernels(self.model_config.dtype)
         warm_up(self.model_runner.ends, self.model_runner.input_batch)
+        self.model_runner.try_halves()
         self.model_runner.start_sizing()
         return times
 

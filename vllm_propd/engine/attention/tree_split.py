@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
+from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_propd.engine.pruning.pruned_step import Pruned
@@ -233,6 +234,13 @@ def refuse_unsupported(impl: Any, **more: bool) -> None:
     Raises:
         ValueError: the layer has such a thing; the message names it.
     """
+    # Not known before: vLLM changes the type as layers are built, if a checkpoint asks.
+    if is_quantized_kv_cache(impl.kv_cache_dtype):
+        raise ValueError(
+            "ProPD's tree attention does not support a KV cache of type "
+            f"{impl.kv_cache_dtype}, which checkpoints may ask for where --kv-cache-dtype "
+            "is auto: set --kv-cache-dtype bfloat16 and --dtype bfloat16"
+        )
     unsupported = {
         "ALiBi": impl.alibi_slopes is not None,
         "attention sinks": impl.sinks is not None,

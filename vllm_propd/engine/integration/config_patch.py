@@ -216,7 +216,9 @@ def _log_too(original: Any) -> Any:
             cut_depths(self.spec_decoding_logging)
         original(self)
         if ours:
-            now = read_totals(self.vllm_config)
+            # One of several engines, or one logger for all of them.
+            engines = getattr(self, "engine_indexes", [self.engine_index])
+            now = read_totals(self.vllm_config, engines)
             if (line := log_line(now, before.get(self, {}))) is not None:
                 logger.info(line)
             before[self] = now

@@ -3,7 +3,8 @@
 After each step of an engine that speculates, vLLM's engine core asks the worker for the
 drafts. Where the worker is another process (the default), that is one more message a
 step, also when nothing is drafted. So our runner puts the drafts into the output, and the
-executor answers from there. Other proposers' outputs hold none: their executor asks.
+executor answers from there. Other proposers' outputs in the same process hold none: their
+executor asks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
+from vllm_propd.engine.integration.config_patch import is_propd
 from vllm_propd.engine.integration.patches import Patch, apply
 
 DRAFTS = "_propd_drafts"
@@ -29,12 +31,15 @@ def attach_drafts(output: ModelRunnerOutput, drafts: DraftTokenIds | None) -> No
 def _teach_chosen(original: Any) -> Any:
     """Teaches executors of worker processes, Ray's too, to take drafts from the output.
 
-    It happens when an engine chooses its executor's class: nobody else imports Ray's.
+    It happens when an engine that drafts by ProPD chooses its executor's class: nobody else
+    imports Ray's, and others' engines are to start whatever has become of theirs.
     """
 
     def get_class(vllm_config: VllmConfig) -> type[Executor]:
         chosen: type[Executor] = original(vllm_config)
-        if not issubclass(chosen, UniProcExecutor):  # its worker is in the same process
+        ours = is_propd(vllm_config.speculative_config)
+        # The worker of a UniProcExecutor is in the same process.
+        if ours and not issubclass(chosen, UniProcExecutor):
             apply(
                 (
                     (chosen, "sample_tokens", _take_out),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker import gpu_model_runner
 
+from vllm_propd.core.tree import Bools
 from vllm_propd.engine.integration.patches import replaced
 
 
@@ -24,4 +27,23 @@ def all_logits_processors() -> Iterator[None]:
             return original(vllm_config, *args, **kwargs)
 
     with replaced(gpu_model_runner, "build_logitsprocs", build):
+        yield
+
+
+@contextmanager
+def called_for(requests: Bools, processors: Iterable[LogitsProcessor]) -> Iterator[None]:
+    """Lets processors of single requests be called for some requests only, inside.
+
+    They may count their calls, say: each is one token of theirs in plain vLLM.
+
+    Args:
+        requests: ``[requests]`` bool whose processors are called.
+        processors: of the batch; those of vLLM's own kinds keep no state of calls.
+    """
+    with ExitStack() as scopes:
+        for processor in processors:
+            if isinstance(processor, AdapterLogitsProcessor) and processor.req_info:
+                known = processor.req_info.items()
+                some = {index: one for index, one in known if requests[index]}
+                scopes.enter_context(replaced(processor, "req_info", some))
         yield

@@ -41,7 +41,8 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
             vllm_config.lora_config is not None
         ),
         "--kv-transfer-config": vllm_config.kv_transfer_config is not None,
-        f"--kv-cache-dtype {cache.cache_dtype}; use auto": (
+        f"--kv-cache-dtype {cache.cache_dtype}; use auto or, where auto is what the "
+        "checkpoint asks for, bfloat16 with --dtype bfloat16": (
             cache.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch."))
         ),
         "--structured-outputs-config.backend lm-format-enforcer, which refuses requests "
@@ -52,6 +53,11 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
         "--enable-expert-parallel": (
             model.is_moe
             and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel)
+        ),
+        "--distributed-executor-backend external_launcher with several ranks, which each "
+        "schedule by themselves; use mp": (
+            parallel.distributed_executor_backend == "external_launcher"
+            and parallel.world_size > 1
         ),
         "--enable-dbo (micro-batches); leave it out": parallel.use_ubatching,
         "--decode-context-parallel-size above 1": (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
-from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.config import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 from vllm.sequence import IntermediateTensors
 
@@ -161,15 +161,13 @@ class PrunedForward:
         return DeviceTreeBatch.at(step.here)
 
     def warm_up(self) -> None:
-        """Compiles both halves, where the engine compiles its model, and all kernels."""
-        compiled = self.vllm_config.compilation_config.mode != CompilationMode.NONE
-        if not compiled and not self.on_device:
-            return
+        """Runs both halves once: compiles them, if the engine does, and all kernels."""
         reading, self.judge.reading = self.judge.reading, True  # runs every rule's
         try:
             self.dummy_run(min(WARM_UP_ROWS, self.runner.max_num_tokens))
         finally:
             self.judge.reading = reading
+        self.halves.have_run = True
 
     @torch.inference_mode()
     def dummy_run(self, rows: int) -> tuple[Callable[[], Any], Callable[[], torch.Tensor]]:

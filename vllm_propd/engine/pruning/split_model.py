@@ -10,6 +10,7 @@ copy lacks the other stage's layers.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.sequence import IntermediateTensors
+
+BETWEEN_STAGES = {
+    "input_ids", "positions", "position_ids", "inputs_embeds", "intermediate_tensors",
+    "hidden_states", "residual",
+}  # fmt: skip
+"""What a stack of layers may be given: the halves are given the same, or pass it on."""
 
 
 class UnsplittableError(ValueError):
@@ -55,6 +62,9 @@ class _Stack(Protocol):
     def cut(self, owner: Any, first: int, end: int) -> None:
         """Leaves a copy of the owner with layers ``first`` to ``end - 1``."""
 
+    def more_than_passes(self, model: nn.Module) -> set[str]:
+        """Returns what the layers are given beside what passes between the halves."""
+
 
 @dataclass(frozen=True)
 class _BoundedStack:
@@ -66,6 +76,14 @@ class _BoundedStack:
 
     def cut(self, owner: Any, first: int, end: int) -> None:
         owner.start_layer, owner.end_layer = self.start + first, self.start + end
+
+    def more_than_passes(self, model: nn.Module) -> set[str]:
+        # Features of images, say, that a model keeps for one forward pass only.
+        owner = type(model.get_submodule(".".join(self.path)))
+        given = inspect.signature(owner.forward).parameters.values()
+        rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        named = {one.name for one in given if one.kind not in rest}
+        return named - {"self"} - BETWEEN_STAGES
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,9 @@ class _ListedStack:
         for name in self.after if end < self.num_layers else ():
             owner._modules[name] = PPMissingLayer()
 
+    def more_than_passes(self, model: nn.Module) -> set[str]:
+        return set()  # Hugging Face's decoders take much; the backend gives none of it.
+
 
 class SplitModel:
     """The lower and the upper half of a model.
@@ -99,9 +120,15 @@ class SplitModel:
         layer: after which the lower half ends, counted from 1.
         vllm_config: of the engine.
 
+    Attributes:
+        have_run: whether both halves have run once.
+
     Raises:
-        UnsplittableError: the model has no stack of layers that a pipeline stage could cut.
+        UnsplittableError: the model has no stack of layers that a pipeline stage could cut,
+            or one that is given more than pipeline stages pass on.
     """
+
+    have_run = False
 
     def __init__(self, model: nn.Module, layer: int, vllm_config: VllmConfig):
         stack = _bounded_stack(model) or _listed_stack(model)
@@ -109,6 +136,11 @@ class SplitModel:
             raise UnsplittableError(
                 f"early pruning cannot split {type(model).__name__}, which has no pipeline "
                 "stages: set pruning to 'off'"
+            )
+        if more := stack.more_than_passes(model):
+            raise UnsplittableError(
+                f"early pruning cannot split {type(model).__name__}, whose layers are also "
+                f"given {', '.join(sorted(more))}: set pruning to 'off'"
             )
         self.num_layers = stack.num_layers
         group = parallel_state.get_pp_group()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from hashlib import blake2b
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
@@ -20,7 +22,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch.backends.cpu import get_cpu_capability
 from tqdm import tqdm
 from vllm import envs
@@ -32,6 +34,7 @@ from vllm.platforms import current_platform
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.sizing.controller import Agreed, DynamicSizing
 from vllm_propd.core.sizing.step_cost import StepCost
+from vllm_propd.heads.checkpoint import EARLY_FILE, WEIGHT_FILES
 
 logger = init_logger("vllm.propd.costs")
 
@@ -266,27 +269,52 @@ def _cache_file(runner: Any) -> Path | None:
         device += f"-{get_cpu_capability()}"
     name = f"{config.compute_hash()}-{version('vllm-propd')}-{threads}-threads-"
     name += re.sub(r"\W+", "-", device)
-    if not runner.propd.heads:
-        name += "-no-heads"
+    name += f"-{_heads(runner.propd)}"
     if runner._pruned_forward is not None:
         name += f"-layer-{runner.propd.early_layer}"
     return Path(envs.VLLM_CACHE_ROOT) / "propd" / "costs" / f"{name}.json"
 
 
+def _heads(config: ProPDConfig) -> str:
+    """Returns a word for the heads' files: heads that are trained anew have another."""
+    if not config.heads:
+        return "no-heads"
+    assert config.model is not None
+    files = [Path(config.model) / name for name in (*WEIGHT_FILES, EARLY_FILE)]
+    stats = [(one.name, one.stat()) for one in files if one.is_file()]
+    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return f"heads-{blake2b(repr(known).encode(), digest_size=8).hexdigest()}"
+
+
 def _keep(path: Path, table: CostTable) -> None:
-    """Writes the table whole: engines of a host start together, and share the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the table whole: engines of a host start together, and share the folder.
+
+    Where that cannot be, it warns: the next start times anew.
+    """
     began = path.with_suffix(f".{uuid4().hex}")
-    began.write_text(table.model_dump_json() + "\n")
-    began.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        began.write_text(table.model_dump_json() + "\n")
+        began.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # what a full disk has left of it
+            began.unlink()
+        logger.warning_once(
+            "ProPD: step costs cannot be kept in %s (%s), so each start times all of them: "
+            "set VLLM_CACHE_ROOT to a folder that can be written",
+            path.parent,
+            error.strerror,
+        )
 
 
 def _cached(path: Path | None) -> CostTable | None:
-    if path is None or not path.is_file():
+    if path is None:
         return None
     try:
         found = CostTable.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # also of text that is none
         logger.warning("%s is of no use (%s): timing anew", path, error)
         return None
     logger.info("Step costs from %s", path)

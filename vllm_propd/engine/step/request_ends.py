@@ -54,6 +54,19 @@ class Answers:
         ended: Bools = (self.stops == token[:, None]).any(1) | (put_out >= self.left)
         return ended
 
+    def lengths(self, tokens: Ints) -> Ints:
+        """Returns ``[requests]`` int64 how many of its next tokens each puts out.
+
+        Args:
+            tokens: ``[requests, places]`` int64; -1 behind those that each has.
+        """
+        known = tokens >= 0
+        stopped = known & (tokens[:, :, None] == self.stops[:, None, :]).any(-1)
+        # Up to the first that ends it, and that one.
+        until = np.where(stopped.any(1), stopped.argmax(1) + 1, known.sum(1))
+        lengths: Ints = np.minimum(until, self.left)
+        return lengths
+
 
 class RequestEnds:
     """Knows where the batch's requests end.

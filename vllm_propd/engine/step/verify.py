@@ -28,7 +28,8 @@ from vllm.v1.sample.sampler import Sampler
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.acceptance import matching_child, typical_nodes
-from vllm_propd.core.tree import Ints
+from vllm_propd.core.tree import Bools, Ints
+from vllm_propd.engine.integration.logits_processors import called_for
 from vllm_propd.engine.step.request_ends import Answers
 from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.kernels.transfer import to_device, to_host
@@ -57,12 +58,15 @@ class Verified:
         accepted: int64 indices among the step's tree rows of the accepted nodes.
         drawn: ``[requests, depths]`` int64 logits row that each token was drawn from; -1
             where none was.
+        put_out: ``[requests]`` int64 how many of its tokens each request puts out: none
+            behind its end.
     """
 
     output: SamplerOutput
     final_row: Ints
     accepted: np.ndarray
     drawn: Ints
+    put_out: Ints
 
 
 @contextmanager
@@ -95,20 +99,23 @@ def draw(
     root_row: Ints,
     sampler: Sampler,
     metadata: SamplingMetadata,
+    putting_out: Bools,
     keeps: bool,
 ) -> Verified:
     """Draws a token of each request, in a step without trees.
 
     Args:
         logits: ``[requests, vocabulary]``; None on ranks that have none.
-        root_row, sampler, metadata: see ``verify``.
-        keeps: whether logits are to stay as the target has said them: a sampler that draws
-            leaves its temperature and its cuts in them.
+        root_row, sampler, metadata, putting_out: see ``verify``.
+        keeps: whether logits are to stay as the target has said them: a sampler leaves in
+            them what it makes of them.
     """
-    if keeps and logits is not None and not metadata.all_greedy:
+    if keeps and logits is not None and not _leaves_as_they_are(logits, metadata):
         logits = logits.clone()
-    output = sampler(logits=logits, sampling_metadata=metadata)
-    return Verified(output, root_row, np.empty(0, np.int64), root_row[:, None])
+    output = _sampled(sampler, logits, metadata, putting_out)
+    return Verified(
+        output, root_row, np.empty(0, np.int64), root_row[:, None], putting_out.astype(int)
+    )
 
 
 def verify(
@@ -117,6 +124,7 @@ def verify(
     root_row: np.ndarray,
     sampler: Sampler,
     metadata: SamplingMetadata,
+    putting_out: Bools,
     answers: Answers,
     config: ProPDConfig,
 ) -> Verified:
@@ -129,6 +137,8 @@ def verify(
         root_row: ``[requests]`` int64 logits row of each request's root.
         sampler: vLLM's sampler.
         metadata: the batch's metadata; see ``without_drafts``.
+        putting_out: ``[requests]`` bool whether each puts out a token; a prompt that goes
+            on does not, and draws nothing: its text is to be the same in any chunks.
         answers: what requests have put out, which logits processors look at, and where
             they end. No token is drawn behind that: it would take a seeded request's
             numbers from its session's next turn.
@@ -154,9 +164,10 @@ def verify(
                 token = of_row[final_row]
             else:
                 if depth:
-                    metadata = _advance(metadata, outputs, emitted[-1], active)
+                    _advance(metadata, outputs, emitted[-1], active)
                 here = to_device({"rows": final_row}, logits.device)
-                drawn = sampler(logits=logits[here["rows"]], sampling_metadata=metadata)
+                own = logits[here["rows"]]
+                drawn = _sampled(sampler, own, metadata, active & putting_out)
                 token = _tokens(drawn.sampled_token_ids)
                 if drawn.logprobs_tensors is not None:
                     logprobs.append(drawn.logprobs_tensors)
@@ -173,15 +184,42 @@ def verify(
                 break
             accepted.append(reached)
             final_row[active] = logits_row[reached]
+    tokens = np.stack(emitted, 1)
     return Verified(
         output=SamplerOutput(
-            sampled_token_ids=torch.from_numpy(np.stack(emitted, 1).astype(np.int32)),
+            sampled_token_ids=torch.from_numpy(tokens.astype(np.int32)),
             logprobs_tensors=_by_request(logprobs),
         ),
         final_row=final_row,
         accepted=np.concatenate([np.empty(0, np.int64), *accepted]),
         drawn=np.stack(rows, 1),
+        put_out=np.where(putting_out, answers.lengths(tokens), 0),
     )
+
+
+def _sampled(
+    sampler: Sampler,
+    logits: torch.Tensor | None,
+    metadata: SamplingMetadata,
+    drawing: Bools,
+) -> SamplerOutput:
+    """Samples a row of each request; what is kept of some moves on for those drawing only.
+
+    The others ride along, because vLLM's processors know requests by their index. But
+    their random generators must not move on, nor what their own processors count.
+
+    Args:
+        sampler, metadata: see ``verify``.
+        logits: ``[requests, vocabulary]``.
+        drawing: ``[requests]`` bool whose token counts.
+    """
+    if drawing.all():
+        return sampler(logits=logits, sampling_metadata=metadata)
+    generators = {i: one for i, one in metadata.generators.items() if drawing[i]}
+    with called_for(drawing, metadata.logitsprocs.all):
+        return sampler(
+            logits=logits, sampling_metadata=replace(metadata, generators=generators)
+        )
 
 
 def _tokens(sampled_token_ids: torch.Tensor) -> Ints:
@@ -204,6 +242,11 @@ def _unchanged(metadata: SamplingMetadata) -> bool:
         and (budget is None or not budget.has_tracked_requests())
         and all(map(_idle, metadata.logitsprocs.non_argmax_invariant))
     )
+
+
+def _leaves_as_they_are(logits: torch.Tensor, metadata: SamplingMetadata) -> bool:
+    """Whether the sampler changes no logits in place: it makes float32 of others first."""
+    return logits.dtype != torch.float32 or (metadata.all_greedy and _unchanged(metadata))
 
 
 def _tells(metadata: SamplingMetadata) -> bool:
@@ -232,22 +275,14 @@ def _advance(
     outputs: list[list[int]],
     emitted: Ints,
     active: np.ndarray,
-) -> SamplingMetadata:
-    """Returns the batch's metadata one token later.
-
-    Requests that have stopped ride along, because vLLM's processors know requests by
-    their index; but their random generators must not move on.
-    """
+) -> None:
+    """Tells the batch's processors that requests are one token further."""
     alive = active.tolist()
     for output, token, goes_on in zip(outputs, emitted.tolist(), alive, strict=True):
         if goes_on:
             output.append(token)
     for processor in metadata.logitsprocs.all:
         processor.update_state(None)
-    if not metadata.generators:
-        return metadata
-    generators = {i: g for i, g in metadata.generators.items() if alive[i]}
-    return replace(metadata, generators=generators)
 
 
 def _by_request(steps: list[LogprobsTensors]) -> LogprobsTensors | None:

@@ -31,6 +31,7 @@ SYMBOLS = (
     *pruning.SYMBOLS,
     *heads.SYMBOLS,
     *process.SYMBOLS,
+    *scheduler.SYMBOLS,
     *verify.SYMBOLS,
     *tools.SYMBOLS,
 )

@@ -57,7 +57,12 @@ def parameters(sources: Sources, definition: Definition) -> list[Parameter] | No
 
 
 def attributes(sources: Sources, definition: Definition) -> set[str]:
-    """Returns the names that a class's instances have, as far as vLLM's sources say."""
+    """Returns the names that a class's instances have, as far as vLLM's sources say.
+
+    Of a class's decorator those that it gives them.
+    """
+    if isinstance(definition.node, ast.FunctionDef):
+        return set(own_attributes(definition.node))
     if not isinstance(definition.node, ast.ClassDef):
         return set()
     found: set[str] = set()

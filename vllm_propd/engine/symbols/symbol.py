@@ -21,7 +21,8 @@ class Symbol:
             in this order; for ``called`` ones no other may be required.
         what, why, retired_by: what we do with it, why, and what would let us stop; one
             line each.
-        attributes: attributes of its instances that we use, with spaces between.
+        attributes: attributes of its instances that we use, with spaces between; of a
+            decorator of classes, those that it gives to theirs.
     """
 
     path: str

@@ -99,7 +99,7 @@ SYMBOLS = (
     Symbol(
         f"{_CPU_ATTENTION}:CPUAttentionMetadata",
         "read",
-        "num_actual_tokens query_start_loc seq_lens block_table",
+        "num_actual_tokens query_start_loc seq_lens block_table scheduler_metadata",
         "is extended by the step's trees",
         "the builder's product is what layers see",
         "see get_impl_cls",
@@ -112,6 +112,34 @@ SYMBOLS = (
         "attends trees by our kernel, stages their keys and values",
         "see get_impl_cls",
         "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionBackendImpl",
+        "read",
+        "alibi_slopes sliding_window kv_cache_dtype logits_soft_cap attn_type "
+        "kv_sharing_target_layer_name sinks",
+        "what a layer's attention is: some of it is refused",
+        "our kernel must do what vLLM's would",
+        "see get_impl_cls",
+        "alibi_slopes sinks kv_sharing_target_layer_name attn_type kv_cache_dtype scale "
+        "sliding_window logits_soft_cap",
+    ),
+    Symbol(
+        "vllm.utils.torch_utils:is_quantized_kv_cache",
+        "called",
+        "kv_cache_dtype",
+        "refuses layers whose cache is not of the model's type",
+        "our kernels read the cache by address",
+        "see get_impl_cls",
+    ),
+    Symbol(
+        f"{_CPU_ATTENTION}:CPUAttentionMetadataBuilder",
+        "read",
+        "kv_cache_spec layer_names vllm_config device",
+        "how many heads a layer has, and its cache's layout",
+        "see _set_isa_to_layers",
+        "see get_impl_cls",
+        "isa num_heads num_kv_heads",
     ),
     Symbol(
         f"{_CPU_ATTENTION}:CPUAttentionBackendImpl.do_kv_cache_update",
@@ -137,6 +165,15 @@ SYMBOLS = (
 )
 
 BEHAVIOURS = (
+    Behaviour(
+        "vllm.model_executor.layers.attention.attention:Attention.__init__",
+        "may take another type of KV cache than the engine's config has said: the "
+        "checkpoint's, where that was auto",
+        "such layers are refused when they are built (`refuse_unsupported`)",
+        "the checkpoint's type in vLLM's CacheConfig",
+        "tests/integration/test_tree_split.py::"
+        "test_a_checkpoint_chooses_the_caches_type_when_layers_are_built",
+    ),
     Behaviour(
         "vllm.config.compilation:CompilationConfig",
         "has all attention layers by name in `static_forward_context`, and a layer calls "

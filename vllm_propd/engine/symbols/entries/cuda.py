@@ -115,7 +115,8 @@ SYMBOLS = (
         "a layer's shape, window, soft cap and FlashAttention's version",
         "the prefix part is attended as vLLM would",
         "see get_impl_cls",
-        "scale head_size sliding_window logits_soft_cap vllm_flash_attn_version",
+        "scale head_size sliding_window logits_soft_cap vllm_flash_attn_version "
+        "alibi_slopes sinks kv_sharing_target_layer_name attn_type kv_cache_dtype",
     ),
     Symbol(
         "vllm.utils.torch_utils:canonicalize_singleton_dim_strides",

@@ -1,4 +1,4 @@
-"""What ProPD's code asks of the process around it: ranks, log, current settings."""
+"""What ProPD's code asks of the process around it: version, ranks, log, settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from vllm_propd.engine.symbols.behaviour import Behaviour
 from vllm_propd.engine.symbols.symbol import Symbol
 
 SYMBOLS = (
+    Symbol(
+        "vllm._version:__version__",
+        "read",
+        "",
+        "says which vLLM this is, without importing it",
+        "another one is refused; a distribution's metadata may be a name tag of another",
+        "nothing",
+    ),
     Symbol(
         "vllm.v1.engine.core:EngineCoreProc.run_busy_loop",
         "patched",
@@ -29,6 +37,49 @@ SYMBOLS = (
         "see EngineCoreProc.run_busy_loop",
         "see EngineCoreProc.run_busy_loop",
         "see EngineCoreProc.run_busy_loop",
+    ),
+    Symbol(
+        "vllm.v1.metrics.loggers:LoggingStatLogger.log",
+        "patched",
+        "self",
+        "adds a line of ProPD's metrics to vLLM's periodic log",
+        "a stat_logger plugin would turn statistics on for plain engines, too",
+        "stat loggers that a plugin can offer for its own engines only",
+    ),
+    Symbol(
+        "vllm.v1.spec_decode.metrics:SpecDecodingLogging",
+        "read",
+        "",
+        "its counts by position are cut behind the deepest one",
+        "there is one for each node of the largest tree, and nearly all are 0",
+        "acceptance by depth for trees in vLLM",
+        "accepted_tokens_per_pos_lists",
+    ),
+    Symbol(
+        "vllm.v1.metrics.loggers:LoggingStatLogger",
+        "read",
+        "vllm_config engine_index",
+        "whose line it is, and its counts of drafts",
+        "see LoggingStatLogger.log",
+        "see LoggingStatLogger.log",
+        "vllm_config engine_index spec_decoding_logging",
+    ),
+    Symbol(
+        "vllm.v1.metrics.loggers:AggregatedLoggingStatLogger",
+        "read",
+        "engine_indexes",
+        "its line is of all its engines",
+        "see LoggingStatLogger.log",
+        "see LoggingStatLogger.log",
+        "engine_indexes",
+    ),
+    Symbol(
+        "vllm.config:VllmConfig",
+        "read",
+        "instance_id",
+        "names the folder where an engine's workers count",
+        "statistics travel from worker to front end as a closed list",
+        "a free field in vLLM's SchedulerStats",
     ),
     Symbol(
         "vllm.distributed:get_tensor_model_parallel_rank",
@@ -97,6 +148,14 @@ SYMBOLS = (
 )
 
 BEHAVIOURS = (
+    Behaviour(
+        "vllm.v1.engine.core:EngineCoreProc.run_engine_core",
+        "tells workers their engine's number as data_parallel_index; the front end's "
+        "loggers know it by that number",
+        "an engine's line in the log has its own counts",
+        "a free field in vLLM's SchedulerStats",
+        "tests/integration/test_serve.py::test_two_data_parallel_engines",
+    ),
     Behaviour(
         "vllm.v1.engine.core:EngineCoreProc.run_busy_loop",
         "steps run beneath it, where the engine has a process of its own",

@@ -57,6 +57,23 @@ SYMBOLS = (
         "see get_pp_group",
     ),
     Symbol(
+        "vllm.compilation.decorators:_support_torch_compile",
+        "replaced",
+        "cls dynamic_arg_dims",
+        "what it has set of a model's layers is set anew in each half",
+        "a half would run, or be saved as, what the whole model has compiled",
+        "see get_pp_group",
+        "aot_compiled_fn was_aot_compile_fn_loaded_from_disk _compile_tag do_not_compile",
+    ),
+    Symbol(
+        f"{_RUNNER}.get_model",
+        "called",
+        "self",
+        "is what is split",
+        "graphs may be wrapped around it",
+        "see get_pp_group",
+    ),
+    Symbol(
         "vllm.compilation.backends:set_model_tag",
         "called",
         "tag is_encoder",

@@ -61,6 +61,15 @@ SYMBOLS = (
         "nothing: this is the place for it",
     ),
     Symbol(
+        f"{_RUNNER}._bookkeeping_sync",
+        "overridden",
+        "self scheduler_output sampler_output logits hidden_states num_scheduled_tokens",
+        "hides the generators of prompts that go on: nothing is drawn from them",
+        "it would set them back by a token, which a CPU's cannot be; and steps with trees "
+        "have chunks where plain vLLM has whole prompts",
+        "no draw for prompts that go on, in vLLM",
+    ),
+    Symbol(
         f"{_RUNNER}._attn_group_iterator",
         "called",
         "self",
@@ -75,9 +84,10 @@ SYMBOLS = (
         "the state that our hooks read and correct",
         "positions and slots of drafts are vLLM's until then",
         "tree drafts in vLLM",
-        "cudagraph_batch_sizes cudagraph_dispatcher discard_request_mask input_batch "
-        "input_ids kv_cache_config max_num_reqs max_num_tokens "
-        "positions requests sampler speculative_config",
+        "compilation_config cudagraph_batch_sizes cudagraph_dispatcher "
+        "discard_request_mask drafter input_batch input_ids kv_cache_config max_model_len "
+        "max_num_reqs max_num_tokens model model_config num_spec_tokens parallel_config "
+        "positions requests sampler scheduler_config speculative_config",
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
@@ -87,10 +97,21 @@ SYMBOLS = (
         "trees are kept by request, rows by position in the batch; candidates are looked "
         "up in the text; greedy and sampled requests teach different things of the heads",
         "tree drafts in vLLM",
-        "block_table num_computed_tokens_cpu_tensor num_prompt_tokens "
+        "block_table generators num_computed_tokens_cpu_tensor num_prompt_tokens "
         "num_tokens_no_spec random_reqs "
         "req_id_to_index sampling_metadata token_ids_cpu is_token_ids "
         "req_prompt_embeds",
+    ),
+    *(
+        Symbol(
+            f"vllm.v1.worker.gpu_input_batch:InputBatch.{name}",
+            "read",
+            "",
+            "who is in the batch",
+            "see InputBatch",
+            "see InputBatch",
+        )
+        for name in ("req_ids", "num_reqs")
     ),
     Symbol(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",
@@ -118,6 +139,37 @@ SYMBOLS = (
         "see MultiGroupBlockTable",
         "see MultiGroupBlockTable",
         "slot_mapping",
+    ),
+    Symbol(
+        "vllm.v1.utils:CpuGpuBuffer",
+        "read",
+        "",
+        "holds an array that the host and the device know: discard_request_mask, slots",
+        "see GPUModelRunner",
+        "see GPUModelRunner",
+        "np gpu",
+    ),
+    *(
+        Symbol(
+            path, "read", fields, what, "see MultiGroupBlockTable", "tree drafts in vLLM"
+        )
+        for path, fields, what in (
+            (
+                "vllm.v1.kv_cache_interface:KVCacheConfig",
+                "kv_cache_groups",
+                "its groups' slots are the commit's",
+            ),
+            (
+                "vllm.v1.kv_cache_interface:KVCacheGroupSpec",
+                "layer_names",
+                "tells the group of each attention layer",
+            ),
+            (
+                "vllm.v1.worker.utils:AttentionGroup",
+                "metadata_builders",
+                "holds our metadata builders",
+            ),
+        )
     ),
     Symbol(
         "vllm.v1.core.sched.output:SchedulerOutput",
@@ -162,6 +214,16 @@ SYMBOLS = (
 )
 
 BEHAVIOURS = (
+    Behaviour(
+        f"{_RUNNER}._bookkeeping_sync",
+        "sets back the generators, if any, of requests that are marked in "
+        "discard_request_mask, and touches no others",
+        "they draw nothing, so they are hidden from it; a seeded text is the same in any "
+        "chunks of its prompt",
+        "no draw for prompts that go on, in vLLM",
+        "tests/integration/test_sampling.py::"
+        "test_seeded_text_is_the_same_in_chunks_of_prompts",
+    ),
     Behaviour(
         f"{_RUNNER}._prepare_inputs",
         "reads speculative_config anew, and prepares a step where it is None as one "

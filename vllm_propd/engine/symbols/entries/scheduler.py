@@ -1,10 +1,50 @@
-"""What the scheduler does with draft lists: ProPD relies on it, and touches nothing."""
+"""The scheduler: what it does with draft lists, and what two patches change."""
 
 from __future__ import annotations
 
 from vllm_propd.engine.symbols.behaviour import OWN, Behaviour
+from vllm_propd.engine.symbols.symbol import Symbol
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+
+SYMBOLS = (
+    Symbol(
+        "vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request",
+        "patched",
+        "self request",
+        "a session's turn that stops inside an accepted path goes on from the stop",
+        "the next turn's context is cut at the number of computed tokens, which is beyond "
+        "the stop (tests/integration/test_draft_counts.py)",
+        "a cut at the text's end in vLLM, which is wrong with any speculation",
+    ),
+    Symbol(
+        "vllm.v1.core.sched.scheduler:Scheduler.add_request",
+        "patched",
+        "self request",
+        "puts what a request's cache_salt comes to into its sampling parameters",
+        "workers are not told the salt, and what others have said is shared by it "
+        "(tests/integration/test_shared_texts.py)",
+        "cache_salt in vLLM's NewRequestData",
+    ),
+    Symbol(
+        "vllm.v1.core.sched.scheduler:Scheduler",
+        "read",
+        "",
+        "tells whether this engine speculates, and how",
+        "see _handle_stopped_request and add_request",
+        "see _handle_stopped_request and add_request",
+        "vllm_config requests",
+    ),
+    Symbol(
+        "vllm.v1.request:Request",
+        "read",
+        "",
+        "a session's computed tokens are cut, and a salt is read",
+        "see _handle_stopped_request and add_request",
+        "see _handle_stopped_request and add_request",
+        "num_computed_tokens resumable cache_salt sampling_params",
+    ),
+)
 
 BEHAVIOURS = (
     Behaviour(
@@ -55,6 +95,14 @@ BEHAVIOURS = (
         "nothing",
         "tests/integration/test_draft_counts.py::"
         "test_nothing_is_drafted_for_whom_it_could_not_help",
+    ),
+    Behaviour(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor.execute_model",
+        "sends all ranks what one scheduler has decided",
+        "the scheduled lists give all ranks the first one's sizes, whatever their clocks "
+        "say; with `external_launcher`, where each rank has a scheduler, it is refused",
+        "nothing: it is so but for that launcher",
+        "tests/integration/test_tensor_parallel.py::test_clocks_cannot_shape_trees",
     ),
     Behaviour(
         f"{_SCHEDULER}._handle_stopped_request",

@@ -6,7 +6,7 @@ from vllm_propd.engine.symbols.symbol import Symbol
 
 _CONFIGS = {
     "ParallelConfig": "pipeline_parallel_size data_parallel_size "
-    "decode_context_parallel_size enable_expert_parallel",
+    "decode_context_parallel_size enable_expert_parallel distributed_executor_backend",
     "CacheConfig": "cache_dtype",
     "StructuredOutputsConfig": "backend",
     "ModelConfig": "dtype served_model_name",

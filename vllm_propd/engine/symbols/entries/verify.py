@@ -53,6 +53,16 @@ SYMBOLS = (
         "biases",
     ),
     Symbol(
+        "vllm.v1.sample.logits_processor:AdapterLogitsProcessor",
+        "read",
+        "vllm_config device is_pin_memory",
+        "holds requests' own processors; those of requests that draw no token are left out "
+        "for a call",
+        "they may count their calls, each of which is a token of theirs in plain vLLM",
+        "logits processors that are told whose tokens count",
+        "req_info",
+    ),
+    Symbol(
         "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.has_tracked_requests",
         "called",
         "self",
@@ -97,6 +107,23 @@ SYMBOLS = (
 )
 
 BEHAVIOURS = (
+    Behaviour(
+        "vllm.v1.sample.logits_processor:AdapterLogitsProcessor.apply",
+        "calls the processors in req_info, each on the row of its number",
+        "riders and prompts that go on are left out of it (`called_for`)",
+        "logits processors that are told whose tokens count",
+        "tests/unit/test_verify.py::"
+        "test_a_requests_own_processor_is_called_once_for_each_of_its_tokens",
+        package=True,
+    ),
+    Behaviour(
+        "vllm.v1.sample.sampler:Sampler.forward",
+        "changes float32 logits in place, others never, and these neither where all are "
+        "greedy and nothing else is asked for",
+        "what is recycled is copied before, and only then (`draw`)",
+        "a sampler that leaves logits as they are",
+        "tests/unit/test_verify.py::test_what_is_recycled_stays_as_the_target_has_said_it",
+    ),
     Behaviour(
         "vllm.v1.worker.gpu_input_batch:InputBatch.add_request",
         "shows samplers and logits processors the request's own list of output tokens",

@@ -1,0 +1,216 @@
+"""Verification's walk: what it leaves as it was, and what it says was put out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import (
+    AdapterLogitsProcessor,
+    BatchUpdate,
+    LogitsProcessors,
+)
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
+
+from vllm_propd.config import ProPDConfig
+from vllm_propd.core.tree import TokenTree
+from vllm_propd.engine.step.request_ends import Answers
+from vllm_propd.engine.step.tree_step import TreeStep, build_step
+from vllm_propd.engine.step.verify import Verified, draw, verify
+
+VOCABULARY = 16
+LONG, SHORT, PROMPT = range(3)
+"""A request whose drafts are right, one whose are wrong, and one whose prompt goes on."""
+
+PATH = [3, 5, 7, 9]
+
+
+class Counting(AdapterLogitsProcessor):
+    """Counts the calls of each request's own processor."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, False)  # type: ignore[arg-type]
+        self.calls: list[list[int]] = []
+        texts = [(i, SamplingParams(), None, []) for i in (LONG, SHORT, PROMPT)]
+        self.update_state(BatchUpdate(3, removed=[], added=texts, moved=[]))
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: SamplingParams) -> Any:
+        calls: list[int] = []
+        self.calls.append(calls)
+
+        def count(output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+            calls.append(len(output_ids))
+            return logits
+
+        return count
+
+
+def metadata_of(**more: Any) -> SamplingMetadata:
+    """Three greedy requests that ask for nothing."""
+    ones = torch.ones(3)
+    fields: dict[str, Any] = {
+        "temperature": None,
+        "all_greedy": True,
+        "all_random": False,
+        "top_p": None,
+        "top_k": None,
+        "generators": {},
+        "max_num_logprobs": None,
+        "no_penalties": True,
+        "prompt_token_ids": None,
+        "frequency_penalties": 0 * ones,
+        "presence_penalties": 0 * ones,
+        "repetition_penalties": ones,
+        "output_token_ids": [[], [], []],
+        "allowed_token_ids_mask": None,
+        "bad_words_token_ids": {},
+        "logitsprocs": LogitsProcessors(),
+    }
+    return SamplingMetadata(**{**fields, **more})
+
+
+def walked(
+    metadata: SamplingMetadata, left: int = 99, stops: tuple[int, ...] = (-1,)
+) -> Verified:
+    """Verifies a chain that is right, and one that is wrong, beside a prompt's chunk."""
+    chain = np.arange(len(PATH))
+    tree = TokenTree(np.array(PATH), chain, chain + 1, np.zeros(len(PATH), np.float32))
+    rows = len(PATH) + 1
+    step = build_step(
+        {"a": PATH, "b": PATH},
+        {"a": tree, "b": tree},
+        {"a": LONG, "b": SHORT},
+        np.cumsum([rows, rows, 1]),
+        np.array([8, 8, 0]),
+        np.array([rows, rows, 1]),
+    )
+    assert isinstance(step, TreeStep)
+    logits = torch.zeros(2 * rows + 1, VOCABULARY)
+    logits[range(rows), [*PATH, 11]] = 30.0
+    logits[rows:, 2] = 30.0
+    answers = Answers(
+        metadata.output_token_ids, np.full(3, left), np.array([stops, (-1,), (-1,)])
+    )
+    putting_out = np.array([True, True, False])
+    return verify(
+        logits, step, step.root_rows(3), Sampler(), metadata, putting_out, answers,
+        ProPDConfig(heads=False),
+    )  # fmt: skip
+
+
+def test_a_requests_own_processor_is_called_once_for_each_of_its_tokens() -> None:
+    processor = Counting()
+    metadata = metadata_of(logitsprocs=LogitsProcessors([processor]))
+    found = walked(metadata)
+    assert found.output.sampled_token_ids[:2].tolist() == [[*PATH, 11], [2] + [-1] * 4]
+    assert list(map(len, processor.calls)) == [len(PATH) + 1, 1, 0]
+    assert found.put_out.tolist() == [len(PATH) + 1, 1, 0]
+    assert len(processor.req_info) == 3
+    bare = Counting()
+    metadata = metadata_of(logitsprocs=LogitsProcessors([bare]))
+    here = np.array([True, False, True])
+    draw(torch.zeros(3, VOCABULARY), np.arange(3), Sampler(), metadata, here, True)
+    assert list(map(len, bare.calls)) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_nothing_is_drawn_for_a_prompt_that_goes_on(trees: bool) -> None:
+    seeds = {i: torch.Generator().manual_seed(7) for i in (LONG, SHORT, PROMPT)}
+    fresh = seeds[PROMPT].get_state()
+    metadata = metadata_of(
+        all_greedy=False, all_random=True, temperature=torch.ones(3), generators=seeds
+    )
+    here = np.array([True, True, False])
+    if trees:
+        walked(metadata)
+    else:
+        draw(torch.zeros(3, VOCABULARY), np.arange(3), Sampler(), metadata, here, False)
+    moved = [not one.get_state().equal(fresh) for one in seeds.values()]
+    assert moved == [True, True, False]
+    assert metadata.generators is seeds and len(seeds) == 3
+
+
+ALLOWED = torch.zeros(3, VOCABULARY, dtype=torch.bool)
+ALLOWED[:, 4:] = True  # as vLLM has it: what is not allowed
+STEERED: dict[str, dict[str, Any]] = {
+    "allowed_token_ids": {"allowed_token_ids_mask": ALLOWED},
+    "bad_words": {"bad_words_token_ids": {0: [[5]]}},
+    "penalties": {
+        "no_penalties": False,
+        "presence_penalties": torch.ones(3),
+        "prompt_token_ids": torch.full((3, 1), 5),
+        "output_token_ids": [[5], [5], [5]],
+    },
+    "temperature": {
+        "all_greedy": False,
+        "all_random": True,
+        "temperature": torch.full((3,), 0.5),
+    },
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steered", STEERED)
+def test_what_is_recycled_stays_as_the_target_has_said_it(
+    steered: str, dtype: torch.dtype
+) -> None:
+    said = torch.arange(3.0 * VOCABULARY).view(3, VOCABULARY).to(dtype)
+    logits, metadata = said.clone(), metadata_of(**STEERED[steered])
+    draw(logits, np.arange(3), Sampler(), metadata, np.ones(3, bool), keeps=True)
+    assert torch.equal(logits, said)
+
+
+def test_logits_are_copied_only_where_they_would_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self: pytest.fail("copied"))
+    every, rows = np.ones(3, bool), np.arange(3)
+    logits, steered = torch.zeros(3, VOCABULARY), metadata_of(**STEERED["bad_words"])
+    draw(logits, rows, Sampler(), metadata_of(), every, keeps=True)
+    draw(logits, rows, Sampler(), steered, every, keeps=False)
+    draw(logits.bfloat16(), rows, Sampler(), steered, every, keeps=True)
+
+
+@pytest.mark.parametrize(
+    ("left", "stops", "expected"),
+    [(99, (-1,), 5), (3, (-1,), 3), (1, (-1,), 1), (99, (7,), 3), (2, (7,), 2)],
+)
+def test_what_stands_behind_a_requests_end_is_not_put_out(
+    left: int, stops: tuple[int, ...], expected: int
+) -> None:
+    """The scheduler cuts it; where all are greedy, all rows are drawn at once."""
+    found = walked(metadata_of(), left, stops)
+    assert found.put_out.tolist() == [expected, 1, 0]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_lengths_are_counted_token_by_token(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    requests, places = int(rng.integers(1, 5)), int(rng.integers(1, 7))
+    tokens = rng.integers(0, 6, (requests, places))
+    for row in tokens:
+        row[int(rng.integers(1, places + 1)) :] = -1
+    stops = rng.integers(-1, 6, (requests, int(rng.integers(0, 3))))
+    left = rng.integers(1, 9, requests)
+    expected = []
+    for row, ends, most in zip(tokens.tolist(), stops.tolist(), left, strict=True):
+        count = 0
+        for token in row:
+            if token < 0 or count == most:
+                break
+            count += 1
+            if token in ends:
+                break
+        expected.append(count)
+    found = Answers([[]] * requests, left, stops).lengths(tokens)
+    assert found.tolist() == expected
