@@ -194,7 +194,7 @@ bench-chats: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench-chats: $(MODEL)/config.json $(PROMPTS)
 	$(BIN)/vllm-propd bench $(MODEL) --heads $(HEADS) $(PROMPTS:%=--prompts %) \
 		--prompts-each 4 \
-		--arms "plain ngram propd-no-heads propd-no-lookup propd-recycling propd" \
+		--arms "plain ngram medusa propd-no-heads propd-no-lookup propd" \
 		--dtype float32 --in-turn --batch-sizes 1,4 --max-tokens 256 --out build/chats $(OPTIONS)
 
 # By whole wall clock, as vLLM runs by default: compiled, engines in processes of their own.
