@@ -1,9 +1,17 @@
-"""What work that goes on must have in common with what was begun."""
+"""Work that may be killed and goes on: the same work, by one process, with whole files."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems say that cannot lock."""
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> str:
@@ -25,3 +33,30 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+@contextmanager
+def alone_in(folder: Path, named: str) -> Iterator[None]:
+    """Keeps other processes of this machine out of a folder's work, inside.
+
+    The lock goes with the process, however that ends.
+
+    Args:
+        folder: of the work; it is there.
+        named: the option that named it, with its value, for errors.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{named}: another process is at work there; wait for its end, or give "
+                "another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield

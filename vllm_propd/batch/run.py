@@ -20,7 +20,7 @@ from pyarrow import dataset
 from vllm_propd.batch.prompts import number_prompts
 from vllm_propd.batch.rows import ANSWERS, answers, prepare
 from vllm_propd.batch.settings import BatchJob
-from vllm_propd.resume import changes, write_whole
+from vllm_propd.resume import alone_in, changes, write_whole
 
 JOB, PROMPTS, ANSWERED, ROWS = "job.json", "prompts.parquet", "answered", "rows"
 """Files and folders of a job: what it is, its rows, their checkpoint, and the answers."""
@@ -55,15 +55,17 @@ def run_batch(job: BatchJob) -> Summary:
         job: what to answer, and how.
 
     Raises:
-        ValueError: the folder is another job's, prompts cannot be read, or Ray is not
-            installed.
+        ValueError: the folder is another job's, or another process is at work there;
+            prompts cannot be read, or Ray is not installed.
     """
     began = time.monotonic()
-    wanted = _begin(job)
-    before = answered(job.out)
-    if before < wanted:
-        _answer(job)
-    found = _answers(job)
+    job.out.mkdir(parents=True, exist_ok=True)
+    with alone_in(job.out, f"--out {job.out}"):
+        wanted = _begin(job)
+        before = answered(job.out)
+        if before < wanted:
+            _answer(job)
+        found = _answers(job)
     return _summary(found, time.monotonic() - began, len(found) - before)
 
 

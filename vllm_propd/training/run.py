@@ -17,6 +17,7 @@ from vllm_propd.heads.calibration import FILE, Calibration
 from vllm_propd.heads.checkpoint import save_heads
 from vllm_propd.heads.export import export_for_vllm
 from vllm_propd.outputs import check_writable
+from vllm_propd.resume import alone_in
 from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop, check_divides
@@ -70,9 +71,17 @@ def train_heads(
         ValueError: settings, data or model are impossible (DataError for the data).
         OSError: ``out`` cannot be written.
     """
-    console, work = Console(), out / WORK
+    work = out / WORK
     _check_out(inputs.model, out, work, resume)
     check_divides(settings, num_workers)
+    with alone_in(work, f"--out {out}"):
+        return _train(inputs, out, settings, num_workers, for_vllm)
+
+
+def _train(
+    inputs: Inputs, out: Path, settings: TrainSettings, num_workers: int, for_vllm: bool
+) -> Calibration:
+    console, work = Console(), out / WORK
     write_inputs(inputs, settings, work)
     data = training_data(inputs)
     begun = (work / checkpoint.FILE).exists()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from vllm_propd.resume import changes, write_whole
+from vllm_propd.resume import LOCK, changes, write_whole
 from vllm_propd.training.data.batches import check_enough, prepare, save_written
 from vllm_propd.training.data.documents import DataError
 from vllm_propd.training.data.writing import (
@@ -106,7 +106,7 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         return
     begins = not (work / INPUTS).exists()
     if begins:
-        if work.exists() and any(work.iterdir()):
+        if work.exists() and any(file.name != LOCK for file in work.iterdir()):
             raise ValueError(
                 f"{work} has files that are no training's: move them away, or give another "
                 "--out"
