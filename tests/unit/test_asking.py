@@ -119,6 +119,26 @@ def test_texts_are_not_paid_for_what_heads_add() -> None:
     assert sizing.draft.seconds_of(1) < 0.002
 
 
+def test_a_search_in_vain_does_not_forget_what_is_under_way() -> None:
+    """An account is empty but for the promise of the step that is ending."""
+    alone, looked = Alone(heads_s=0.001), []
+    sizing = alone.sizing()
+
+    def then(alone: Alone, drafting: DynamicDrafting) -> Choice:
+        looked.append(drafting.looks_up())
+        account = sizing.lookup_backoff.now
+        if len(looked) == 1:
+            choice = drafting.plan(Drafts(None, alone.now, nodes_of(0.3)))
+            account.balance = 0.0
+            return choice
+        began, alone.now = alone.now, alone.now + 0.0075
+        drafting.found_nothing(began)
+        return NOTHING
+
+    alone.run(sizing, 3, then, lambda choice: 1 + int(choice.sizes.sum()))
+    assert looked == [True, True, True]
+
+
 def test_searches_that_find_nothing_take_no_more_than_their_share() -> None:
     alone, looked, steps = Alone(heads_s=0.001, looking_s=0.003), 0, 1000
     sizing = alone.sizing()

@@ -100,7 +100,7 @@ class DynamicDrafting:
         sizing, decode_s = self._sizing, self._decode_s()
         account = sizing.lookup_backoff.now
         account.ask(sizing.clock() - began, decode_s)
-        later = account.steps_to_wait(decode_s)
+        later = account.steps_to_wait(decode_s, self._pending_s(account))
         sizing.lookup_backoff.wait(sizing.agree((None, False, 0, later))[3])
 
     def _open_lookups(self, account: Account) -> int:
@@ -290,12 +290,7 @@ class DynamicDrafting:
         """
         decode_s = self._decode_s()
         account.ask(price, decode_s)
-        # Of the step that is ending, ``end`` pays back.
-        pending = sum(
-            stake.promised
-            for stake in self._before.stakes
-            if self._load.nodes and stake.account is account
-        )
+        pending = self._pending_s(account)
         if plan is not None and plan.sizes.any():
             tokens = plan.tokens / len(plan.sizes)
             promised = (pace or decode_s) * tokens - decode_s - plan.extra_s
@@ -305,6 +300,11 @@ class DynamicDrafting:
             else:
                 account.credit(promised)
         return account.steps_to_wait(decode_s, pending)
+
+    def _pending_s(self, account: Account) -> float:
+        """Returns the seconds that this step was to save for an account: ``end`` pays."""
+        stakes = self._before.stakes if self._load.nodes else ()
+        return sum(stake.promised for stake in stakes if stake.account is account)
 
     def _planned(
         self, planner: Planner, nodes: NodeValues | None, asked_s: float
