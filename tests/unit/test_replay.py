@@ -10,6 +10,7 @@ from prices import Line
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.growth import grow
+from vllm_propd.core.sizing.backoff import LOAN, Backoff
 from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.simulation.planned_replay import replay_planned
@@ -161,3 +162,15 @@ def test_a_planned_batch_stays_full(batch_size: int) -> None:
     assert found.step_s == pytest.approx(1.25 + 1e-4 * batch_size * (1 + NODES))
     assert found.steps % batch_size == 0
     assert found.tokens >= 2 * (PLACES - HEADS + 1)
+
+
+def test_heads_that_are_asked_in_vain_are_paid() -> None:
+    """What they take is in every step in which they are asked, which soon are few."""
+    texts, config = [recorded(0)], ProPDConfig(num_speculative_tokens=NODES)
+    dear, draft, always = Planner(Line(0.0, 1.0)), Line(0.25), Backoff()
+    always.asks = lambda *load, **first: True  # type: ignore[method-assign]
+    found = replay_planned(texts, config, dear, draft, 2, always)
+    assert (found.drafted, found.step_s) == (0, pytest.approx(2.25))
+    seldom = replay_planned(texts, config, dear, draft, 2)
+    asked = (seldom.step_s - 2.0) * seldom.steps / 2 / 0.25
+    assert LOAN * 2.0 / 0.25 <= asked < LOAN * 2.0 / 0.25 + 3

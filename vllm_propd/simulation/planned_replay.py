@@ -6,6 +6,7 @@ of its heads' word while serving is learned from the whole recording first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
@@ -19,7 +20,7 @@ from vllm_propd.core.pruning import edges_of, keep_best_paths, node_log_probs, o
 from vllm_propd.core.sizing.backoff import Account, Backoff
 from vllm_propd.core.sizing.node_values import straight
 from vllm_propd.core.sizing.planner import Batch, Planner, Price
-from vllm_propd.core.sizing.pruning_recall import best_by_draft
+from vllm_propd.core.sizing.pruning_recall import PruningRecall, best_by_draft
 from vllm_propd.core.tree import Bools, Float32s, Ints
 from vllm_propd.simulation.replay import RecordedText, Replayed, on_text, places_of
 
@@ -92,8 +93,7 @@ def replay_planned(
     steps = tokens = drafted = kept = 0
     seconds = 0.0
     wanted = sum(one.places for one in sequences)
-    pool = cycle(sequences)
-    live = [replace(next(pool)) for _ in range(batch_size)]
+    live = _Live(cycle(sequences), batch_size, most)
     bare_s = planner.step.estimate(np.array([batch_size])).item()
     draft_s = draft.estimate(np.array([batch_size])).item()
     backoff = backoff or Backoff()
@@ -101,47 +101,86 @@ def replay_planned(
         asks = backoff.asks(batch_size, first=lambda account: _lent(account, bare_s))
         account = backoff.now
         account.earn(bare_s)
+        steps += 1
         if not asks:
-            tokens, seconds, steps = tokens + batch_size, seconds + bare_s, steps + 1
-            for one in live:
-                one.at += 1
-            live = [one if one.goes_on else replace(next(pool)) for one in live]
+            tokens, seconds = tokens + batch_size, seconds + bare_s
+            live.go_on([np.zeros(most, np.bool_)] * batch_size)
             continue
-        probability = np.concatenate([one.worth[one.at, :most] for one in live])
-        owner = np.repeat(np.arange(len(live)), most)
-        depth = np.concatenate([one.text.depth[one.at, :most] for one in live])
-        paths = straight(depth, np.full(len(live), most))
-        plan = planner.plan(
-            Batch(probability, owner, len(live), straight=paths, asked_s=draft_s)
-        )
+        plan = planner.plan(live.batch(draft_s))
         promised = bare_s * (plan.tokens / batch_size - 1.0) - plan.extra_s
         account.ask(draft_s, bare_s)
         backoff.wait(account.steps_to_wait(bare_s, promised))
-        verified = [np.arange(most) < size for size in plan.sizes.tolist()]
-        stays = verified
+        stays = [np.arange(most) < size for size in plan.sizes.tolist()]
         if plan.keep is not None:
-            stays = _kept(live, verified, config, plan.keep)
-        right = np.concatenate([one.right[one.at, :most] for one in live])
-        if planner.recall is not None and plan.keep is not None:
-            drafted_ones = np.concatenate(verified)
-            narrow = best_by_draft(np.where(drafted_ones, probability, 0.0), plan.keep)
-            left = np.concatenate(stays)
-            planner.recall.observe(right & drafted_ones, narrow, left)
-        accepted = 0
-        for one, of_one in zip(live, stays, strict=True):
-            longest = int((of_one & one.right[one.at, :most]).sum())
-            accepted += longest
-            one.at += longest + 1
+            stays = _pruned(live, stays, config, plan.keep, planner.recall)
+        accepted = live.go_on(stays)
         if plan.sizes.any():
             account.repay(bare_s * accepted / batch_size - plan.extra_s, promised)
-        tokens += accepted + len(live)
-        seconds += plan.seconds
+        tokens, seconds = tokens + batch_size + accepted, seconds + plan.seconds
         drafted += int(plan.sizes.sum())
         kept += sum(int(of_one.sum()) for of_one in stays)
-        steps += 1
-        live = [one if one.goes_on else replace(next(pool)) for one in live]
     each = steps * batch_size
     return PlannedReplay(each, tokens, drafted / each, kept / each, seconds / steps)
+
+
+class _Live:
+    """The sequences that run together: where one ends the next begins.
+
+    Args:
+        pool: gives the next sequence.
+        count: how many run together.
+        most: the most nodes of a tree.
+    """
+
+    def __init__(self, pool: Iterator[_Sequence], count: int, most: int):
+        self._pool, self._most = pool, most
+        self.now = [replace(next(pool)) for _ in range(count)]
+
+    def here(self, of_places: str) -> npt.NDArray[Any]:
+        """Returns what all sequences have of some kind at their places, one by one."""
+        found = (getattr(one, of_places)[one.at, : self._most] for one in self.now)
+        return np.concatenate(list(found))
+
+    def batch(self, asked_s: float) -> Batch:
+        """Returns the step to plan."""
+        count, most = len(self.now), self._most
+        depth = np.concatenate([one.text.depth[one.at, :most] for one in self.now])
+        paths = straight(depth, np.full(count, most))
+        owner = np.repeat(np.arange(count), most)
+        return Batch(self.here("worth"), owner, count, straight=paths, asked_s=asked_s)
+
+    def go_on(self, stays: list[Bools]) -> int:
+        """Walks as far as nodes reach that stay, and a token further.
+
+        Args:
+            stays: of each sequence ``[most]`` which nodes are verified.
+
+        Returns:
+            How many nodes were accepted.
+        """
+        accepted = 0
+        for one, of_one in zip(self.now, stays, strict=True):
+            longest = int((of_one & one.right[one.at, : self._most]).sum())
+            accepted += longest
+            one.at += longest + 1
+        self.now = [one if one.goes_on else replace(next(self._pool)) for one in self.now]
+        return accepted
+
+
+def _pruned(
+    live: _Live,
+    verified: list[Bools],
+    config: ProPDConfig,
+    keep: int,
+    recall: PruningRecall | None,
+) -> list[Bools]:
+    """Returns which nodes pruning leaves; what that is worth is learned, as in serving."""
+    stays = _kept(live.now, verified, config, keep)
+    if recall is not None:
+        drafted = np.concatenate(verified)
+        narrow = best_by_draft(np.where(drafted, live.here("worth"), 0.0), keep)
+        recall.observe(live.here("right") & drafted, narrow, np.concatenate(stays))
+    return stays
 
 
 def _lent(account: Account, step: float) -> int:
