@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # vLLM 0.32 (CUDA) for a machine without a network, in pieces that fit a small transfer.
 # See README.md.
-#   pack.sh OUT    -> OUT/{a,b,c}.tar.xz.00, .01 ...
+#   pack.sh [OUT]    -> OUT/0, OUT/1 ...: a piece each; OUT is build/gpu_kit, which git ignores
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-out=$(mkdir -p "$1" && cd "$1" && pwd)
+root=$(cd "$here/../.." && pwd)
+out=${1:-$root/build/gpu_kit}
+out=$(mkdir -p "$out" && cd "$out" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-PIECE=45M
 
 # Wheels for that machine's Python, whatever runs here.
 platforms=(--platform any --platform linux_x86_64 --platform manylinux2014_x86_64
@@ -30,12 +31,8 @@ cd "$work"
 find . -name '__pycache__' -prune -exec rm -rf {} +
 find . -name '*.pyi' -delete
 
-mkdir a b c && mkdir -p b/vllm c/vllm/vllm_flash_attn
-mv vllm/vllm/_C_stable_libtorch.abi3.so b/vllm/
-mv vllm/vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so c/vllm/vllm_flash_attn/
-cp -r vllm/. c/
-mv deps/* a/
-for part in a b c; do
-  (cd $part && tar -c . | xz -T0 -6 | split -b $PIECE -d -a 2 - "$out/$part.tar.xz.")
-done
-ls -l "$out"
+# The plugin is the checkout itself; only what tells vLLM of it, its metadata, is packed.
+"${PYTHON:-python3}" -m pip install -q --no-deps --no-compile --target "$work/own" "$root"
+cp -r own/vllm_propd-*.dist-info vllm/
+cp -r deps/. vllm/
+"$here/pieces.sh" "$work/vllm" "$out"

@@ -167,10 +167,10 @@ def test_a_planned_batch_stays_full(batch_size: int) -> None:
 def test_heads_that_are_asked_in_vain_are_paid() -> None:
     """What they take is in every step in which they are asked, which soon are few."""
     texts, config = [recorded(0)], ProPDConfig(num_speculative_tokens=NODES)
-    dear, draft, always = Planner(Line(0.0, 1.0)), Line(0.25), Backoff()
+    dear, draft, always = Planner(Line(0.0, 1.0)), Line(2.0), Backoff()
     always.asks = lambda *load, **first: True  # type: ignore[method-assign]
     found = replay_planned(texts, config, dear, draft, 2, always)
-    assert (found.drafted, found.step_s) == (0, pytest.approx(2.25))
+    assert (found.drafted, found.step_s) == (0, pytest.approx(4.0))
     seldom = replay_planned(texts, config, dear, draft, 2)
-    asked = (seldom.step_s - 2.0) * seldom.steps / 2 / 0.25
-    assert LOAN * 2.0 / 0.25 <= asked < LOAN * 2.0 / 0.25 + 3
+    asked = (seldom.step_s - 2.0) * seldom.steps / 2 / 2.0
+    assert LOAN <= asked < LOAN + 3 < seldom.steps / 2
