@@ -167,7 +167,7 @@ def test_a_planned_batch_stays_full(batch_size: int) -> None:
 def test_heads_that_are_asked_in_vain_are_paid() -> None:
     """What they take is in every step in which they are asked, which soon are few."""
     texts, config = [recorded(0)], ProPDConfig(num_speculative_tokens=NODES)
-    dear, draft, always = Planner(Line(0.0, 1.0)), Line(2.0), Backoff()
+    dear, draft, always = Planner(Line(2.0, 10.0, flat=2)), Line(2.0), Backoff()
     always.asks = lambda *load, **first: True  # type: ignore[method-assign]
     found = replay_planned(texts, config, dear, draft, 2, always)
     assert (found.drafted, found.step_s) == (0, pytest.approx(4.0))
