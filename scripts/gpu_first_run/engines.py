@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -16,12 +15,12 @@ from gpu_first_run.setting import (
     NEW_TOKENS,
     Notes,
     Setting,
-    check_texts,
     generate,
     greedy,
     margins,
     prompts,
 )
+from gpu_first_run.texts import check_texts, keep_plain
 
 FIXED = {"sizing": "fixed", "num_speculative_tokens": 24, "pruning": "off"}
 PRUNED = {
@@ -46,8 +45,7 @@ def plain_eager(setting: Setting, notes: Notes) -> None:
         outputs = llm.generate(inputs, greedy(logprobs=2), use_tqdm=False)
         seconds = time.perf_counter() - began
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
-        left = {"tokens": tokens, "margins": margins(outputs)}
-        (setting.folder / "plain.json").write_text(json.dumps(left))
+        keep_plain(setting, tokens, margins(outputs))
         notes["tokens/s, batch 8, with logprobs"] = round(
             sum(map(len, tokens)) / seconds, 1
         )
@@ -144,11 +142,13 @@ def plain_compiled(setting: Setting, notes: Notes) -> None:
 
 
 def propd_compiled(setting: Setting, notes: Notes) -> None:
-    """Trees of a fixed size, compiled; then pruned ones."""
+    """Trees of a fixed size, compiled, with all of the cache; then pruned ones."""
     right = []
     for name, propd in (("unpruned", FIXED), ("pruned", PRUNED)):
         began = time.perf_counter()
-        with setting.engine(propd, compiled=True) as llm:
+        # Once as it is served: the cache is what is left of the memory.
+        whole: dict[str, Any] = {"num_gpu_blocks_override": None} if propd is FIXED else {}
+        with setting.engine(propd, compiled=True, **whole) as llm:
             notes[f"start, s, {name}"] = round(time.perf_counter() - began, 1)
             notes.update({f"{key}, {name}": x for key, x in graphs_of(llm).items()})
             inputs = prompts(setting)

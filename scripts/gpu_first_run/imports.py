@@ -7,12 +7,11 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from gpu_first_run.setting import Notes, Setting
+from gpu_first_run.setting import ROOT, Notes, Setting
 
-ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("torch", "triton", "vllm", "transformers", "numpy", "numba")
 OURS = (
     "engine.cuda_worker", "engine.attention.cuda", "engine.pruning.cuda_graphs",
@@ -26,6 +25,15 @@ WATCHED = (
 QUICK = "tests/kernels/test_pruning_triton.py"
 """What Triton's interpreter has done in a minute."""
 
+ON_GPU = (
+    QUICK, "tests/kernels/test_tree_attention_triton.py",
+    "tests/kernels/test_cuda_attention.py",
+)  # fmt: skip
+"""The others skip there, compile without a GPU, or are an item of their own."""
+
+HANGING_S = 60
+"""After which a test's stack is shown."""
+
 
 def check_imports(setting: Setting, notes: Notes) -> None:
     """Versions, the device, FlashAttention, and our modules, which leave torch alone."""
@@ -38,15 +46,15 @@ def check_imports(setting: Setting, notes: Notes) -> None:
             notes[name] = getattr(module, "__version__", "?")
         except ImportError as error:
             notes[name] = f"missing: {error}"
+    lacks = None
     if setting.on_gpu:
         properties = torch.cuda.get_device_properties(0)
         notes["device"] = properties.name
         notes["capability"] = f"{properties.major}.{properties.minor}"
         notes["memory, GiB"] = round(properties.total_memory / 2**30, 1)
         notes["shared memory of a block"] = properties.shared_memory_per_block_optin
-        fa_utils = importlib.import_module("vllm.v1.attention.backends.fa_utils")
-        notes["FlashAttention"] = fa_utils.get_flash_attn_version()
-        importlib.import_module("vllm.vllm_flash_attn")
+        lacks = lacking_attention(properties.major)
+        notes["FlashAttention"] = lacks or "loads"
     else:
         notes["device"] = f"CPU, {torch.get_num_threads()} threads"
         notes["FlashAttention"] = "not on this device"
@@ -54,6 +62,25 @@ def check_imports(setting: Setting, notes: Notes) -> None:
     notes["parts of torch that importing ours has replaced"] = ", ".join(changed) or "none"
     if changed:
         raise SystemExit(f"replaced: {changed}")
+    if lacks:  # vLLM goes on without a word until the first engine needs it
+        raise SystemExit(f"FlashAttention {lacks}")
+
+
+def lacking_attention(major: int) -> str | None:
+    """Why no engine of this device would start, or none.
+
+    Args:
+        major: of the compute capability; 9 needs FlashAttention 3.
+    """
+    utils = importlib.import_module("vllm.v1.attention.backends.fa_utils")
+    version = utils.get_flash_attn_version()
+    wanted = 3 if major == 9 else version
+    if version is not None and version == wanted:
+        return None
+    module = importlib.import_module("vllm.vllm_flash_attn.flash_attn_interface")
+    asked = wanted or (4 if major == 10 else 2)
+    reason = module.fa_version_unsupported_reason(asked)
+    return f"{asked} does not load, vLLM has {version}: {reason}"
 
 
 def replaced_parts() -> list[str]:
@@ -77,19 +104,32 @@ def _parts(torch: Any) -> dict[str, Any]:
 
 
 def run_kernel_tests(setting: Setting, notes: Notes) -> None:
-    """The tests of our kernels: on a GPU all, without the interpreter."""
-    tests = "tests/kernels" if setting.on_gpu else QUICK
+    """The tests of our kernels, on a GPU without the interpreter."""
+    tests = ON_GPU if setting.on_gpu else (QUICK,)
     environment = {**os.environ, "TRITON_INTERPRET": str(int(not setting.on_gpu))}
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, tests], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    notes["tests"] = lines[-1] if lines else "no output"
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    if failed:
-        notes["failed"] = failed
-    print(done.stdout[-6000:], done.stderr[-2000:])
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    run_tests(tests, environment, notes)
+
+
+def run_tests(tests: Sequence[str], environment: dict[str, str], notes: Notes) -> None:
+    """Runs tests in a process of its own; what it prints is in the log as it comes."""
+    command = [
+        sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider",
+        # What one file cannot import says nothing of the others.
+        "--continue-on-collection-errors", "-o", f"faulthandler_timeout={HANGING_S}",
+    ]  # fmt: skip
+    environment = {**environment, "PYTHONUNBUFFERED": "1"}
+    failed, last = [], "no output"
+    with subprocess.Popen(
+        [*command, *tests], cwd=ROOT, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        for line in map(str.rstrip, child.stdout):
+            print(line, flush=True)
+            last = line or last
+            if line.startswith(("FAILED", "ERROR")):
+                failed.append(line)
+                notes["failed"] = failed
+    notes["tests"] = last
+    if child.returncode:
+        raise SystemExit(child.returncode)

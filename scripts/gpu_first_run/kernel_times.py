@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -55,7 +55,7 @@ class Plan:
     contexts: tuple[int, ...] = (1024, 4096, 8192)
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
     vocabularies: tuple[int, ...] = (32_000, 151_936)
-    rounds: int = 30
+    rounds: int = 10
 
 
 SMOKE = Plan(
@@ -191,9 +191,8 @@ class TreeAttention:
         return float((found - wanted).norm() / wanted.norm())
 
 
-def attention_rows(plan: Plan, rate: Row) -> list[Row]:
+def attention_rows(plan: Plan, rate: Row) -> Iterator[Row]:
     """Right, and how long, against as many tokens of plain sequences."""
-    found = []
     cases = list(product(plan.batches, plan.contexts))
     for batch, context in cases:
         one = TreeAttention(plan.shape, batch, context, plan.nodes)
@@ -209,24 +208,20 @@ def attention_rows(plan: Plan, rate: Row) -> list[Row]:
             )
         )
         bound = max(both / rate["bytes_per_s"], products / rate["flops_per_s"])
-        found.append(
-            {
-                "batch": batch,
-                "context": context,
-                "tree_us": whole,
-                "of_it_in_step_us": inside,
-                "chain_us": chain,
-                "ratio": whole / chain,
-                "at_best_us": 1e6 * bound,
-                "error": one.error(),
-            }
-        )
-    return found
+        yield {
+            "batch": batch,
+            "context": context,
+            "tree_us": whole,
+            "of_it_in_step_us": inside,
+            "chain_us": chain,
+            "ratio": whole / chain,
+            "at_best_us": 1e6 * bound,
+            "error": one.error(),
+        }
 
 
-def pruning_rows(plan: Plan) -> list[Row]:
+def pruning_rows(plan: Plan) -> Iterator[Row]:
     """The early head's output layer, both rules' kernels, the choice, what is left."""
-    found = []
     cases = list(product(plan.batches, plan.vocabularies))
     for batch, vocabulary in cases:
         parents, first, sizes = random_trees(batch, plan.nodes)
@@ -267,25 +262,33 @@ def pruning_rows(plan: Plan) -> list[Row]:
         error = (relative_mass(*asked) / more.exp().sum(1) - 1).abs().max()
         if count_larger(*asked).tolist() != (more > 0).sum(1).tolist():
             error = torch.tensor(torch.inf)
-        row = {"batch": batch, "vocabulary": vocabulary, **times, "error": float(error)}
+        yield {"batch": batch, "vocabulary": vocabulary, **times, "error": float(error)}
+
+
+def noted(notes: Notes, name: str, rows: Iterator[Row]) -> list[Row]:
+    """All rows, each noted as it comes: time may be over before the last."""
+    found: list[Row] = []
+    for row in rows:
         found.append(row)
+        notes[name] = found
     return found
 
 
 def time_kernels(setting: Setting, notes: Notes) -> None:
-    """Tree attention and early pruning against what is known, and a step of 7B shapes."""
+    """A step of 7B shapes; tree attention and early pruning against what is known."""
     from gpu_first_run.step_curve import cost_curve
 
     plan = Plan() if setting.on_gpu else SMOKE
+    notes["plan"] = asdict(plan)
     rate = rates(plan)
     notes.update({name: f"{value:.3g}" for name, value in rate.items()})
+    noted(notes, "a step of 7B shapes", cost_curve(plan, rate))
     found = {"attention": attention_rows(plan, rate), "pruning": pruning_rows(plan)}
     for name, rows in found.items():
-        notes[name] = rows
-        notes[f"error, {name}"] = worst = max(row["error"] for row in rows)
+        own = noted(notes, name, rows)
+        notes[f"error, {name}"] = worst = max(row["error"] for row in own)
         if worst > MOST_ERROR:
             raise SystemExit(f"the kernels of {name} are off by {worst:.2g}")
-    ratios = [f"{row['ratio']:.2f}" for row in found["attention"]]
-    notes["tree attention over FlashAttention of as many tokens"] = ", ".join(ratios)
-    notes["a step of 7B shapes"] = cost_curve(plan, rate)
-    notes["plan"] = asdict(plan)
+        if name == "attention":
+            ratios = ", ".join(f"{row['ratio']:.2f}" for row in own)
+            notes["tree attention over FlashAttention of as many tokens"] = ratios

@@ -11,9 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 48, 64
-TIE = 0.05
-"""Between plain vLLM's two best log probabilities: nearer ones may fall either way."""
+TEXT_DTYPE, SPEED_DTYPE = "float16", "bfloat16"
+"""On a GPU. vLLM computes logits in the model's type, and the demo's reach 17: there the
+last bit is 0.125 in bfloat16, more than ``texts.TIE``, and 0.016 in float16."""
+
+BLOCKS = 8192
+"""Of a GPU's cache: what a small model's could be takes seconds to list at each start."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -36,6 +41,7 @@ class Setting:
         folder: for what one item leaves to the next.
         patience: times each item's time-out.
         short: without large batches.
+        log: gets the output of all items; none: each has one in ``folder``.
     """
 
     device: str
@@ -43,6 +49,7 @@ class Setting:
     folder: Path
     patience: float = 1.0
     short: bool = False
+    log: Path | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -57,9 +64,8 @@ class Setting:
     def from_json(cls, text: str) -> Setting:
         """Its way back."""
         fields = json.loads(text)
-        return cls(
-            **{**fields, "model": Path(fields["model"]), "folder": Path(fields["folder"])}
-        )
+        paths = {name: fields[name] for name in ("model", "folder", "log")}
+        return cls(**{**fields, **{name: x and Path(x) for name, x in paths.items()}})
 
     def public(self) -> dict[str, Any]:
         """What a report says of it."""
@@ -71,6 +77,10 @@ class Setting:
         if interpreted and not self.on_gpu:
             os.environ["TRITON_INTERPRET"] = "1"
 
+    def speed_options(self) -> dict[str, Any]:
+        """Of ``engine``, where texts are not compared."""
+        return {"dtype": SPEED_DTYPE} if self.on_gpu else {}
+
     def notes(self, item: str) -> Notes:
         """An item's."""
         return Notes(self.folder / f"{item}.json")
@@ -80,12 +90,17 @@ class Setting:
         path = self.folder / f"{item}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
+    def forget(self, item: str) -> None:
+        """What an item has noted in an earlier run."""
+        (self.folder / f"{item}.json").unlink(missing_ok=True)
+
     def options(self, compiled: bool, **others: Any) -> dict[str, Any]:
         """Of ``vllm.LLM``."""
         own: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 28, "dtype": "float32"}
         if self.on_gpu:
             own = {
-                "dtype": "bfloat16",
+                "dtype": TEXT_DTYPE,
+                "num_gpu_blocks_override": BLOCKS,
                 "gpu_memory_utilization": 0.3,
                 "attention_backend": "FLASH_ATTN",
                 # Its warm-up raises on PyTorch 2.11.
@@ -177,34 +192,3 @@ def margins(outputs: Any) -> list[list[float]]:
             of_one.append(best[0] - best[1])
         found.append(of_one)
     return found
-
-
-def compared(setting: Setting, ours: list[list[int]]) -> dict[str, Any]:
-    """Tokens against those that the item ``plain eager`` has left."""
-    plain = json.loads((setting.folder / "plain.json").read_text())
-    equal, ties, wrong = 0, 0, []
-    for number, tokens in enumerate(ours):
-        wanted, margin = plain["tokens"][number], plain["margins"][number]
-        pairs = enumerate(zip(wanted, tokens, strict=True))
-        at = next((i for i, (a, b) in pairs if a != b), None)
-        if at is None:
-            equal += 1
-        elif margin[at] < TIE:
-            ties += 1
-        else:
-            wrong.append({"prompt": number, "at": at, "margin": round(margin[at], 3)})
-    return {"prompts": len(ours), "equal": equal, "part_at_ties": ties, "wrong": wrong}
-
-
-def check_texts(setting: Setting, notes: Notes, name: str, ours: list[list[int]]) -> bool:
-    """Notes how many texts are plain vLLM's; returns whether none is wrong."""
-    found = compared(setting, ours)
-    text = f"{found['equal']} of {found['prompts']} equal"
-    if found["part_at_ties"]:
-        text += f", {found['part_at_ties']} part at ties"
-    if found["wrong"]:
-        text += f", {len(found['wrong'])} WRONG"
-    notes[name] = text
-    if found["wrong"]:
-        notes[f"{name}, wrong"] = found["wrong"]
-    return not found["wrong"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,7 +32,7 @@ def inflated(setting: Setting) -> Setting:
     script = str(SCRIPTS / "inflate_model.py")
     command = [sys.executable, script, str(setting.model), str(folder)]
     subprocess.run([*command, *GROWN[setting.on_gpu]], check=True)
-    return Setting(setting.device, folder, setting.folder, setting.patience)
+    return replace(setting, model=folder)
 
 
 def dynamic_sizing(setting: Setting, notes: Notes) -> None:
@@ -41,6 +42,7 @@ def dynamic_sizing(setting: Setting, notes: Notes) -> None:
     large, count = inflated(setting), TOKENS[setting.on_gpu]
     inputs = prompts(large, max(batches))
     options: dict[str, Any] = {"max_num_seqs": max(batches), "compiled": setting.on_gpu}
+    options |= setting.speed_options()
     rates: dict[str, list[float]] = {}
     for name, propd in (("plain", None), ("propd", DYNAMIC)):
         with large.engine(propd, **options) as llm:
@@ -115,7 +117,8 @@ def profile_steps(setting: Setting, notes: Notes) -> None:
     if setting.on_gpu:
         activities.append(ProfilerActivity.CUDA)
     for name, propd in (("plain", None), ("propd", FIXED)):
-        with setting.engine(propd, compiled=setting.on_gpu) as llm:
+        compiled, options = setting.on_gpu, setting.speed_options()
+        with setting.engine(propd, compiled=compiled, **options) as llm:
             inputs = prompts(setting)
             generate(llm, inputs, greedy())
             runner, steps = runner_of(llm), [0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -52,12 +52,11 @@ class Step:
 
 
 @torch.inference_mode()
-def cost_curve(plan: Plan, rate: Row) -> list[Row]:
+def cost_curve(plan: Plan, rate: Row) -> Iterator[Row]:
     """What the planner would see: milliseconds of a step by tokens, as a CUDA graph."""
     step = Step(plan.shape, plan.contexts[0])
     weights = sum(w.nbytes for layer in step.stack for w in layer.values())
     weights += step.output.nbytes
-    found = []
     for tokens in plan.tokens:
         hidden = torch.randn(tokens, plan.shape.hidden, device=DEVICE).bfloat16()
         call: Callable[[], object] = partial(step.forward, hidden)
@@ -69,5 +68,4 @@ def cost_curve(plan: Plan, rate: Row) -> list[Row]:
             call = graph.replay
         bound = max(weights / rate["bytes_per_s"], weights * tokens / rate["flops_per_s"])
         ms = median_us(call, plan.rounds) / 1e3
-        found.append({"tokens": tokens, "step_ms": ms, "at_best_ms": 1e3 * bound})
-    return found
+        yield {"tokens": tokens, "step_ms": ms, "at_best_ms": 1e3 * bound}

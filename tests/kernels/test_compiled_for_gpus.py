@@ -24,13 +24,17 @@ from triton.compiler import ASTSource
 from vllm_propd.kernels.tree_attention_triton import KEY_ROWS, QUERY_ROWS, _in_step
 
 types = dict(prefix_lse="*fp32", masks="*i64", scale="fp32", soft_cap="fp32")
-types |= dict.fromkeys(("query", "key", "value", "out", "prefix"), "*bf16")
+whole = sys.argv[2] == "float32"
+types |= dict.fromkeys(
+    ("query", "key", "value", "out", "prefix"), "*fp32" if whole else "*bf16"
+)
 types |= dict.fromkeys(("tile_first", "tile_size", "tile_start"), "*i32")
 found = []
 for head, capability, stages in json.loads(sys.argv[1]):
     constants = dict(
         GROUP=4, HEAD=head, HEAD_PADDED=triton.next_power_of_2(head), CAPPED=False,
-        BLOCK_M=QUERY_ROWS, BLOCK_N=KEY_ROWS, PRECISION="tf32", WIDEN=False,
+        BLOCK_M=QUERY_ROWS, BLOCK_N=KEY_ROWS, WIDEN=False,
+        PRECISION="ieee" if whole else "tf32",
     )
     signature = {
         name: types.get(name, "constexpr" if name in constants else "i32")
@@ -78,10 +82,23 @@ def test_what_is_chosen_fits_every_gpu() -> None:
         if (head, gpu) not in ((64, 80), (64, 90))  # they have room for all
     ]
     assert {stages for _, _, stages in asked} == {1, 2, 3}
-    found = json.loads(outside_the_interpreter(COMPILE, json.dumps(asked)))
+    found = json.loads(outside_the_interpreter(COMPILE, json.dumps(asked), "bfloat16"))
     for (head, gpu, stages), taken in zip(asked, found, strict=True):
         assert taken <= GPUS[gpu], (head, gpu)
-        assert taken <= SHARED_BYTES[heads[head]][stages - 1], (head, gpu)
+        assert taken <= SHARED_BYTES[2][heads[head]][stages - 1], (head, gpu)
+
+
+def test_what_is_chosen_for_float32_fits() -> None:
+    """The kernels' own tests run in it; engines on GPUs do not."""
+    asked = [
+        (head, gpu, stages_that_fit(head, GPUS[gpu], 4))
+        for head, gpu in ((64, 86), (96, 80), (96, 90), (256, 90))
+    ]
+    assert [stages for _, _, stages in asked] == [2, 2, 2, 1]
+    found = json.loads(outside_the_interpreter(COMPILE, json.dumps(asked), "float32"))
+    for (head, gpu, stages), taken in zip(asked, found, strict=True):
+        padded = 1 << (head - 1).bit_length()
+        assert taken <= SHARED_BYTES[4][padded][stages - 1] <= GPUS[gpu], (head, gpu)
 
 
 def test_a_gpu_without_room_is_told_of() -> None:

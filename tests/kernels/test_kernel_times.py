@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,4 +53,19 @@ def test_a_wrong_attention_kernel_is_an_error(
     monkeypatch.setattr(kernel_times, "attend_in_step", prefix_only)
     with pytest.raises(SystemExit, match="attention are off"):
         found_by(tmp_path)
-    assert "error, pruning" not in json.loads((tmp_path / "kernel times.json").read_text())
+    found = json.loads((tmp_path / "kernel times.json").read_text())
+    assert "error, pruning" not in found
+    # What was there before is not lost, and what a planner sees comes first.
+    assert len(found["a step of 7B shapes"]) == 2 and len(found["attention"]) == 2
+
+
+def test_each_row_is_noted_as_it_comes(tmp_path: Path) -> None:
+    setting, seen = Setting("cpu", tmp_path, tmp_path), list[int]()
+
+    def rows() -> Iterator[kernel_times.Row]:
+        for number in range(3):
+            seen.append(len(setting.found("kernel times").get("rows", ())))
+            yield {"number": number}
+
+    found = kernel_times.noted(setting.notes("kernel times"), "rows", rows())
+    assert seen == [0, 1, 2] and len(found) == 3

@@ -28,40 +28,50 @@ QUERY_ROWS, KEY_ROWS = 64, 64
 """The rows of a tile: tensor cores take so many, and so does a whole tree of 64 nodes."""
 
 SHARED_BYTES = {
-    64: (24576, 57344, 90112),
-    128: (49152, 81920, 114688),
-    256: (98304, 131072, 163840),
+    2: {
+        64: (24576, 57344, 90112),
+        128: (49152, 81920, 114688),
+        256: (98304, 131072, 163840),
+    },
+    4: {
+        64: (49408, 98304, 163840),
+        128: (82176, 147712, 246016),
+        256: (147712, 246016, 409856),
+    },
 }
-"""The bytes of a multiprocessor's shared memory that the kernel takes, by padded head size
-and stages (1 to 3) of 16-bit values: the most over GPUs, as Triton compiles it."""
+"""The bytes of a multiprocessor's shared memory that the kernel takes, by bytes of a value,
+padded head size and stages (1 to 3): the most over GPUs, as Triton compiles it."""
 
 
-def stages_that_fit(head: int, shared: int) -> int:
+def stages_that_fit(head: int, shared: int, value_bytes: int = 2) -> int:
     """Returns in how many stages keys and values can be loaded ahead: 3, or fewer.
 
     Args:
         head: size of a head.
         shared: bytes of shared memory that a block of threads can have.
+        value_bytes: of a key's or value's number: 2, or 4 for float32.
 
     Raises:
         ValueError: the memory does not even hold one stage.
     """
-    size = next(size for size in SHARED_BYTES if head <= size)
-    fit = sum(taken <= shared for taken in SHARED_BYTES[size])
+    taken = SHARED_BYTES[value_bytes]
+    size = next(size for size in taken if head <= size)
+    fit = sum(most <= shared for most in taken[size])
     if not fit:
         raise ValueError(
-            f"tree attention with heads of {head} needs {SHARED_BYTES[size][0]} bytes of "
+            f"tree attention with heads of {head} needs {taken[size][0]} bytes of "
             f"shared memory, and this GPU has {shared}"
         )
     return fit
 
 
 @functools.cache
-def _stages_on(head: int, device: torch.device) -> int:
+def _stages_on(head: int, value_bytes: int, device: torch.device) -> int:
     if device.type != "cuda":  # Triton's interpreter
         return 1
     properties = torch.cuda.get_device_properties(device)
-    return stages_that_fit(head, properties.shared_memory_per_block_optin)
+    shared = properties.shared_memory_per_block_optin
+    return stages_that_fit(head, shared, value_bytes)
 
 
 # What changes from step to step must not be compiled for: numbers of rows, and where the
@@ -266,5 +276,5 @@ def attend_in_step(
         PRECISION="ieee" if value.dtype == torch.float32 else "tf32",
         # Triton's interpreter would multiply the bits of bfloat16.
         WIDEN=bool(triton.knobs.runtime.interpret),
-        num_stages=_stages_on(head, query.device),
+        num_stages=_stages_on(head, key.element_size(), query.device),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import torch
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 
 from vllm_propd.core.drafting.candidates import Candidates
 from vllm_propd.core.drafting.growth import grow, grow_from
@@ -29,7 +30,10 @@ logger = init_logger("vllm.propd.warmup")
 
 
 def warm_up_kernels(dtype: torch.dtype) -> None:
-    """Runs every kernel of a step once on the smallest input of the model's ``dtype``."""
+    """Runs every kernel of a step once on the smallest input of the model's ``dtype``.
+
+    What only CPUs run in numba, GPUs do in Triton and torch, is left out elsewhere.
+    """
     start = time.monotonic()
     one = np.ones(1, np.int64)
     trees = grow(np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.float32), one)
@@ -45,14 +49,18 @@ def warm_up_kernels(dtype: torch.dtype) -> None:
     others = memory.of(texts, one - 1, one + 1, one)
     others.best_along(path)
     memory.suggest(others, path, np.zeros((1, REACH), np.float32))
-    table, logits = SuccessorTable(2), torch.zeros(1, 2)
+    table, on_cpu = SuccessorTable(2), current_platform.is_cpu()
     read = ReadTokens(one, one, one - 1, one)
-    table.see(read, *best_tokens(logits, one - 1, 2)(), one - 1)
+    if on_cpu:
+        table.see(read, *best_tokens(torch.zeros(1, 2), one - 1, 2)(), one - 1)
+    else:  # found by torch there, and sent
+        table.see(read, np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32), one - 1)
     looked_up = one[:, None], np.zeros((1, 1), np.float32)
     grow_from(Candidates.none(1), one, looked_up, table.after(one, one > 1, others))
     ancestor_masks(np.zeros(2, np.int64), one - 1, one + 1)
-    zero = torch.zeros(1, dtype=torch.int64)
-    ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
+    if on_cpu:
+        zero = torch.zeros(1, dtype=torch.int64)
+        ranks(torch.zeros(1, 1, dtype=dtype), zero, zero, 0, torch.nn.Identity())
     cost = StepCost(np.arange(1, 3), np.ones(2), (np.ones(2), np.ones(2)))
     cost.observe(1, 0.0, 1.0, 1)
     sizing = DynamicSizing(cost, cost, nodes=1, token_budget=8, pruning=True)
