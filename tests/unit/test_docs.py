@@ -74,7 +74,7 @@ def test_a_result_is_recorded_and_shown(
 def test_a_task_without_chunks_is_shown_by_its_fast_steps(
     wall_ratio: float | None, cell: str
 ) -> None:
-    kept = (BENCH["RESULTS"] / "spec-bench-avx512.json").read_text()
+    kept = (BENCH["RESULTS"] / "chats-avx512.json").read_text()
     shown = BENCH["Shown"].model_validate_json(kept)
     shown.speed.rows = [
         measured(
