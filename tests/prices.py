@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_propd.core.sizing.backoff import Backoff
 from vllm_propd.core.sizing.planner import Batch, Plan
 from vllm_propd.core.sizing.protocol import Choice, Drafts
 
@@ -44,10 +45,16 @@ def sizing_of(llm: Any) -> Any:
     return llm.collective_rpc(lambda worker: worker.model_runner.sizing)[0]
 
 
+class Always(Backoff):
+    """Lets a source be asked in every step, whether it pays or not."""
+
+    def asks(self, *load: Any, **first: Any) -> bool:
+        return True
+
+
 def ask_always(sizing: Any) -> None:
     """Lets an engine ask its sources in every step, whether it pays or not."""
-    for backoff in (sizing.backoff, sizing.lookup_backoff):
-        backoff.asks = lambda *load, **first: True
+    sizing.backoff, sizing.lookup_backoff = Always(), Always()
 
 
 def pay_always(llm: Any) -> None:

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import HEADS_ALONE, MODEL, engine, greedy, metric, prompts_of, run
-from prices import Line, ask_always, sizing_of
+from prices import Always, Line, ask_always, sizing_of
 from typer.testing import CliRunner
 
 from vllm_propd.bench.simulate import Costs, drafter_of
 from vllm_propd.cli import app
 from vllm_propd.config import parse_config
-from vllm_propd.core.sizing.backoff import Backoff
 from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.sizing.pruning_recall import PruningRecall
 from vllm_propd.core.sizing.step_cost import StepCost
@@ -87,8 +86,7 @@ def test_a_planned_replay_accepts_what_an_engine_accepts(
     )
     config = parse_config({"num_speculative_tokens": 48, **keys})
     planner = Planner(step, PruningRecall() if pruning == "auto" else None)
-    always = Backoff()
-    always.asks = lambda *load, **first: True  # type: ignore[method-assign]
+    always = Always()
     for _ in range(2):  # learn, likewise
         found = replay_planned(recording, config, planner, draft, 4, always)
     assert found.tokens_per_step == pytest.approx(emitted / steps, rel=0.05)

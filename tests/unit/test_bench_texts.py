@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
-from tokenizers_on_disk import MODEL, TEMPLATE, tokenizer
+from tokenizers_on_disk import MODEL, target_in
 
 from vllm_propd.bench import run, simulate, tune
 from vllm_propd.bench.settings import BenchSettings
@@ -26,11 +26,7 @@ class Enough(Exception):
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A target as far as it is read before an engine starts."""
-    folder = tmp_path / "model"
-    tokenizer(TEMPLATE).save_pretrained(folder)
-    (folder / "config.json").write_text((MODEL / "config.json").read_text())
-    return folder
+    return target_in(tmp_path / "model")
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:

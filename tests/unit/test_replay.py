@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prices import Line
+from prices import Always, Line
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.growth import grow
-from vllm_propd.core.sizing.backoff import LOAN, Backoff
+from vllm_propd.core.sizing.backoff import LOAN
 from vllm_propd.core.sizing.planner import Planner
 from vllm_propd.core.tree import TokenTree
 from vllm_propd.simulation.planned_replay import replay_planned
@@ -167,9 +167,8 @@ def test_a_planned_batch_stays_full(batch_size: int) -> None:
 def test_heads_that_are_asked_in_vain_are_paid() -> None:
     """What they take is in every step in which they are asked, which soon are few."""
     texts, config = [recorded(0)], ProPDConfig(num_speculative_tokens=NODES)
-    dear, draft, always = Planner(Line(2.0, 10.0, flat=2)), Line(2.0), Backoff()
-    always.asks = lambda *load, **first: True  # type: ignore[method-assign]
-    found = replay_planned(texts, config, dear, draft, 2, always)
+    dear, draft = Planner(Line(2.0, 10.0, flat=2)), Line(2.0)
+    found = replay_planned(texts, config, dear, draft, 2, Always())
     assert (found.drafted, found.step_s) == (0, pytest.approx(4.0))
     seldom = replay_planned(texts, config, dear, draft, 2)
     asked = (seldom.step_s - 2.0) * seldom.steps / 2 / 2.0

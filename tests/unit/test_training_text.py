@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from tokenizers_on_disk import MODEL, TEMPLATE, tokenizer
+from tokenizers_on_disk import MODEL, target_in
 from transformers import Mamba2Config
 
 from vllm_propd.engine import target_text
@@ -65,11 +65,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The demo target's config, and its tokenizer with a chat template."""
-    folder = tmp_path / "model"
-    tokenizer(TEMPLATE).save_pretrained(folder)
-    (folder / "config.json").write_text((MODEL / "config.json").read_text())
-    return folder
+    return target_in(tmp_path / "model")
 
 
 @pytest.fixture

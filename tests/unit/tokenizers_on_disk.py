@@ -21,6 +21,13 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerBase:
     return loaded
 
 
+def target_in(folder: Path) -> Path:
+    """A target as far as it is read before an engine starts; returns its folder."""
+    tokenizer(TEMPLATE).save_pretrained(folder)
+    (folder / "config.json").write_text((MODEL / "config.json").read_text())
+    return folder
+
+
 def ids_of(text: str) -> list[int]:
     """Token ids of a document, its end included."""
     loaded = tokenizer()

@@ -37,7 +37,12 @@ from vllm_propd.bench.engines import (
 from vllm_propd.bench.report import show, wide_console, write_report
 from vllm_propd.bench.results import Results, installed_versions, this_machine
 from vllm_propd.bench.settings import PASSES, BenchSettings
-from vllm_propd.bench.setup import engine_options, prompt_texts, tokenizer_of
+from vllm_propd.bench.setup import (
+    engine_options,
+    load_tokenizer,
+    prompt_texts,
+    tokenizer_of,
+)
 from vllm_propd.bench.timing.measured import Measured
 from vllm_propd.bench.timing.rows import rows_at, rows_of
 from vllm_propd.bench.timing.turn import Recording
@@ -212,14 +217,12 @@ def _of_chats(
     model: Path, files: list[Path], settings: BenchSettings, console: Console
 ) -> tuple[list[Point], BenchSettings]:
     """Returns points of chats, and settings for prompts as long as theirs, in chunks."""
-    from transformers import AutoTokenizer
-
     if unused := settings.unused_by_chats():
         console.print(
             "Chats are answered once, to their natural ends: no use for "
             f"{', '.join(unused)}"
         )
-    tokenizer, others = AutoTokenizer.from_pretrained(model), max(settings.batch_sizes)
+    tokenizer, others = load_tokenizer(model), max(settings.batch_sizes)
     by_task, too_long = chat_prompts(files, tokenizer, settings, others)
     if not any(len(prompts) > settings.prompts_each for prompts in by_task.values()):
         console.print(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vllm_propd.bench.engines import FASTEST
 from vllm_propd.bench.settings import BenchSettings
@@ -16,9 +17,15 @@ from vllm_propd.training.data.documents import DataError, files_of, render_row, 
 PROMPTS = "--prompts"
 
 
+@cache
+def load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
+    """Loads the target's tokenizer, once."""
+    return AutoTokenizer.from_pretrained(model)
+
+
 def tokenizer_of(model: Path) -> Tokenize:
     """Returns the target's tokenizer, as a function from text to token ids."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     return lambda text: list(tokenizer(text)["input_ids"])
 
 
@@ -37,7 +44,7 @@ def prompt_texts(model: Path, files: list[Path]) -> list[str]:
     """
     if not files:
         return []
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     rendered = (
         render_row(file, row, tokenizer, PROMPTS)
         for file, row in rows_of(files_of(files, PROMPTS), PROMPTS)

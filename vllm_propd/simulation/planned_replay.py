@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.drafting.reliability import Reliability
 from vllm_propd.core.pruning import edges_of, keep_best_paths, node_log_probs, own_part
-from vllm_propd.core.sizing.backoff import Account, Backoff
+from vllm_propd.core.sizing.backoff import Backoff, on_loan
 from vllm_propd.core.sizing.node_values import straight
 from vllm_propd.core.sizing.planner import Batch, Planner, Price
 from vllm_propd.core.sizing.pruning_recall import PruningRecall, best_by_draft
@@ -98,7 +98,7 @@ def replay_planned(
     draft_s = draft.estimate(np.array([batch_size])).item()
     backoff = backoff or Backoff()
     while tokens < wanted:
-        asks = backoff.asks(batch_size, first=lambda account: _lent(account, bare_s))
+        asks = backoff.asks(batch_size, first=on_loan(lambda: bare_s))
         account = backoff.now
         account.earn(bare_s)
         steps += 1
@@ -181,11 +181,6 @@ def _pruned(
         narrow = best_by_draft(np.where(drafted, live.here("worth"), 0.0), keep)
         recall.observe(live.here("right") & drafted, narrow, np.concatenate(stays))
     return stays
-
-
-def _lent(account: Account, step: float) -> int:
-    account.lend(step)
-    return 0
 
 
 def _by_worth(texts: list[RecordedText]) -> list[_Sequence]:

@@ -133,6 +133,20 @@ def _on_trust(account: Account) -> int:
     return 0
 
 
+def on_loan(step: Callable[[], float]) -> Callable[[Account], int]:
+    """Returns what opens an account with its loan, to be asked at once (``Backoff.asks``).
+
+    Args:
+        step: returns the seconds of a step without nodes.
+    """
+
+    def opened(account: Account) -> int:
+        account.lend(step())
+        return 0
+
+    return opened
+
+
 class Backoff:
     """Decides when a source is asked, by its accounts of all loads.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vllm_propd.core.sizing.backoff import Account
+from vllm_propd.core.sizing.backoff import Account, on_loan
 from vllm_propd.core.sizing.node_values import NodeValues
 from vllm_propd.core.sizing.planner import Batch, Plan, Planner, Price
 from vllm_propd.core.sizing.protocol import Choice, Drafts, StepLoad, StepRecord
@@ -85,7 +85,7 @@ class DynamicDrafting:
         All tensor-parallel ranks ask, and find the same.
         """
         backoff = self._sizing.lookup_backoff
-        looks = backoff.asks(self._load.sequences, first=self._open_lookups)
+        looks = backoff.asks(self._load.sequences, first=on_loan(self._decode_s))
         backoff.now.earn(self._plain_s())
         return looks
 
@@ -102,10 +102,6 @@ class DynamicDrafting:
         account.ask(sizing.clock() - began, decode_s)
         later = account.steps_to_wait(decode_s, self._pending_s(account))
         sizing.lookup_backoff.wait(sizing.agree((None, False, 0, later))[3])
-
-    def _open_lookups(self, account: Account) -> int:
-        account.lend(self._decode_s())
-        return 0
 
     def asks_heads(self, looked_up: NodeValues | None) -> bool:
         """Whether the heads are to draft now: seldom, where they do not pay.
