@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,11 @@ def test_what_is_packed_arrives(tmp_path: Path, xz: bool) -> None:
     assert all(len(list(piece.glob("kit.tar.xz.*"))) == 1 for piece in pieces)
     tools = tmp_path / "tools"
     tools.mkdir()
+    # Python itself: what a PATH names may be a script (pyenv's) that needs other tools.
+    python = Path(sys.executable).resolve()
     for name in TOOLS:
-        (tools / name).symlink_to(shutil.which(name) or name)
+        tool = python if name == "python3" else shutil.which(name) or name
+        (tools / name).symlink_to(tool)
     if xz:
         (tools / "xz").symlink_to(shutil.which("xz") or "xz")
     site = tmp_path / "there" / "site"
