@@ -232,3 +232,24 @@ def test_plans_that_lose_are_not_made_often(promised: float, most: int) -> None:
     """Whatever they promise: what they begin with is used up, and trust fades."""
     made = len(lent(1000, 0.01, lambda: (-0.2, promised)))
     assert made <= most
+
+
+def test_what_begins_to_pay_is_soon_asked_often() -> None:
+    """Plans promise 0.3 of a step: at first a tenth of that comes true, then all of it."""
+    asks = []
+    for seed in range(20):
+        rng, account = np.random.default_rng(seed), Account()
+        account.lend(1.0)
+        for step in range(2000):
+            account.earn(1.0)
+            if account.wait:
+                account.wait -= 1
+                continue
+            asks.append(step)
+            account.ask(0.08, 1.0)
+            account.wait = account.steps_to_wait(1.0, promised=0.3)
+            mean = 0.03 if step < 1500 else 0.3
+            account.repay(mean + rng.normal(0.0, 0.5), promised=0.3)
+    early, late = (np.histogram(asks, [500, 1500, 1700, 2000])[0] / 20)[[0, 2]]
+    assert early < 150
+    assert late > 200

@@ -9,7 +9,8 @@ vain takes at most that share of the time, whatever a source costs.
 Single steps say little: trees that save a third of a step on the mean lose one in every
 second step, and a row of such would empty an account that has every reason to be full. So
 what is paid back for a step is as much of its plan's promise as the last fifty plans have
-kept of theirs. Texts, and heads whose measurement in training promises that they pay at a
+kept of theirs, or fewer ones where they are long ago: texts change, and where plans are
+seldom made, fifty would tell of texts that have long ended. Texts, and heads whose measurement in training promises that they pay at a
 load, begin with a loan there, once, and as if a few promises had been kept. Other heads
 earn all of it.
 
@@ -33,6 +34,9 @@ holds, in steps without nodes: what has paid for long may lose so much."""
 FADES, KEPT = 0.98, 4.0
 """By how much plans fade with each further one; and how many count as having saved what
 they promised where a source begins with a loan."""
+
+AGES = 0.995
+"""By how much plans fade with each step."""
 
 LEAST = 0.04
 """What a plan counts as promising at least, in steps without nodes, so that what plans keep
@@ -74,8 +78,12 @@ class Account:
         self.balance, self.trust = LOAN * step, KEPT
 
     def earn(self, seconds: float) -> None:
-        """Pays in the share of a step of so many seconds."""
+        """Pays in the share of a step of so many seconds, in which plans age."""
         self.balance += IN_VAIN * seconds
+        self.plans *= AGES
+        self.saved *= AGES
+        self.promised *= AGES
+        self.trust *= AGES
 
     def ask(self, price: float, step: float) -> None:
         """Takes out what asking the source takes.
