@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,7 @@ import yaml
 
 from vllm_propd.cli.options import errors
 from vllm_propd.heads.calibration import Calibration
-from vllm_propd.resume import write_whole
+from vllm_propd.resume import alone_in, changes, write_whole
 from vllm_propd.training.data.batches import Epochs, Starts, load_data
 from vllm_propd.training.loop import Loop
 from vllm_propd.training.model import checkpoint
@@ -121,17 +120,39 @@ def train(
     loop = Loop(trainee, data, settings, work, resume=(work / checkpoint.FILE).exists())
     if text < 1:
         loop.epochs = PartOf(len(loop.windows), text, settings)
-    began, first = time.monotonic(), loop.progress.step
     run_with_bar(loop, work)
-    speed = (loop.progress.step - first) / (time.monotonic() - began)
     save_trained(trainee, inputs.model, work, out, for_vllm=False)
+    tokens = loop.progress.step * settings.tokens_per_step
     figures = {
-        "tokens": loop.progress.step * settings.tokens_per_step,
-        "speed": speed * settings.tokens_per_step,
+        "tokens": tokens,
+        "speed": tokens / loop.progress.seconds,
         "loss": loop.progress.loss,
+        "settings": decided(settings, text),
     }
     write_whole(out / FIGURES, json.dumps(figures) + "\n")
     (work / checkpoint.FILE).unlink()
+
+
+def decided(settings: TrainSettings, text: float) -> dict[str, object]:
+    """What decides a training's figures, beside the minutes in its name."""
+    fields = settings.model_dump(mode="json", exclude=checkpoint.MAY_DIFFER)
+    return fields | {"text": text}
+
+
+def has_ended(folder: Path, settings: TrainSettings, text: float) -> bool:
+    """Whether a training has ended; one with other settings is refused.
+
+    Trainings from before settings were noted are taken as they are.
+    """
+    if not (folder / FIGURES).exists():
+        return False
+    now = decided(settings, text)
+    then = json.loads((folder / FIGURES).read_text()).get("settings", now)
+    if what := changes(then, now):
+        raise ValueError(
+            f"{folder} was trained with other settings ({what}); give those, or remove it"
+        )
+    return True
 
 
 def write(place: str, lines: str) -> None:
@@ -175,19 +196,21 @@ def main(
         own_share=own_share,
     )
     work = out / "training"
-    with errors():
+    work.mkdir(parents=True, exist_ok=True)
+    with errors(), alone_in(work, f"OUT {out}"):
         write_inputs(inputs, TrainSettings(**chosen), work)
-    for each, (name, others) in product(
-        minutes.split(","), parse_variants(variants).items()
-    ):
-        folder = out / f"{name}{each}"
-        if not (folder / FIGURES).exists():
-            settings = {**chosen, **others, "minutes": float(each)}
-            text = settings.pop("text", 1.0)
-            train(inputs, TrainSettings(**settings), text, work, folder)
-            lines = table(trained(out))
-            (out / "table.md").write_text(lines)
-            print(lines)
+        for each, (name, others) in product(
+            minutes.split(","), parse_variants(variants).items()
+        ):
+            folder = out / f"{name}{each}"
+            fields = {**chosen, **others, "minutes": float(each)}
+            text = fields.pop("text", 1.0)
+            settings = TrainSettings(**fields)
+            if not has_ended(folder, settings, text):
+                train(inputs, settings, text, work, folder)
+                lines = table(trained(out))
+                (out / "table.md").write_text(lines)
+                print(lines)
     if docs:
         folders = trained(out)
         write("trained", table([f for f in folders if "-" not in f.name]))

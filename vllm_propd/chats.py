@@ -66,12 +66,14 @@ def question_of(chat: Chat) -> Chat:
     """Returns the part of a chat that waits for an answer; empty where there is none.
 
     It is the whole chat where the user (or a tool) has spoken last, else what comes before
-    the assistant's first answer.
+    the assistant's first answer to the user.
     """
     roles = [turn["role"] for turn in chat]
-    if roles and roles[-1] != "assistant" and "user" in roles:
+    if "user" not in roles:
+        return []
+    if roles[-1] != "assistant":
         return chat
-    return chat[: roles.index("assistant")] if "assistant" in roles else []
+    return chat[: roles.index("assistant", roles.index("user"))]
 
 
 def render(chat: Chat, tokenizer: PreTrainedTokenizerBase, asks: bool = False) -> str:

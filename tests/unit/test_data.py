@@ -15,11 +15,11 @@ from vllm_propd.training.data.batches import (
     TokenData,
     check_enough,
     load_data,
-    packed,
     prepare,
     save_written,
 )
 from vllm_propd.training.data.documents import DataError
+from vllm_propd.training.data.packing import packed
 
 VOCAB = 2048
 LONG = "some words of a long document " * 20
@@ -148,9 +148,37 @@ def test_windows_begin_with_sequences_and_cover_them_all() -> None:
     starts = (0, 4, 7, 20, 22, 30)
     data = counting(40, starts)
     windows = data.windows(10).tolist()
-    # The first window has two whole sequences, the second no whole one.
-    assert windows == [0, 7, 20, 30]
+    # The first window has two whole sequences; of the third one none has all.
+    assert windows == [0, 7, 10, 20, 30]
     assert data.windows(41).tolist() == []
+    assert counting(40, (0, 35)).windows(10).tolist() == [0, 10, 20, 25, 30]
+
+
+def test_windows_cover_all_sequences_and_have_each_whole_that_fits() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = rng.integers(1, 25, size=rng.integers(1, 9))
+        starts = np.cumsum(lengths) - lengths
+        data = counting(int(lengths.sum()), tuple(starts.tolist()))
+        windows = data.windows(10)
+        assert (np.diff(windows) > 0).all()
+        if lengths.sum() < 10:
+            assert not len(windows)
+            continue
+        places = data.rows(windows, 10)[0]
+        assert set(places.ravel()) == set(range(lengths.sum()))
+        for start, length in zip(starts, lengths, strict=True):
+            if length <= 10:
+                inside = (windows <= start) & (start + length <= windows + 10)
+                assert inside.any()
+
+
+def test_all_that_the_target_wrote_is_learnt(tmp_path: Path) -> None:
+    """Texts as long as a window, and longer ones of an older training."""
+    prompts, texts = [[7] * 20] * 6, [[8] * n for n in (44, 44, 80, 44, 30, 60)]
+    data = save_written(tmp_path, "distilled", prompts, texts, 64)
+    places = data.windows(64)[:, None] + np.arange(64)
+    assert set(places.ravel()) == set(range(len(data.tokens)))
 
 
 def test_sequences_are_packed_into_few_windows(tmp_path: Path) -> None:
@@ -166,7 +194,7 @@ def test_sequences_are_packed_into_few_windows(tmp_path: Path) -> None:
     windows = data.windows(128)
     assert len(windows) <= 1.1 * lengths.sum() / 128
     learnt = data.rows(windows, 128)[1].sum()
-    assert learnt >= 0.98 * sum(map(len, texts))  # the last window may not be whole
+    assert learnt >= sum(map(len, texts))
 
 
 def test_the_target_is_learnt_from_where_it_wrote(tmp_path: Path) -> None:
@@ -195,7 +223,8 @@ def test_an_epoch_has_each_window_once_and_the_seed_decides_the_order() -> None:
 
 
 def test_more_windows_a_step_than_there_are_come_again() -> None:
-    assert sorted(Epochs(windows=3, size=7, seed=0)(0).tolist()) != []
+    counts = np.bincount(Epochs(windows=3, size=7, seed=0)(0))
+    assert sorted(counts.tolist()) == [2, 2, 3]
     counts = np.bincount(Epochs(windows=3, size=6, seed=0)(0))
     assert counts.tolist() == [2, 2, 2]
 
@@ -228,6 +257,39 @@ def test_prompts_are_chats_that_fit_where_there_are_chats() -> None:
     assert sorted(prompts) == [[1, 2], [3], [4, 5, 6]]  # each once
     assert prompts == data.prompts(50, 3, 3) != data.prompts(50, 3, 5)
     assert len(data.prompts(2, 3, 3)) == 2
+
+
+def test_prompts_cut_from_text_begin_as_in_serving() -> None:
+    tokens = np.tile(np.arange(1, 6), 30).astype(np.int32)
+    data = TokenData(tokens, np.array([], np.int64), [[9]])
+    assert data.prompts(5, 20, 3, begin=[1]) == [[9]]  # a chat's template has its own
+    text = TokenData(tokens, np.array([], np.int64), [])
+    prompts, bare = text.prompts(50, 20, 3, begin=[1]), text.prompts(50, 20, 3)
+    assert any(row[0] == 1 for row in bare) and any(row[0] != 1 for row in bare)
+    assert all(row[:2] != [1, 1] and row[0] == 1 for row in prompts)
+    assert [len(row) for row in prompts] == [len(row) for row in bare]
+
+
+def test_chats_that_are_left_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    chats = [[1, 2], [3], [4, 5, 6], [7, 8, 9, 10]]
+    data = TokenData(np.empty(0, np.int32), np.array([], np.int64), chats)
+    data.prompts(9, 4, 0)
+    assert not capsys.readouterr().out
+    data.prompts(9, 2, 0, "--held-out")
+    assert "--held-out: 2 of 4 chats are left out" in capsys.readouterr().out
+
+
+def test_text_beside_chats_is_no_prompt_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": "?"}, {"text": "a"}, {"text": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared(tmp_path / "a.jsonl", prompts_do=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--data: 2 documents ask nothing" in said and said.count("ask nothing") == 1
+    prepared(write_rows(tmp_path / "b.jsonl", ["a", "b"]), prompts_do=True)
+    prepared(tmp_path / "a.jsonl")
+    assert "ask nothing" not in capsys.readouterr().out
 
 
 def test_chats_that_are_all_too_long_are_refused() -> None:
@@ -264,5 +326,14 @@ def test_too_little_data_is_refused_with_the_counts() -> None:
     message = r"there are 32 tokens to train on; --length 33 needs more: .*smaller --length"
     with pytest.raises(DataError, match=message):
         check_enough(counting(32), 33, "to train on")
+    starts, written = np.array([0, 4]), np.zeros(8, np.uint8)
+    for said, enough in (([], False), ([3, 7], False), ([6, 7], True)):
+        written[said] = 1
+        data = TokenData(np.arange(8, dtype=np.int32), starts, [], written)
+        if enough:
+            check_enough(data, 4, "that the target wrote")
+        else:
+            with pytest.raises(DataError, match="8 tokens that the target wrote have not"):
+                check_enough(data, 4, "that the target wrote")
     with pytest.raises(DataError, match="give more --distill-tokens, or a smaller"):
         check_enough(counting(32), 33, "that the target wrote", "--distill-tokens")

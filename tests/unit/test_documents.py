@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers_on_disk import ids_of, tokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers_on_disk import MODEL, TEMPLATE, ids_of, tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vllm_propd.training.data.documents import (
     DataError,
@@ -17,6 +19,7 @@ from vllm_propd.training.data.documents import (
     files_of,
     read_documents,
     rows_of,
+    special_before,
 )
 
 Row = dict[str, Any]
@@ -163,6 +166,15 @@ def test_turns_in_openais_other_shapes(tmp_path: Path, content: Any, text: str) 
     assert read(path) == [question(f"<user>{text}<assistant>")]
 
 
+def test_a_question_may_follow_an_assistants_first_words(tmp_path: Path) -> None:
+    first = {"role": "assistant", "content": "Hello!"}
+    path = write_rows(tmp_path, {"messages": [first, *MESSAGES[1:]]})
+    (document,) = read(path)
+    assert document.chat == ids_of("<assistant>Hello!<user>2 + 2?<assistant>")[:-1]
+    nobody = write_rows(tmp_path, {"messages": [first]}, name="nobody.jsonl")
+    assert read(nobody) == [plain("<assistant>Hello!")]
+
+
 def test_a_template_that_refuses_a_chat_is_named(tmp_path: Path) -> None:
     picky = tokenizer("{{ raise_exception('roles must alternate') }}")
     path = write_rows(tmp_path, {"messages": MESSAGES})
@@ -189,8 +201,64 @@ def test_reading_stops_after_enough_tokens(tmp_path: Path) -> None:
     path = write_rows(tmp_path, *rows)
     everything, some = read(path), read(path, most_tokens=300)
     assert len(everything) == 400
-    assert some == everything[: len(some)]
-    assert 300 <= sum(len(d.ids) for d in some) < sum(len(d.ids) for d in everything) / 2
+    assert some[:-1] == everything[: len(some) - 1]
+    cut = some[-1].ids
+    assert cut == everything[len(some) - 1].ids[: len(cut)]
+    assert sum(len(d.ids) for d in some) == 300 < sum(len(d.ids) for d in everything) / 2
+
+
+def test_a_file_longer_than_that_is_cut(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "many words " * 200)
+    assert read(path, most_tokens=50) == [Document(read(path)[0].ids[:50], [])]
+
+
+def special(single: str, **tokens: int) -> PreTrainedTokenizerBase:
+    """The demo's tokenizer with special tokens around a text."""
+    loaded = AutoTokenizer.from_pretrained(MODEL)
+    loaded.chat_template = TEMPLATE
+    loaded.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=list(tokens.items())
+    )
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("loaded", "first"),
+    [
+        (tokenizer(), []),
+        (special("B $A", B=7), [7]),
+        (special("B $A E", B=7, E=0), [7]),
+        (special("$A E", E=0), []),
+    ],
+    ids=["none", "before", "around", "after"],
+)
+def test_text_begins_as_in_serving_and_chats_as_their_template(
+    tmp_path: Path, loaded: PreTrainedTokenizerBase, first: list[int]
+) -> None:
+    assert special_before(loaded) == first
+    path = write_rows(tmp_path, {"text": "a b"}, {"messages": MESSAGES})
+    text, chat = read_documents([path], loaded, 10**9, "--data")
+    assert text == Document(first + ids_of("a b"), [])
+    assert chat == CHAT
+
+
+def test_a_binary_file_that_was_named_is_refused(tmp_path: Path) -> None:
+    binary, text = write(tmp_path, "a.txt", b"a\0b"), write(tmp_path, "b.txt", "b")
+    assert read(tmp_path) == [plain("b")]
+    with pytest.raises(DataError, match=r"^--data .*a\.txt: there is no data file"):
+        read(text, binary)
+    assert read(text, write(tmp_path, "empty.txt", "")) == [plain("b")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_row_with_nothing_in_it_is_found_by_its_number(tmp_path: Path, name: str) -> None:
+    rows: list[Row] = [{"text": "a"}, {"text": "b"}, {"text": None}]
+    if name == "a.jsonl":
+        write_rows(tmp_path, *rows, name=name)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    with pytest.raises(DataError, match=f"row 3 of .*{name}: a row .* with something"):
+        read(tmp_path / name)
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:

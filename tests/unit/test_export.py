@@ -58,7 +58,10 @@ def test_own_output_layers_are_kept(tmp_path: Path) -> None:
 def test_a_draft_vocabulary_is_written_as_rows_for_all_tokens(
     tmp_path: Path, own: bool
 ) -> None:
-    """VLLM has no way to load a ``token_map`` (0.32); no other token is ever chosen."""
+    """VLLM has no way to load a ``token_map`` (0.32); no other token is ever chosen.
+
+    Not even those before the first of the map, which win where they tie.
+    """
     some, output = torch.tensor([1, 4, 5, 19]), torch.randn(VOCAB, HIDDEN).bfloat16()
     tensors = blocks() | {"token_map": some}
     tensors |= outputs(vocab=len(some)) if own else {}
@@ -75,7 +78,7 @@ def test_a_draft_vocabulary_is_written_as_rows_for_all_tokens(
         logits = torch.randn(200, HIDDEN) @ stored[name].float().T
         drafted, best = logits[:, some].max(-1)
         assert (logits[:, others].max(-1).values <= drafted + 1e-5).all()
-        assert (logits.argmax(-1) == some[best]).sum() > 100
+        assert (logits.argmax(-1) == some[best]).all()
     config = json.loads((folder / "config.json").read_text())
     assert config["vocab_size"] == config["truncated_vocab_size"] == VOCAB
     load_heads(folder).check_fits(HIDDEN, VOCAB)

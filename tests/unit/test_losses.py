@@ -19,7 +19,7 @@ from tiny_targets import (
 )
 
 from vllm_propd.training.model.losses import distillation, exact_labels, labels_of
-from vllm_propd.training.model.states import BEST, ROOM, KeptStates, States
+from vllm_propd.training.model.states import BEST, RESERVE, ROOM, KeptStates, States
 
 MANY = 4000
 
@@ -153,6 +153,32 @@ def test_no_more_is_kept_than_the_disk_has_room_for(
         assert kept.windows == 3
         free.free = 0  # what is there has its room
     assert "of 3 of 7 windows" in caplog.text
+
+
+def test_a_disk_that_fills_up_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    each = 5 * (2 * HIDDEN * 2 + BEST * 6)
+    kept = KeptStates(tmp_path / "states", 7, 5, 1, HIDDEN, 1 << 30)
+    free = SimpleNamespace(free=RESERVE + 2 * each)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    kept.put(np.array([1, 2]), states_of(0, 2, 5, 1))
+    free.free -= 1
+    for window in (4, 6):
+        kept.put(np.array([window, 5]), states_of(0, 2, 5, 1))
+    assert np.flatnonzero(~kept.missing(np.arange(7))).tolist() == [1, 2]
+    assert caplog.text.count("is full") == 1
+
+
+def test_other_room_keeps_what_is_there(tmp_path: Path) -> None:
+    """As ``--kept-gib`` gives it to a resumed training."""
+    each, states = 5 * (2 * HIDDEN * 2 + BEST * 6), states_of(0, 7, 5, 1)
+    for room, known in ((3, []), (5, [0, 1, 2]), (7, [0, 1, 2, 3, 4]), (2, [0, 1])):
+        kept = KeptStates(tmp_path / "states", 7, 5, 1, HIDDEN, room * each)
+        assert np.flatnonzero(~kept.missing(np.arange(7))).tolist() == known
+        kept.put(np.arange(7), states)
+        found = kept.get(np.arange(room)).last
+        torch.testing.assert_close(found, states.rounded().last[:room], rtol=0, atol=0)
 
 
 def test_new_states_stand_beside_kept_ones() -> None:

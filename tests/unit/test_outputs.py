@@ -68,6 +68,7 @@ def test_commands_try_their_output_first(
 def test_calibrating_tries_the_heads_folder_first(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "check_trained", lambda model, heads: None)
     monkeypatch.setattr(training, "load_trained", lambda model, heads: None)
     monkeypatch.setattr(training, "write_held_out", pytest.fail)
     with pytest.raises(OSError, match=r"^HEADS .* cannot be written"):
@@ -77,6 +78,7 @@ def test_calibrating_tries_the_heads_folder_first(
 def test_calibrating_draws_what_it_has_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "check_trained", lambda model, heads: None)
     monkeypatch.setattr(training, "load_trained", lambda model, heads: None)
     monkeypatch.setattr(training, "write_held_out", lambda *args: ([], []))
     monkeypatch.setattr(training, "_measure", lambda *args: FOUND)

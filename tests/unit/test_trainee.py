@@ -13,6 +13,7 @@ from tiny_targets import (
     loss,
     one_thread,  # noqa: F401
     randomise,
+    said_by_target,
     settings,
     target,
     token_ids,
@@ -37,11 +38,12 @@ def rms_norm(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("output_layer", ["target", "own"])
 def test_untrained_medusa_heads_predict_what_the_target_does(output_layer: str) -> None:
-    predicted = trainee(output_layer=output_layer).predict(token_ids())
+    heads = trainee(output_layer=output_layer)
+    predicted, said = heads.predict(token_ids()), said_by_target(heads, token_ids())
     assert predicted.medusa.shape == (3, 4, 16, VOCAB)
-    assert predicted.target.std() > 0.5
+    assert said.std() > 0.5
     for logits in predicted.medusa:
-        torch.testing.assert_close(logits, predicted.target)
+        torch.testing.assert_close(logits, said)
 
 
 def test_untrained_early_heads_put_their_state_through_the_output_layer() -> None:
@@ -97,8 +99,9 @@ def test_early_heads_load_from_their_tensors() -> None:
     again.load_state_dict(
         {name.removeprefix(prefix): t for name, t in tensors.items() if prefix in name}
     )
-    logits = heads.early["2"].logits(hidden, heads.output)
-    torch.testing.assert_close(again.logits(hidden, heads.output), logits)
+    head = heads.early["2"]
+    assert isinstance(head, EarlyHead)
+    torch.testing.assert_close(again.own_logits(hidden), head.own_logits(hidden))
 
 
 def test_own_output_layers_are_parameters_and_tensors_of_each_head() -> None:
@@ -164,11 +167,11 @@ def test_early_heads_may_be_left_out() -> None:
 def test_each_head_is_compared_with_the_target_that_much_later(labels: str) -> None:
     """Untrained heads all say what the target says now."""
     heads = trainee(num_heads=2, early_layers=(1,), labels=labels, sampled_tokens=0)
-    predicted = heads.predict(token_ids())
-    truth = predicted.target.softmax(-1)
+    predicted, said = heads.predict(token_ids()), said_by_target(heads, token_ids())
+    truth = said.softmax(-1)
     if labels == "hard":
         truth = torch.nn.functional.one_hot(truth.argmax(-1), VOCAB)
-    now = predicted.target.log_softmax(-1)
+    now = said.log_softmax(-1)
     expected = -(truth * predicted.early[1].log_softmax(-1)).sum(-1).mean()
     for k, weight in ((1, 0.8), (2, 0.64)):
         expected = expected - weight * (truth[:, k:] * now[:, :-k]).sum(-1).mean()
@@ -197,10 +200,10 @@ def test_targets_that_cap_their_logits_are_followed(cap: float | None) -> None:
     model = target(Gemma2Config, final_logit_softcapping=cap, head_dim=16)
     heads = Trainee(model, settings())
     heads.check_output_layer()
-    predicted = heads.predict(token_ids())
-    assert (predicted.target.abs().max() <= 2.0) == (cap is not None)
+    predicted, said = heads.predict(token_ids()), said_by_target(heads, token_ids())
+    assert (said.abs().max() <= 2.0) == (cap is not None)
     assert (predicted.early[1].abs().max() <= 2.0) == (cap is not None)
-    torch.testing.assert_close(predicted.medusa[0], predicted.target)
+    torch.testing.assert_close(predicted.medusa[0], said)
 
 
 def test_plain_targets_pass_the_check() -> None:

@@ -23,6 +23,7 @@ from tiny_targets import (
 )
 
 from vllm_propd.training import loop as training_loop
+from vllm_propd.training import workers
 from vllm_propd.training.data.batches import TokenData
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import WARMUP_STEPS, Loop, learning_rate
@@ -176,6 +177,66 @@ def test_other_settings_than_the_checkpoints_are_named(
     train(tmp_path, steps=1)
     with pytest.raises(ValueError, match=rf"--resume: .*other settings \({named}\)"):
         train(tmp_path, resume=True, **options)
+
+
+def test_a_refused_resume_leaves_the_states(tmp_path: Path) -> None:
+    first, _ = train(tmp_path, steps=2)
+    every = np.arange(len(first.windows))
+    known = ~first.kept.missing(every)
+    assert known.sum() == 8
+    with pytest.raises(ValueError, match="other settings"):
+        train(tmp_path, resume=True, early_layers=(1,))
+    again, _ = train(tmp_path, resume=True, steps=2)
+    assert (~again.kept.missing(every) == known).all()
+
+
+def test_states_of_other_text_or_windows_are_forgotten(tmp_path: Path) -> None:
+    """Of as many tokens."""
+    loop, _ = train(tmp_path, steps=1)
+    same, every = data().tokens, np.arange(len(loop.windows))
+    other = np.where(np.arange(len(same)), same, 1 + same)
+    starts = np.maximum(loop.windows - 1, 0)
+    for tokens, begins, known in ((same, [], 4), (other, [], 0), (same, starts, 0)):
+        text = TokenData(tokens, np.array(begins, np.int64), [])
+        again = Loop(loop.trainee, text, loop.settings, tmp_path, False)
+        assert (~again.kept.missing(every)).sum() == known
+        train(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_many_workers_the_first_one_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    progress, chosen = Progress(1, 1.0, 2.0, 2.0), settings()
+
+    class Worker:
+        """Calls back as the loop does: on the first worker."""
+
+        def __init__(self, *args: Any) -> None:
+            self.rank, self.progress = rank, Progress()
+
+        def run(self, on_step: Any = None) -> None:
+            if self.rank == 0:
+                on_step(progress, None)
+
+    monkeypatch.setattr(workers, "Loop", Worker)
+    for name in ("load_data", "load_trainee"):
+        monkeypatch.setattr(workers, name, lambda *args: None)
+    job = {"settings": chosen.model_dump_json(), "folder": str(tmp_path)}
+    workers._worker({**job, "data": "train", "model": "", "resume": False})
+    assert len(losses_of(tmp_path)) == (1 if rank == 0 else 0)
+    assert (tmp_path / "losses.jsonl").exists() == (rank == 0)
+
+
+def test_many_workers_are_not_started_with_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's error would be Ray's traceback."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr("ray.is_initialized", pytest.fail)
+    train(tmp_path, steps=1)
+    with pytest.raises(ValueError, match=r"^--resume: .*other settings .seed 0 -> 7"):
+        workers.train_on_ray("model", tmp_path, "train", settings(seed=7), 2, True)
 
 
 def test_time_spent_before_the_kill_counts(

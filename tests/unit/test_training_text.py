@@ -8,15 +8,18 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from tokenizers_on_disk import MODEL, target_in
+from tokenizers_on_disk import MODEL, TEMPLATE, target_in, tokenizer
 from transformers import Mamba2Config
 
 from vllm_propd.engine import target_text
 from vllm_propd.engine.target_text import Written, check_trainable
+from vllm_propd.training import text
 from vllm_propd.training.data.documents import DataError
 from vllm_propd.training.settings import TrainSettings
 from vllm_propd.training.text import (
     CONTINUATIONS,
+    NEW_TOKENS,
+    QUESTIONS,
     SPOKEN,
     Inputs,
     write_held_out,
@@ -31,10 +34,11 @@ class Writer:
 
     held_out = trained = 40
     asked: list[str]
+    limits: list[int]
 
     def __init__(self, model: str, longest: int, seed: int = 0):
         self.longest = longest
-        Writer.asked = []
+        Writer.asked, Writer.limits = [], []
 
     def __enter__(self) -> Writer:
         return self
@@ -51,6 +55,8 @@ class Writer:
         self, prompts: list[list[int]], description: str, *args: Any, **keys: Any
     ) -> list[Written]:
         Writer.asked.append(description)
+        Writer.limits.append(self.longest)
+        assert all(len(prompt) < self.longest for prompt in prompts)
         length = self.held_out if description == "held-out text" else self.trained
         found = [Written(i, [5] * length, True) for i in range(len(prompts))]
         for one in found:
@@ -82,6 +88,44 @@ def test_the_target_answers_what_is_measured_before_what_is_learnt(
     assert Writer.asked == ["held-out text", "training text"]
     spoken = json.loads((tmp_path / "w" / CONTINUATIONS).read_text())
     assert spoken.keys() == set(SPOKEN)
+
+
+def test_what_is_learnt_fits_in_a_window(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured may be longer."""
+    monkeypatch.setattr(Writer, "trained", 10)
+    inputs = Inputs(str(model), [data], self_distill=True, own_share=0.5)
+    write_inputs(inputs, SETTINGS, tmp_path / "w")
+    longest = 24 + NEW_TOKENS
+    assert dict(zip(Writer.asked, Writer.limits, strict=True)) == {
+        "own questions": longest, "held-out text": longest, "training text": 32,
+    }  # fmt: skip
+    asked, held_out = json.loads((tmp_path / "w" / QUESTIONS).read_text())
+    assert asked and all(len(prompt) <= 24 for prompt in asked + held_out)
+
+
+def test_prompts_from_text_begin_as_in_serving(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "special_before", lambda tokenizer: [9])
+    write_inputs(Inputs(str(model), [data], self_distill=True), SETTINGS, tmp_path / "w")
+    asked, held_out = json.loads((tmp_path / "w" / QUESTIONS).read_text())
+    assert asked and all(row[0] == 9 and row[1] != 9 for row in asked + held_out)
+
+
+def test_questions_of_its_own_have_room_for_an_answer(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is learnt where a window ends before the answer."""
+    monkeypatch.setattr(Writer, "trained", 30)
+    work = tmp_path / "w"
+    with pytest.raises(DataError, match=r"nothing of itself in 24 tokens.*larger --length"):
+        write_inputs(Inputs(str(model), self_distill=True), SETTINGS, work)
+    long = TEMPLATE.replace("{%", "Be brief. " * 30 + "{%", 1)
+    tokenizer(long).save_pretrained(model)
+    with pytest.raises(DataError, match=r"nothing of itself in 24 tokens.*larger --length"):
+        write_inputs(Inputs(str(model), self_distill=True), SETTINGS, work)
 
 
 @pytest.mark.parametrize("length", [1, 4])

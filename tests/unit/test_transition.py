@@ -12,6 +12,7 @@ from tiny_targets import (
     loss,
     one_thread,  # noqa: F401
     randomise,
+    said_by_target,
     token_ids,
     trainee,
 )
@@ -211,7 +212,7 @@ def test_the_loss_is_of_the_conditional_after_the_texts_own_tokens() -> None:
     predicted = heads.predict(ids)
     assert predicted.medusa.shape[-1] == len(DRAFTED)
     assert heads.transition is not None
-    truth = predicted.target.softmax(-1)[..., DRAFTED]
+    truth = said_by_target(heads, ids).softmax(-1)[..., DRAFTED]
     expected = torch.zeros(())
     for k, weight in ((1, 0.8), (2, 0.64)):
         before = heads.place[ids[:, k:]]

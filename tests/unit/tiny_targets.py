@@ -78,6 +78,13 @@ def randomise(heads: Trainee) -> Trainee:
     return heads
 
 
+@torch.no_grad()
+def said_by_target(heads: Trainee, ids: torch.Tensor) -> torch.Tensor:
+    """The target's own logits after each token, ``[rows, length, vocabulary]``."""
+    logits: torch.Tensor = heads.target(input_ids=ids).logits
+    return logits
+
+
 def loss(heads: Trainee, ids: torch.Tensor, learn: torch.Tensor | None = None) -> Any:
     """The training loss of token ids, by default of all of them."""
     everywhere = torch.ones_like(ids, dtype=torch.bool)

@@ -49,8 +49,8 @@ def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
     along where ours have none of their own. They know neither the root nor the token
     before: where ours do, they are worse than ours. Heads that draft some tokens only are
     written with rows for all, since vLLM 0.32 refuses a ``token_map`` of its own format
-    ("weights were not initialized"): the others' are copies of a drafted token's, so that
-    none of them is above all that are drafted.
+    ("weights were not initialized"): the others' are the mean of those drafted, whose logit
+    is below the best one's whatever the state, but for rounding where all of them tie.
 
     Args:
         heads: folder of ProPD heads.
@@ -75,7 +75,8 @@ def export_for_vllm(heads: Path, output: torch.Tensor, folder: Path) -> None:
         config["truncated_vocab_size"] = len(output)
         for name, rows in tensors.items():
             if name.startswith("lm_heads."):
-                tensors[name] = rows[some.argmin()].repeat(len(output), 1)
+                mean = rows.float().mean(0).to(rows.dtype)
+                tensors[name] = mean.repeat(len(output), 1)
                 tensors[name][some.long()] = rows
     folder.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.contiguous() for name, tensor in tensors.items()}

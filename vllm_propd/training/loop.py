@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -88,6 +89,13 @@ class Loop:
         self.parameters = trainee.trained()
         self.windows = data.windows(settings.length)
         self.epochs = Epochs(len(self.windows), settings.batch_size, settings.seed)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self.progress = Progress()
+        if resume:
+            self.progress = load_checkpoint(folder, trainee, self.optimizer, settings)
+        # After the checkpoint: with settings that it refuses, states would be dropped.
         self.kept = KeptStates(
             folder / STATES,
             len(self.windows),
@@ -95,15 +103,9 @@ class Loop:
             len(settings.early_layers),
             trainee.output.weight.shape[1],
             int(settings.kept_gib * (1 << 30)),
-            f"{len(data.tokens)} tokens, length {settings.length}, layers "
+            f"text {crc32(self.windows.data, crc32(data.tokens.data)):08x}, layers "
             f"{settings.early_layers}",
         )
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
-        self.progress = Progress()
-        if resume:
-            self.progress = load_checkpoint(folder, trainee, self.optimizer, settings)
         self.rank, self.world = 0, 1
         self.model: nn.Module = trainee
         if distributed.is_initialized():

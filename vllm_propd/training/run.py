@@ -25,7 +25,12 @@ from vllm_propd.training.measure import calibrate, top_accuracy
 from vllm_propd.training.model import checkpoint
 from vllm_propd.training.model.checkpoint import Progress
 from vllm_propd.training.model.states import States
-from vllm_propd.training.model.target import heads_dtype, load_trained, load_trainee
+from vllm_propd.training.model.target import (
+    check_trained,
+    heads_dtype,
+    load_trained,
+    load_trainee,
+)
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.report import plot, show
 from vllm_propd.training.settings import TrainSettings
@@ -44,7 +49,7 @@ from vllm_propd.training.workers import train_on_ray
 WORK = "training"
 """The folder below the output for what only training needs; it is removed at its end."""
 
-PICTURE = "calibration.png"
+PICTURE, FOR_VLLM = "calibration.png", "vllm-medusa"
 
 SECONDS_BETWEEN_MEASUREMENTS = 20.0
 
@@ -94,7 +99,7 @@ def _train(
     if num_workers == 1:
         run_with_bar(loop, work)
     calibration = save_trained(trainee, inputs.model, work, out, for_vllm)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # NFS keeps the lock's file while it is open
     show(calibration, console)
     console.print(f"Heads in {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return calibration
@@ -135,8 +140,9 @@ def save_trained(
         heads_dtype(model),
     )
     save_calibration(calibration, out)
+    shutil.rmtree(out / FOR_VLLM, ignore_errors=True)  # of the heads before
     if for_vllm:
-        export_for_vllm(out, trainee.output.weight, out / "vllm-medusa")
+        export_for_vllm(out, trainee.output.weight, out / FOR_VLLM)
     return calibration
 
 
@@ -180,12 +186,13 @@ def measure_heads(
         OSError: ``heads`` cannot be written.
     """
     console = Console()
-    trainee = load_trained(model, heads)  # first: what does not fit is told at once
+    check_trained(model, heads)  # first: what does not fit is told at once
     check_writable(heads, f"HEADS {heads}")
     with TemporaryDirectory() as work:
         settings = TrainSettings(length=length)
         spoken = write_held_out(model, held_out, settings, Path(work))
-    calibration = _measure(trainee, *spoken)
+    # After the engine has ended: a GPU may have no room for a large target twice.
+    calibration = _measure(load_trained(model, heads), *spoken)
     save_calibration(calibration, heads)
     show(calibration, console)
     console.print(f"Written: {heads / FILE}, {heads / PICTURE}")

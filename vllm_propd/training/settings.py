@@ -60,9 +60,9 @@ class TrainSettings(BaseModel):
     sampled_tokens: int = Field(
         1200,
         ge=0,
-        description="The loss is among the target's best tokens in the batch and so many "
-        "random ones, which stand for the rest; 0: the whole vocabulary, which is exact, "
-        "slow and large.",
+        description="The loss is among the target's best tokens in a worker's part of the "
+        "batch and so many random ones, which stand for the rest; 0: the whole vocabulary, "
+        "which is exact, slow and large.",
     )
     kept_gib: float = Field(
         16.0,
@@ -114,6 +114,11 @@ class TrainSettings(BaseModel):
     def precision_on(self, device_type: str) -> Literal["bfloat16", "float32"]:
         """Returns the type of the products on a device, as PyTorch names it."""
         return fast_dtype(device_type) if self.precision == "auto" else self.precision
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a prompt: the rest of a sequence is for what it answers."""
+        return self.length * 3 // 4
 
     @property
     def tokens_per_step(self) -> int:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from vllm_propd.resume import LOCK, changes, write_whole
 from vllm_propd.training.data.batches import check_enough, prepare, save_written
-from vllm_propd.training.data.documents import DataError
+from vllm_propd.training.data.documents import DataError, special_before
 from vllm_propd.training.data.writing import (
     TOKENS_PER_ANSWER,
     Ids,
@@ -118,7 +118,7 @@ def write_inputs(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     except Exception as error:
         # Of impossible inputs there is nothing to go on with, whatever the target wrote.
         if begins and (isinstance(error, ValueError) or not _has_written(work, inputs)):
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # the error is what matters
         raise
 
 
@@ -142,13 +142,13 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
             "no --data: give files to train on, or --self-distill: the model asks itself"
         )
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
-    length, longest = settings.length, settings.length * 3 // 4
-    questions = work / QUESTIONS
+    length, questions = settings.length, work / QUESTIONS
     if known := questions.exists():
         asked, held_out = json.loads(questions.read_text())
     else:
         asked, held_out = _read(inputs, settings, work, tokenizer, config.vocab_size)
-    with TargetWriter(inputs.model, max(length, longest + NEW_TOKENS), settings.seed) as it:
+    room = max(length, settings.longest_prompt + NEW_TOKENS)
+    with TargetWriter(inputs.model, room, settings.seed) as it:
         if not known:
             if inputs.self_distill and inputs.share_asked():
                 asked, held_out = _ask(inputs, settings, it, tokenizer, asked, held_out)
@@ -161,6 +161,7 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         measured = save_written(work, MEASURED, *spoken, length)
         check_enough(measured, length, what, inputs.more_held_out)
         if inputs.self_distill:
+            it.longest = length  # what is learnt fits in a window
             file, most = work / f"{TRAINED_ON}.jsonl", inputs.distill_tokens
             written = answers(it, asked, file, "training text", None, most)
             data = save_written(work, TRAINED_ON, *written, length)
@@ -191,12 +192,13 @@ def write_held_out(
     vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
     inputs = Inputs(model, held_out=held_out, self_distill=True)
     _, prompts = _read(inputs, settings, work, tokenizer, vocabulary)
-    longest = settings.length * 3 // 4 + NEW_TOKENS
-    with TargetWriter(model, longest, settings.seed) as writer:
+    room = settings.longest_prompt + NEW_TOKENS
+    with TargetWriter(model, room, settings.seed) as writer:
         prompts = prompts or own_questions(
             writer,
             tokenizer,
             MEASURED_PROMPTS,
+            settings.longest_prompt,
             "no --held-out",
             "give --held-out with questions, or with text",
         )
@@ -226,7 +228,7 @@ def _read(
     """Reads the data; returns questions in it, and prompts to measure with."""
     if not inputs.data and not inputs.held_out:
         return [], []
-    length, longest = settings.length, settings.length * 3 // 4
+    length, longest = settings.length, settings.longest_prompt
     train, held_out = prepare(
         inputs.data or inputs.held_out,
         inputs.held_out,
@@ -239,15 +241,16 @@ def _read(
     )
     if not inputs.self_distill:
         check_enough(train, length, "to train on")
+    begin = special_before(tokenizer)
     prompts = held_out.prompts(
-        MEASURED_PROMPTS, longest, settings.seed, inputs.more_held_out
+        MEASURED_PROMPTS, longest, settings.seed, inputs.more_held_out, begin
     )
     if not inputs.self_distill or not inputs.data:
         return [], prompts
     # About as many windows as it takes: their mean length is half of the longest.
     count = len(train.chats) or inputs.distill_tokens // (length - longest // 2)
     measured = {tuple(prompt) for prompt in prompts}
-    asked = train.prompts(max(1, count), longest, settings.seed)
+    asked = train.prompts(max(1, count), longest, settings.seed, begin=begin)
     return [prompt for prompt in asked if tuple(prompt) not in measured], prompts
 
 
@@ -265,7 +268,9 @@ def _ask(
     option, remedy = f"--own-share {share:g}", "leave it out"
     if not inputs.data:
         option, remedy = "--self-distill without --data", "give --data with questions"
-    own = own_questions(writer, tokenizer, max(1, int(share * count)), option, remedy)
+    count = max(1, int(share * count))
+    longest = settings.longest_prompt
+    own = own_questions(writer, tokenizer, count, longest, option, remedy)
     if not held_out:
         held_out, own = split(own, MEASURED_PROMPTS)
     if share < 1:

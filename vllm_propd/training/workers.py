@@ -11,7 +11,7 @@ import torch
 from vllm_propd.training.data.batches import load_data
 from vllm_propd.training.history import History
 from vllm_propd.training.loop import Loop
-from vllm_propd.training.model.checkpoint import Progress
+from vllm_propd.training.model.checkpoint import Progress, read_checkpoint
 from vllm_propd.training.model.target import load_trainee
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
@@ -26,6 +26,9 @@ def _worker(job: dict[str, Any]) -> None:
     data = load_data(folder, job["data"])
     trainee = load_trainee(job["model"], settings, data)
     loop = Loop(trainee, data, settings, folder, job["resume"])
+    if loop.rank:  # the first worker alone tells
+        loop.run()
+        return
     history, told = History(folder, loop.progress.step), 0.0
 
     def on_step(progress: Progress, trainee: Trainee) -> None:
@@ -58,7 +61,7 @@ def train_on_ray(
         resume: go on from the folder's checkpoint.
 
     Raises:
-        ValueError: Ray is not installed.
+        ValueError: Ray is not installed, or the checkpoint is of other settings.
         ray.train.TrainingFailedError: a worker's error, as Ray reports it.
     """
     try:
@@ -69,6 +72,8 @@ def train_on_ray(
         raise ValueError(
             "--num-workers above 1 needs Ray Train: pip install 'vllm-propd[ray]'"
         ) from error
+    if resume:  # here, in one line: a worker's error would be Ray's
+        read_checkpoint(folder, settings, map_location="cpu", mmap=True)
     if not ray.is_initialized():
         ray.init(include_dashboard=False)
     folder = folder.resolve()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from transformers import PreTrainedTokenizerBase
 
-from vllm_propd.training.data.documents import DataError, Document, read_documents
+from vllm_propd.training.data.documents import DataError, Document, asking, read_documents
+from vllm_propd.training.data.packing import packed
 
 Tokens = npt.NDArray[np.int32]
 Starts = npt.NDArray[np.int64]
@@ -49,16 +50,21 @@ class TokenData:
 
         A window begins where a sequence does, so that the target has read what the text
         answers to; it goes on into the next ones, and the next window begins with the first
-        sequence that is not whole in it. Without ``starts`` one window follows the other.
+        sequence that is not whole in it. Of a sequence longer than a window the last one
+        ends with it, as the last of all ends with the data. Without ``starts`` one window
+        follows the other, and what is left at the end is dropped.
         """
         last = len(self.tokens) - length
-        if not len(self.starts):
+        if not len(self.starts) or last < 0:
             return np.arange(0, last + 1, length, dtype=np.int64)
         ends = np.append(self.starts[1:], len(self.tokens))
-        found, at = [], 0
-        while at < len(self.starts) and self.starts[at] <= last:
-            found.append(int(self.starts[at]))
-            at = max(at + 1, int(np.searchsorted(ends, found[-1] + length, "right")))
+        found = [0]
+        while (end := found[-1] + length) < len(self.tokens):
+            at = np.searchsorted(ends, end, "right")
+            begin = int(self.starts[at])
+            if begin <= found[-1]:  # longer than a window
+                begin = min(end, int(ends[at]) - length)
+            found.append(min(begin, last))
         return np.array(found, np.int64)
 
     def rows(self, starts: Starts, length: int) -> tuple[Starts, npt.NDArray[np.bool_]]:
@@ -84,19 +90,25 @@ class TokenData:
         return np.sort(np.argsort(-counts, kind="stable")[:count])
 
     def prompts(
-        self, count: int, longest: int, seed: int, option: str = "--data"
+        self,
+        count: int,
+        longest: int,
+        seed: int,
+        option: str = "--data",
+        begin: Sequence[int] = (),
     ) -> list[list[int]]:
-        """Draws at most ``count`` prompts of at most ``longest`` tokens, all different.
+        """Draws at most ``count`` prompts of at most ``longest`` tokens.
 
-        They are chats up to the answer; or windows of text, their lengths drawn evenly,
-        since what a model writes after little context (it repeats itself) is easier to
-        draft.
+        They are different chats up to the answer, those that are short enough, and a line
+        says how many are not; or windows of text, their lengths drawn evenly, since what a
+        model writes after little context (it repeats itself) is easier to draft.
 
         Args:
             count: how many are wanted.
             longest: the most tokens of one.
             seed: of the draw.
             option: what named the files of this data, for errors.
+            begin: token ids that a prompt cut from text begins with.
 
         Raises:
             DataError: no chat is as short as that, or there is less text.
@@ -111,7 +123,8 @@ class TokenData:
         if not self.chats:
             starts = rng.integers(0, len(self.tokens) - longest + 1, size=count)
             lengths = rng.integers(min(SHORTEST, longest), longest + 1, size=count)
-            rows = self.rows(starts, longest)[0].tolist()
+            first, rows = list(begin), self.rows(starts, longest)[0].tolist()
+            rows = [row if row[: len(first)] == first else first + row for row in rows]
             return [row[:length] for row, length in zip(rows, lengths, strict=True)]
         different = {tuple(chat): chat for chat in self.chats}.values()
         fitting = [chat for chat in different if len(chat) <= longest]
@@ -119,6 +132,13 @@ class TokenData:
             raise DataError(
                 f"{option}: of {len(self.chats)} chats none asks its first question in "
                 f"{longest} tokens; give a larger --length"
+            )
+        if left_out := len(different) - len(fitting):
+            print(
+                f"{option}: {left_out:,} of {len(different):,} chats are left out, whose "
+                f"first question has more than {longest} tokens; a larger --length takes "
+                "them",
+                flush=True,
             )
         return [fitting[i] for i in rng.permutation(len(fitting))[:count]]
 
@@ -208,8 +228,11 @@ def prepare(
         DataError: no text, or token ids that the target does not have.
     """
     documents = read_documents(paths, tokenizer, most_tokens, option)
+    if prompts_do and paths != held_out:
+        documents = asking(documents, option)
     if held_out:
         kept = read_documents(held_out, tokenizer, most_tokens, "--held-out")
+        kept = asking(kept, "--held-out")
         split = chain((("train", d) for d in documents), (("held_out", d) for d in kept))
     else:
         split = chain(split_documents(documents))
@@ -262,7 +285,7 @@ class _Writer:
 
 
 def check_enough(data: TokenData, length: int, what: str, option: str = "--data") -> None:
-    """Refuses data that has no window of ``length`` tokens.
+    """Refuses data that has no window of ``length`` tokens, or nothing to learn in it.
 
     Args:
         data: token ids.
@@ -271,36 +294,20 @@ def check_enough(data: TokenData, length: int, what: str, option: str = "--data"
         option: what gives more of them, for errors.
 
     Raises:
-        DataError: there are too few tokens; the message has the counts, and ``what`` they
-            are.
+        DataError: there are too few tokens, or the target wrote no two of them in a row;
+            the message has the counts, and ``what`` they are.
     """
     if not len(data.windows(length)):
         raise DataError(
             f"there are {len(data.tokens):,} tokens {what}; --length {length} needs more: "
             f"give more {option}, or a smaller --length"
         )
-
-
-def packed(lengths: Starts, room: int) -> Starts:
-    """Orders sequences so that windows of ``room`` tokens hold as many whole ones as fit.
-
-    First-fit decreasing: each goes where it fits, the longest first.
-
-    Args:
-        lengths: ``[sequences]`` int64 tokens of each.
-        room: tokens of a window.
-
-    Returns:
-        ``[sequences]`` int64, their numbers, window by window.
-    """
-    left = np.full(len(lengths), room)
-    window = np.empty(len(lengths), np.int64)
-    for sequence in np.argsort(-lengths, kind="stable"):
-        fits = left >= lengths[sequence]
-        # A longer one than any window has one of its own.
-        window[sequence] = at = fits.argmax() if fits.any() else (left == room).argmax()
-        left[at] -= lengths[sequence]
-    return np.argsort(window, kind="stable")
+    wrote = data.written == 1
+    if len(wrote) and not (wrote[1:] & wrote[:-1]).any():
+        raise DataError(
+            f"the target ends its answers at once: {len(data.tokens):,} tokens {what} have "
+            "nothing to learn. Give --data that it goes on from"
+        )
 
 
 def save_written(
@@ -326,14 +333,14 @@ def save_written(
 def load_data(folder: Path, name: str) -> TokenData:
     """Loads data that ``prepare`` or ``save_written`` has written."""
     index = json.loads((folder / f"{name}.json").read_text())
-    tokens = _mapped(folder / f"{name}.tokens", np.int32)
+    tokens = _numbers_in(folder / f"{name}.tokens", np.int32)
     starts = np.array(index["starts"], np.int64)
     if not index["written"]:
         return TokenData(tokens, starts, index["chats"])
-    written = _mapped(folder / f"{name}.written", np.uint8)
+    written = _numbers_in(folder / f"{name}.written", np.uint8)
     return TokenData(tokens, starts, index["chats"], written)
 
 
-def _mapped(path: Path, dtype: Any) -> npt.NDArray[Any]:
+def _numbers_in(path: Path, dtype: Any) -> npt.NDArray[Any]:
     """Maps a file of numbers; an empty one cannot be mapped."""
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

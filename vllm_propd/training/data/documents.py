@@ -6,7 +6,8 @@ import glob
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,25 @@ class Document:
 def files_of(paths: list[Path], option: str) -> list[tuple[str, Path]]:
     """Finds the data files among ``paths`` and inside their folders, with their builders.
 
-    Hidden files, caches, binary and empty files in folders are left out. JSON there is text
-    like other sources (``package.json``), JSON lines are rows.
+    Hidden files, caches and binary files in folders are left out, and empty ones anywhere.
+    JSON in folders is text like other sources (``package.json``), JSON lines are rows.
 
     Args:
         paths: files and folders.
         option: what named them, for errors.
 
     Raises:
-        DataError: a path does not exist, or there is no data file.
+        DataError: a path does not exist or is a binary file, or there is no data file.
     """
-    files = []
+    files: list[tuple[str, Path]] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{option} {path}: there is no such file or folder")
         if path.is_file():
+            if path.stat().st_size and not _is_data(path):
+                raise DataError(
+                    f"{option} {path}: there is no data file in it: it is binary"
+                )
             files.append((BUILDERS.get(path.suffix, "text"), path))
             continue
         for file in sorted(path.rglob("*")):
@@ -168,7 +173,7 @@ def render_row(
     if chat is None:
         raise DataError(
             f"{option} {file}: a row has the fields {', '.join(sorted(row)) or '(none)'}; "
-            f"needed is `text`, or a chat in {SHAPES}"
+            f"needed is `text`, or a chat in {SHAPES}, with something in it"
         )
     question = question_of(chat)
     try:
@@ -178,10 +183,31 @@ def render_row(
         raise DataError(f"{option} {file}: {error}") from error
 
 
+def special_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the token ids that a tokenizer puts before a text: BOS, or mostly none.
+
+    Serving gives them to every prompt that is no chat; a chat's template writes its own.
+    """
+    (alone,) = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    return whole[: whole.index(alone)]
+
+
+def _numbered(
+    rows: Iterator[tuple[str, dict[str, Any]]],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Says beside each row's file which one of its rows it is, for errors."""
+    for file, group in groupby(rows, key=itemgetter(0)):
+        for at, (_, row) in enumerate(group, 1):
+            yield f"row {at} of {file}", row
+
+
 def read_documents(
     paths: list[Path], tokenizer: PreTrainedTokenizerBase, most_tokens: int, option: str
 ) -> Iterator[Document]:
     """Yields documents of files and folders until they have ``most_tokens`` tokens.
+
+    The last one is cut. Text begins as the tokenizer has it (BOS), chats as their template.
 
     Args:
         paths: files and folders.
@@ -192,20 +218,43 @@ def read_documents(
     Raises:
         DataError: files that cannot be read, or rows that hold no text.
     """
+    begin = special_before(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
-    def encode(texts: list[tuple[str, str]]) -> Iterator[Document]:
+    def encode(some: list[tuple[str, dict[str, Any]]]) -> Iterator[Document]:
+        texts = [render_row(file, row, tokenizer, option) for file, row in some]
         whole, asked = (list(part) for part in zip(*texts, strict=True))
         ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
         chats = tokenizer(asked, add_special_tokens=False)["input_ids"]
-        for document, chat in zip(ids, chats, strict=True):
+        for (_, row), document, chat in zip(some, ids, chats, strict=True):
             if document or chat:
-                yield Document(document + end if document else [], chat)
+                first = begin if isinstance(row.get("text"), str) else []
+                yield Document(first + document + end if document else [], chat)
 
-    found = rows_of(files_of(paths, option), option)
-    rows = (render_row(file, row, tokenizer, option) for file, row in found)
-    tokens = 0
-    while tokens < most_tokens and (texts := list(islice(rows, TOKENIZED_AT_ONCE))):
-        for document in encode(texts):
-            tokens += len(document.ids) or len(document.chat)
-            yield document
+    rows = _numbered(rows_of(files_of(paths, option), option))
+    left = most_tokens
+    while some := list(islice(rows, TOKENIZED_AT_ONCE)):
+        for document in encode(some):
+            yield Document(document.ids[:left], document.chat)
+            left -= len(document.ids) or len(document.chat)
+            if left <= 0:
+                return
+
+
+def asking(documents: Iterator[Document], option: str) -> Iterator[Document]:
+    """Passes documents on; says in the end how many ask nothing, where others do.
+
+    Args:
+        documents: where some ask, they alone give prompts.
+        option: what named their files.
+    """
+    counts = [0, 0]
+    for document in documents:
+        counts[bool(document.chat)] += 1
+        yield document
+    if all(counts):
+        print(
+            f"{option}: {counts[0]:,} documents ask nothing and are left out: prompts are "
+            f"the questions of the other {counts[1]:,}",
+            flush=True,
+        )

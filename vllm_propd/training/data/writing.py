@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 TOKENS_PER_ANSWER = 200
 """Fewer than a chat model's answers have: so many questions are enough."""
 
-QUESTION_SHARE = 0.5
-"""Of a sequence's tokens, the most that a question takes."""
-
 STARTS = (
     "What is", "Who was", "When did", "Where is", "Why do", "How do I", "How many",
     "Explain", "Describe", "Compare", "List five", "Give me a recipe for",
@@ -43,6 +40,7 @@ def own_questions(
     writer: TargetWriter,
     tokenizer: PreTrainedTokenizerBase,
     count: int,
+    longest: int,
     option: str,
     remedy: str,
 ) -> Ids:
@@ -53,6 +51,7 @@ def own_questions(
         tokenizer: the target's.
         count: how many questions it writes; those that it does not end are dropped, and of
             equal ones all but one.
+        longest: the most tokens of a chat that asks; those with more are dropped, too.
         option: why the model asks, in the words of the command line, for errors.
         remedy: what to do where it cannot, for errors.
 
@@ -60,35 +59,41 @@ def own_questions(
         Token ids of chats that wait for an answer, all different.
 
     Raises:
-        DataError: the model has no chat template, or asks nothing.
+        DataError: the model has no chat template, or asks nothing that is short enough.
     """
     try:
         begun = opening(tokenizer)
     except ChatError as error:
         raise DataError(f"{option}: {error}") from error
     starts = [STARTS[i // 2 % len(STARTS)] if i % 2 else "" for i in range(count)]
-    prompts = tokenizer([begun + one for one in starts], add_special_tokens=False)
-    if not all(prompts["input_ids"]):
+    texts = [begun + one for one in starts]
+    begins: Ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if not all(begins):
         raise DataError(
             f"{option}: nothing in the model's chat template says where a question begins; "
             f"{remedy}"
         )
-    most = int(QUESTION_SHARE * writer.longest)
-    asked = writer.write(prompts["input_ids"], "own questions", most, temperature=1.0)
+    # A long system prompt may leave no room for some, or for any.
+    short = [both for both in zip(starts, begins, strict=True) if len(both[1]) < longest]
+    prompts = [ids for _, ids in short]
+    asked = writer.write(prompts, "own questions", longest, temperature=1.0)
+    ended = [one for one in asked if one.ended and len(one.ids) > 1]
     texts = [
-        (starts[one.place] + tokenizer.decode(one.ids, skip_special_tokens=True)).strip()
-        for one in asked
-        if one.ended and len(one.ids) > 1
+        (short[one.place][0] + tokenizer.decode(one.ids, skip_special_tokens=True)).strip()
+        for one in ended
     ]
     chats = [
         render([{"role": "user", "content": text}], tokenizer, asks=True)
         for text in dict.fromkeys(texts)
         if text
     ]
-    if not chats:
-        raise DataError(f"{option}: the model asks nothing of itself; {remedy}")
-    ids: Ids = tokenizer(chats, add_special_tokens=False)["input_ids"]
-    return [one for one in ids if len(one) < writer.longest]
+    ids: Ids = tokenizer(chats, add_special_tokens=False)["input_ids"] if chats else []
+    if not (found := [one for one in ids if len(one) <= longest]):
+        raise DataError(
+            f"{option}: the model asks nothing of itself in {longest} tokens, its chat "
+            f"template's included; give a larger --length, or {remedy}"
+        )
+    return found
 
 
 def answers(

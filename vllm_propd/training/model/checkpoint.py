@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vllm_propd.resume import changes
 from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
 
@@ -63,6 +65,32 @@ def save_checkpoint(
     partial.replace(folder / FILE)
 
 
+def read_checkpoint(
+    folder: Path, settings: TrainSettings, **options: Any
+) -> dict[str, Any] | None:
+    """Reads the folder's checkpoint; None where there is none.
+
+    Args:
+        folder: folder of the checkpoint.
+        settings: of the training that is to go on from it.
+        options: of ``torch.load``.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True, **options)
+    then = TrainSettings.model_validate_json(state["settings"]).model_dump()
+    if what := changes(then, settings.model_dump(exclude=MAY_DIFFER)):
+        raise ValueError(
+            f"--resume: {path} was made with other settings ({what}); use the same, or "
+            f"remove {folder} to train anew"
+        )
+    return state
+
+
 def load_checkpoint(
     folder: Path,
     trainee: Trainee,
@@ -74,19 +102,9 @@ def load_checkpoint(
     Raises:
         ValueError: the checkpoint was made with other settings.
     """
-    path = folder / FILE
-    if not path.exists():
+    state = read_checkpoint(folder, settings, map_location=trainee.device)
+    if state is None:
         return Progress()
-    state = torch.load(path, map_location=trainee.device, weights_only=True)
-    then = TrainSettings.model_validate_json(state["settings"]).model_dump()
-    now = settings.model_dump()
-    changed = [k for k in now if k not in MAY_DIFFER and then[k] != now[k]]
-    if changed:
-        what = ", ".join(f"{k} {then[k]} -> {now[k]}" for k in changed)
-        raise ValueError(
-            f"--resume: {path} was made with other settings ({what}); use the same, or "
-            f"remove {folder} to train anew"
-        )
     trainee.load_state_dict(state["heads"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
     return Progress(**state["progress"])

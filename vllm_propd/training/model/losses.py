@@ -1,10 +1,11 @@
 """What heads learn: the target's own predictions (distillation), among fewer tokens.
 
 The whole vocabulary makes training slow and large: a head's logits of 8 x 256 positions and
-49,152 tokens are 400 MB. Its most probable tokens matter; the others matter as a sum. So a
-step's loss is over columns: tokens that the target had among its best anywhere in the
-batch, and random ones of the rest, each of which stands for as many as were left out
-(importance sampling: the sum of exponentials is unbiased).
+49,152 tokens are 400 MB. Its most probable tokens matter; the others matter as a sum. So
+the loss of each part of a batch (a worker's, or one of ``--accumulate``) is over columns:
+tokens that the target had among its best anywhere in the part, and random ones of the rest,
+each of which stands for as many as were left out (importance sampling: the sum of
+exponentials is unbiased).
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ logger = logging.getLogger("vllm.propd.training")
 ROOM = 0.9
 """The share of the disk's free room that states may take."""
 
+RESERVE = 1 << 30
+"""Free bytes of the disk that are left for others, checkpoints among them."""
+
 BEST = 8
 """The target's best tokens that are kept of each position.
 
@@ -74,14 +77,15 @@ class States:
 class KeptStates:
     """States of windows on disk, each computed once, in bfloat16.
 
-    A resumed training finds them again, and workers on one disk share them.
+    A resumed training finds them again, and workers on one disk share them. After a crash
+    of the machine, not of the process, they may be marked and yet not there.
 
     Args:
         path: the file; made if it is not there, beside one that says what is in it.
         windows, length: how many windows there are, and their tokens.
         layers, hidden: early layers, and the target's hidden size.
         most_bytes: windows beyond so many bytes are not kept, nor beyond what the disk has
-            room for.
+            room for. A resumed training may give another number.
         kind: what the states are of; a file of another kind is computed anew.
     """
 
@@ -100,6 +104,7 @@ class KeptStates:
         with path.with_suffix(".lock").open("w") as lock:  # workers begin together
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.windows = _begin(path, kind, min(windows, most_bytes // each), each)
+        self._folder, self._each, self._told = path.parent, each, False
         rows = (self.windows, length)
         self._done = _mapped(path.with_suffix(".done"), np.uint8, (self.windows,))
         self._states = _mapped(path, np.int16, (*rows, 1 + layers, hidden))
@@ -125,9 +130,19 @@ class KeptStates:
         )
 
     def put(self, windows: npt.NDArray[np.int64], states: States) -> None:
-        """Keeps the states of windows, as far as there is room."""
+        """Keeps the states of windows, as far as there is room.
+
+        Where the disk is nearly full it keeps none: writing to a mapped file that the disk
+        has no room for would end the process (SIGBUS).
+        """
         fits = windows < self.windows
         if not fits.any():
+            return
+        free = shutil.disk_usage(self._folder).free
+        if free < fits.sum() * self._each + RESERVE:
+            if not self._told:
+                logger.warning("%s is full: no more of the target's states", self._folder)
+            self._told = True
             return
         rows, mine = windows[fits], torch.from_numpy(fits)
         both = torch.cat([states.last[None], states.early]).permute(1, 2, 0, 3)
@@ -139,7 +154,7 @@ class KeptStates:
 
 
 def _begin(path: Path, kind: str, windows: int, each: int) -> int:
-    """Drops states of another kind, and returns how many windows are kept.
+    """Drops states of another kind, and returns how many windows there is room for.
 
     Args:
         path: the file.
@@ -151,13 +166,13 @@ def _begin(path: Path, kind: str, windows: int, each: int) -> int:
     then: dict[str, Any] = {"kind": None}
     if about.exists():
         then = json.loads(about.read_text())
-    if then["kind"] == kind and then["windows"] <= windows:
-        return int(then["windows"])  # as many as there was room for
-    for suffix in (".done", ".best", ".probs", path.suffix):
-        path.with_suffix(suffix).unlink(missing_ok=True)
-    room = int(ROOM * shutil.disk_usage(path.parent).free)
-    if windows * each > room:
-        wanted, windows = windows, room // each
+    there = int(then["windows"]) if then["kind"] == kind else 0
+    if not there:
+        for suffix in (".done", ".best", ".probs", path.suffix):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+    room = there + int(ROOM * shutil.disk_usage(path.parent).free) // each
+    if windows > room:
+        wanted, windows = windows, room
         logger.warning(
             "%s has room for the target's states of %d of %d windows: the others' are "
             "computed in every pass",
@@ -170,7 +185,7 @@ def _begin(path: Path, kind: str, windows: int, each: int) -> int:
 
 
 def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Maps a file of this shape; a new one is sparse, and takes room as it is written."""
+    """Maps a file of this shape; what is new in it takes room as it is written."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if not size:
         return np.empty(shape, dtype)

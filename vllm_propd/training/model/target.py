@@ -49,6 +49,22 @@ def load_trainee(
     return _checked(Trainee(target, settings, tokens))
 
 
+def check_trained(model: str, heads: Path) -> None:
+    """Refuses heads that ``load_trained`` could not put on a target, without loading it.
+
+    Args:
+        model: Hugging Face folder or name.
+        heads: the folder.
+
+    Raises:
+        HeadsError: the heads cannot be read, or belong to another model.
+    """
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    load_heads(heads).check_fits(config.hidden_size, config.vocab_size)
+    for layer in early_layers(heads):
+        load_early_head(heads, layer, config)
+
+
 def load_trained(model: str, heads: Path) -> Trainee:
     """Loads a target and the heads in a folder, of any format, to be measured.
 
@@ -69,9 +85,9 @@ def load_trained(model: str, heads: Path) -> Trainee:
         transition_rank=found.transition_rank,
         early_layers=tuple(early_layers(heads)),
     )
+    check_trained(model, heads)
     target = _load_target(model, settings)
     config = target.config.get_text_config()
-    found.check_fits(config.hidden_size, config.vocab_size)
     tokens = found.tensors.get("token_map")
     if tokens is None and found.output_size:
         tokens = torch.arange(min(found.output_size, config.vocab_size))

@@ -30,13 +30,11 @@ class Predictions:
     """Logits of a batch of token ids ``[batch, length]``.
 
     Attributes:
-        target: ``[batch, length, vocabulary]``.
         medusa: ``[heads, batch, length, draft tokens]``, without the transition term; the
             root of a position is the next one's token, the last position's has none.
         early: per layer ``[batch, length, vocabulary]``.
     """
 
-    target: torch.Tensor
     medusa: torch.Tensor
     early: dict[int, torch.Tensor]
 
@@ -147,7 +145,6 @@ class Trainee(nn.Module):
         """Predicts what comes after each token of ``ids``, ``[batch, length]`` int64."""
         states = self.states(ids)
         return Predictions(
-            self._cap(self.output(states.last)),
             self.draft_logits(states.last, ids, self.tokens),
             {
                 int(layer): self._early_logits(head, states.early[i], None)
