@@ -4,7 +4,6 @@ python examples/ray_serve.py demo/model --replicas 2
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,8 @@ import typer
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
+from vllm_propd.batch.hosts import shared_cores
+
 
 def configuration(
     model: Path, replicas: int, engine: dict[str, Any], model_id: str = "target"
@@ -20,12 +21,8 @@ def configuration(
     """Returns what Ray is told; vLLM's arguments are its `engine_kwargs`."""
     on_cpu = not ray.cluster_resources().get("GPU")
     environment, hardware = {}, {}
-    if on_cpu:  # vLLM would bind every replica of a host to all its cores
-        cores = max(1, (os.cpu_count() or 1) // replicas)
-        environment = {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(cores),
-        }
+    if on_cpu:
+        environment = shared_cores(replicas, engine.get("tensor_parallel_size", 1))
         hardware = {"accelerator_config": {"kind": "cpu"}}
     return LLMConfig(
         model_loading_config={"model_id": model_id, "model_source": str(model.resolve())},

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import psutil
 import typer
 from ray.cluster_utils import Cluster
 from rich.console import Console
@@ -46,6 +48,9 @@ NEAR_TIE = 1e-4
 
 CPUS = 3
 """Ray's CPUs of each node: an engine holds one; reading and writing need some beside."""
+
+ROWS_AT_ONCE = 32
+"""Rows of a block: a job of fewer than four is over before a node is lost half-way."""
 
 MADE = "made-by-bench-batch"
 """The file in a folder of results that says that it may be replaced."""
@@ -80,14 +85,26 @@ def plain(prompts: list[str], tokens: int) -> tuple[list[PlainText], float]:
     return texts, seconds
 
 
-def job(rows: Path, out: Path, tokens: int, lose_a_node: bool, count: int) -> float:
+def has_engine(node: Any) -> bool:
+    """Whether an engine runs on a node of a ``Cluster``."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for worker in raylet.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # idle ones end at any time
+            if "vLLMEngineStage" in " ".join(worker.cmdline()):
+                return True
+    return False
+
+
+def job(rows: Path, out: Path, tokens: int, lose_a_node: bool, count: int) -> float | None:
     """Answers rows by two engines on two nodes.
 
     Returns:
-        Seconds from the first rows written to the last.
+        Rows per second, from the first that were seen written, which are not counted, to
+        the last; None where all were seen at once.
 
     Raises:
-        RuntimeError: the command failed; its log is in the message.
+        RuntimeError: the command failed, with its log in the message; or no engine was
+            lost though one was to be.
     """
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS})
     cluster.add_node(num_cpus=CPUS)
@@ -95,21 +112,22 @@ def job(rows: Path, out: Path, tokens: int, lose_a_node: bool, count: int) -> fl
     call = [
         sys.executable, "-m", "vllm_propd.cli", "batch", str(MODEL), str(rows),
         "--temperature", "0", "--max-tokens", str(tokens), "--out", str(out),
-        "--engine-kwargs", json.dumps(ENGINE), "--rows-at-once", "32",
+        "--engine-kwargs", json.dumps(ENGINE), "--rows-at-once", str(ROWS_AT_ONCE),
         "--engines", "2", "--address", cluster.address,
     ]  # fmt: skip
-    log, done, first, last = out.with_suffix(".log"), 0, 0.0, 0.0
+    log, seen = out.with_suffix(".log"), [(0, 0.0)]
     try:
         with log.open("w") as file, Progress() as bar:
             running = subprocess.Popen(call, stdout=file, stderr=file)
             task = bar.add_task(out.name, total=count)
             while running.poll() is None:
-                if (now := answered(out)) > done:
-                    done, last = now, time.perf_counter()
-                    first = first or last
+                if (done := answered(out)) > seen[-1][0]:
+                    seen.append((done, time.perf_counter()))
                 bar.update(task, completed=done)
-                if lose_a_node and done >= count // 2:
+                if lose_a_node and count // 2 <= done < count:
                     node = next(iter(cluster.worker_nodes))
+                    if not has_engine(node):
+                        raise RuntimeError("the node that is to be lost has no engine")
                     cluster.remove_node(node, allow_graceful=False)
                     cluster.add_node(num_cpus=CPUS)
                     lose_a_node = False
@@ -118,7 +136,10 @@ def job(rows: Path, out: Path, tokens: int, lose_a_node: bool, count: int) -> fl
         cluster.shutdown()
     if running.returncode:
         raise RuntimeError(f"the job failed:\n{log.read_text()[-3000:]}")
-    return last - first
+    if lose_a_node:
+        raise RuntimeError("the job was over before a node was lost: give more --prompts")
+    (before, first), (after, last) = seen[min(1, len(seen) - 1)], seen[-1]
+    return (after - before) / (last - first) if after > before else None
 
 
 def compare(out: Path, expected: list[PlainText]) -> Counter[str]:
@@ -163,7 +184,9 @@ def make_empty(out: Path) -> None:
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the results.")],
-    prompts: Annotated[int, typer.Option(min=2, help="Rows of each job.")] = 2000,
+    prompts: Annotated[
+        int, typer.Option(min=4 * ROWS_AT_ONCE, help="Rows of each job.")
+    ] = 2000,
     max_tokens: Annotated[int, typer.Option(min=2, help="Of each row.")] = 32,
 ) -> None:
     """Answer the same prompts by plain vLLM, by two engines, by two of which one dies."""
@@ -178,11 +201,12 @@ def main(
     wrong = 0
     for name, lost in (("two engines", False), ("one of two dies", True)):
         folder = out / name.replace(" ", "-")
-        seconds = job(rows, folder, max_tokens, lost, len(texts))
+        speed = job(rows, folder, max_tokens, lost, len(texts))
         found = compare(folder, expected)
         wrong += abs(len(texts) - found["rows"]) + found["twice"] + found["other"]
         shown = [str(found[count]) for count in COUNTS]
-        table.add_row(name, *shown, f"{found['tokens'] / seconds:.0f}")
+        each = found["tokens"] / found["rows"]
+        table.add_row(name, *shown, "-" if speed is None else f"{speed * each:.0f}")
     Console(width=100).print(table)
     raise typer.Exit(code=bool(wrong))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_batch import has_engine
 from clusters import ENGINE, cluster_of
 from conftest import MODEL, Prompt, Ties, engine, greedy, mixed_prompts, run
 from typer.testing import CliRunner
@@ -138,7 +139,10 @@ def test_two_engines_answer_all_rows_though_a_node_dies(
             while not list((tmp_path / "out" / "answered").glob("*.parquet")):
                 assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
                 time.sleep(0.05)
-            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            node = next(iter(cluster.worker_nodes))
+            assert has_engine(node)
+            cluster.remove_node(node, allow_graceful=False)
+            assert job.poll() is None, "the job was over before a node was lost"
             cluster.add_node(num_cpus=CPUS)  # as a cluster's manager would
             assert job.wait(timeout=600) == 0, (tmp_path / "log").read_text()[-3000:]
     check(tmp_path / "out", prompts, ties)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -11,17 +12,21 @@ from tokenizers_on_disk import MODEL, tokenizer
 
 from vllm_propd.batch import rows
 from vllm_propd.batch.rows import ANSWERS, ERROR, SAMPLING, answer, answers, prepare
+from vllm_propd.batch.tokenizer import TokenizerSource, load_tokenizer
+
+CHAT = "<user>Hi<assistant>"
 
 
 @pytest.fixture(autouse=True)
 def _chat_template(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's tokenizer has no chat template of its own."""
-    monkeypatch.setattr(rows, "_tokenizer", lambda model: tokenizer())
+    monkeypatch.setattr(rows, "load_tokenizer", lambda source: tokenizer())
 
 
 def prepared(line: Any, **sampling: Any) -> dict[str, Any]:
     text = line if isinstance(line, str) else json.dumps(line)
-    return prepare({"row": 3, "place": "a.jsonl:4", "line": text}, str(MODEL), sampling)
+    row = {"row": 3, "place": "a.jsonl:4", "line": text}
+    return prepare(row, TokenizerSource(str(MODEL)), sampling)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,16 @@ def prepared(line: Any, **sampling: Any) -> dict[str, Any]:
             "<user><assistant>",
         ),
         ({"url": "/v1/completions", "body": {"prompt": "def f("}}, "def f("),
+        ({"url": None, "body": {"prompt": "def f("}}, "def f("),
+        # Beside a chat, the other field is not the prompt: it may be the whole answered.
+        ({"messages": [{"role": "user", "content": "Hi"}], "prompt": "p"}, CHAT),
+        ({"messages": [{"role": "user", "content": "Hi"}], "text": "t"}, CHAT),
+        ({"conversations": [{"from": "human", "value": "Hi"}], "text": "t"}, CHAT),
+        ({"turns": ["Hi"], "prompt": "p", "text": "t"}, CHAT),
+        ({"prompt": [{"role": "user", "content": "Hi"}], "text": "t"}, CHAT),
+        ({"instruction": "Hi", "output": "Ho", "text": "Hi. Ho."}, CHAT),
+        ({"messages": None, "prompt": "", "text": "def f("}, "def f("),
+        ({"prompt": "def f(", "question": "Hi", "text": "t"}, "def f("),
     ],
 )
 def test_prompts_are_read_in_the_usual_shapes(row: dict[str, Any], prompt: str) -> None:
@@ -50,6 +65,8 @@ def test_a_row_has_its_own_id_or_its_place() -> None:
     assert prepared({"text": "a"})["id"] == "a.jsonl:4"
     assert prepared({"text": "a", "id": 17})["id"] == "17"
     assert prepared({"custom_id": "q-1", "body": {"prompt": "a"}})["id"] == "q-1"
+    assert prepared({"text": "a", "id": None})["id"] == "a.jsonl:4"
+    assert prepared({"text": "a", "custom_id": None, "id": 0})["id"] == "0"
 
 
 def test_sampling_fields_of_a_row_win_over_the_jobs() -> None:
@@ -102,6 +119,25 @@ def test_openais_names_are_known() -> None:
         ({"text": "a", "stop": [1]}, "stop: [1] is no list of texts"),
         ({"text": "a", "bad_words": "x"}, "bad_words: 'x' is no list of texts"),
         ({"text": "a", "structured_outputs": {"xml": ""}}, "structured_outputs has one of"),
+        ({"text": "a", "seed": 2**63}, "is no whole number"),
+        ({"text": "a", "stop_token_ids": [2**70]}, "is no list of token ids"),
+        ({"text": "a", "structured_outputs": 3}, "structured_outputs has one of"),
+        (
+            {"text": "a", "structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "structured_outputs has one of",
+        ),
+        (
+            {"text": "a", "structured_outputs": {"choice": ["a", 1]}},
+            "structured_outputs choice: ['a', 1] is no list of texts",
+        ),
+        ({"text": "a", "structured_outputs": {"regex": 5}}, "regex: 5 is no text"),
+        ({"messages": ["Hi"], "text": "a"}, "it has no prompt"),
+        ('{"text": "ok \\ud83d"}', "it has '\\ud83d', half of a character"),
+        ('{"id": "\\ud83d", "text": "a"}', "it has '\\ud83d', half of a character"),
+        ('{"\\udc00": 1, "text": "a"}', "it has '\\udc00', half of a character"),
+        ("[" * 100_000, "recursion"),
+        ({"body": {"prompt": "a", "best_of": 2}}, "best_of: a row has one answer"),
+        ({"body": {"prompt": "a", "n": 0}}, "n: a row has one answer"),
         ({"body": {"prompt": "a", "n": 2}}, "n: a row has one answer"),
         ({"body": {"prompt": "a", "stream": True}}, "stream"),
         (
@@ -116,6 +152,30 @@ def test_what_cannot_be_answered_is_a_row_with_an_error(row: Any, why: str) -> N
     found = prepared(row)
     assert why in found[ERROR]
     assert found["tokenized_prompt"] and found["sampling_params"].keys() == SAMPLING.keys()
+    pyarrow.Table.from_pylist([found])
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_no_rows_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "load_tokenizer", load_tokenizer)
+    with pytest.raises(ValueError, match=r"(?s)cannot be loaded .* trust_remote"):
+        prepare({"row": 0, "place": "", "line": ""}, TokenizerSource(str(tmp_path)), {})
+
+
+def test_a_field_without_a_value_is_none() -> None:
+    """A column of Parquet, or of a struct in it, that other rows fill."""
+    empty = dict.fromkeys(("json", "regex", "choice", "grammar", "whitespace_pattern"))
+    body = {"prompt": "a", "n": None, "best_of": None, "structured_outputs": empty}
+    assert prepared({"body": body})["sampling_params"] == SAMPLING
+    assert not prepared({"body": {"prompt": "a", "n": 1, "best_of": 1}})[ERROR]
+    asked = {"text": "a", "structured_outputs": {**empty, "regex": "a+"}}
+    found = prepared(asked)["sampling_params"]["structured_outputs"]
+    assert {name: v for name, v in found.items() if v is not None} == {"regex": "a+"}
+    nested = {"text": "a", "max_tokens": 5, "sampling_params": dict.fromkeys(SAMPLING)}
+    nested["sampling_params"]["logit_bias"] = None
+    found = prepared(nested)
+    assert not found[ERROR] and found["sampling_params"] == SAMPLING | {"max_tokens": 5}
 
 
 def test_whole_numbers_may_come_as_floats() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from vllm_propd.batch import hosts
 from vllm_propd.batch.settings import BatchJob
 from vllm_propd.config import REQUEST_METRICS
 from vllm_propd.resume import changes
@@ -32,7 +35,9 @@ def test_plain_engines_have_nothing_of_drafts() -> None:
     assert not any("spec" in name for name in found)
 
 
-def test_engines_of_one_host_share_its_cores() -> None:
+def test_engines_of_one_host_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_cores", lambda nodes: [os.cpu_count() or 1])
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=list))
     alone = job().engine_env(on_cpu=True)
     assert alone[REQUEST_METRICS] == "1" and not any("OMP" in name for name in alone)
     assert job(engines=2).engine_env(on_cpu=False) == alone
@@ -51,6 +56,7 @@ def test_engines_of_one_host_share_its_cores() -> None:
             {"sampling": {"max_tokens": 2.5}},
             "--sampling: max_tokens: 2.5 is no whole number",
         ),
+        ({"sampling": {"stop": "\ud83d"}}, "--sampling: it has '.ud83d', half of a"),
         ({"engines": 0}, "engines"),
         ({"format": "xml"}, "format"),
     ],
@@ -88,3 +94,19 @@ def test_a_jobs_sampling_is_typed_as_a_rows() -> None:
 
 def test_hub_names_are_no_paths() -> None:
     assert BatchJob(model="org/m", prompts=[Path("p")], out=Path("out")).target == "org/m"
+
+
+def test_rows_are_read_with_the_engines_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert job().tokenizer == ("m", None, False)
+    assert "tokenizer" not in job().engine()
+    given = {"revision": "r", "trust_remote_code": True}
+    assert job(engine_kwargs=given).tokenizer == ("m", "r", True)
+    other = {**given, "tokenizer": "org/t", "tokenizer_revision": "q"}
+    assert job(engine_kwargs=other).tokenizer == ("org/t", "q", True)
+    # A folder is the same one in Ray's workers, for the engine, too.
+    (tmp_path / "t").mkdir()
+    monkeypatch.chdir(tmp_path)
+    near = job(engine_kwargs={"tokenizer": "t"})
+    assert near.tokenizer.name == near.engine()["tokenizer"] == str(tmp_path / "t")

@@ -8,14 +8,14 @@ batch format (``custom_id``, ``url``, ``body``).
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import Annotated, Any
 
 import pyarrow
-from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerBase
 
-from vllm_propd.chats import SHAPES, chat_of, question_of, render
+from vllm_propd.batch.tokenizer import TokenizerSource, load_tokenizer
+from vllm_propd.chats import SHAPES, Chat, chat_of, question_of, render
 
 ERROR = "__inference_error__"
 """Ray's column of errors: rows that have one pass the engine by."""
@@ -50,10 +50,14 @@ def _no_flag(value: Any) -> Any:
     return value
 
 
-_INT = TypeAdapter(Annotated[int, BeforeValidator(_no_flag)])
+_Int = Annotated[int, BeforeValidator(_no_flag), Field(ge=-(2**63), lt=2**63)]
+"""What a column of Arrow's can hold."""
+
+_INT = TypeAdapter(_Int)
 _FLOAT = TypeAdapter(Annotated[float, BeforeValidator(_no_flag)])
 _FLAG = TypeAdapter(Annotated[bool, Strict()])
-_INTS = TypeAdapter(list[Annotated[int, BeforeValidator(_no_flag)]])
+_INTS = TypeAdapter(list[_Int])
+_WORD = TypeAdapter(Annotated[str, Strict()])
 _WORDS = TypeAdapter(list[Annotated[str, Strict()]])
 
 KINDS: dict[str, tuple[TypeAdapter[Any], str]] = {
@@ -70,8 +74,14 @@ KINDS: dict[str, tuple[TypeAdapter[Any], str]] = {
 }
 """Of each sampling field what checks a value, and what it has to be, in words."""
 
-GRAMMARS = ("json", "regex", "choice", "grammar")
-"""What ``structured_outputs`` may hold; a schema is written out, for the same reason."""
+GRAMMARS: dict[str, tuple[TypeAdapter[Any], str]] = {
+    "json": (_WORD, "JSON schema"),
+    "regex": (_WORD, "text"),
+    "choice": (_WORDS, "list of texts"),
+    "grammar": (_WORD, "text"),
+}
+"""What ``structured_outputs`` may hold, as in ``KINDS``; a schema is written out: in
+Arrow's tables all rows would have the fields of all schemas."""
 
 ANSWERS = pyarrow.schema(
     [
@@ -93,9 +103,12 @@ ANSWERS = pyarrow.schema(
 
 NO_PLACE = (
     "tools", "functions", "logit_bias", "logprobs", "top_logprobs", "echo", "suffix",
-    "best_of", "chat_template_kwargs", "documents",
+    "chat_template_kwargs", "documents",
 )  # fmt: skip
 """Fields of OpenAI's requests that would change an answer, and that a row cannot have."""
+
+TURNS = ("messages", "conversations", "turns")
+"""Fields of chats, beside which ``prompt`` and ``text`` are none."""
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
@@ -104,34 +117,36 @@ class RowError(ValueError):
     """A row that cannot be answered; the message says why."""
 
 
-def prepare(row: dict[str, Any], model: str, sampling: dict[str, Any]) -> dict[str, Any]:
+def prepare(
+    row: dict[str, Any], source: TokenizerSource, sampling: dict[str, Any]
+) -> dict[str, Any]:
     """Turns a numbered row into what Ray's vLLM stage takes.
 
     Args:
         row: see ``batch.prompts.SCHEMA``.
-        model: folder or name of the target, for its tokenizer and chat template.
+        source: of the tokenizer, and of its chat template.
         sampling: the job's sampling fields; a row's own win.
 
     Returns:
         ``id``, ``prompt``, ``tokenized_prompt``, ``sampling_params``, and in ``ERROR`` why
         the row cannot be answered, or nothing.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded, which is no row's fault.
     """
+    tokenizer = load_tokenizer(source)
     found = {"id": row["place"], "prompt": "", "tokenized_prompt": [0], ERROR: ""}
     params = {**SAMPLING, **sampling}
     try:
         fields = _fields(row["line"])
-        found["id"] = str(fields.get("custom_id", fields.get("id", row["place"])))
+        ids = (fields.get("custom_id"), fields.get("id"), row["place"])
+        found["id"] = next(str(one) for one in ids if one is not None)
         fields, of_body = _request(fields)
         params |= _sampling(fields, of_body)
-        found["prompt"], found["tokenized_prompt"] = _prompt(fields, _tokenizer(model))
-    except ValueError as error:
+        found["prompt"], found["tokenized_prompt"] = _prompt(fields, tokenizer)
+    except (ValueError, RecursionError) as error:  # the latter of lists within lists
         found[ERROR] = str(error)
     return {**found, "sampling_params": params}
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(model: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model)
 
 
 def _fields(line: str) -> dict[str, Any]:
@@ -141,14 +156,24 @@ def _fields(line: str) -> dict[str, Any]:
         raise RowError(f"it is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise RowError("it is not a JSON object")
+    _check_text(fields)
     return fields
+
+
+def _check_text(fields: dict[str, Any]) -> None:
+    """Refuses halves of characters, which JSON can escape and nothing else can hold."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RowError(f"it has {half!a}, half of a character, which is no text") from None
 
 
 def _request(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Returns the fields of a request, and whether they are those of OpenAI's format."""
     if not isinstance(body := fields.get("body"), dict):
         return fields, False
-    if (url := fields.get("url", CHATS)) not in (COMPLETIONS, CHATS):
+    if (url := fields.get("url") or CHATS) not in (COMPLETIONS, CHATS):
         raise RowError(f"url {url}: only {COMPLETIONS} and {CHATS} are answered")
     return body, True
 
@@ -159,6 +184,7 @@ def sampling_of(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RowError: one has no such value.
     """
+    _check_text(given)
     return _sampling({"sampling_params": given}, of_body=False)
 
 
@@ -167,7 +193,7 @@ def _sampling(fields: dict[str, Any], of_body: bool) -> dict[str, Any]:
     given = fields.get("sampling_params") or {}
     if not isinstance(given, dict):
         raise RowError("sampling_params is not a JSON object")
-    given = {**{name: fields[name] for name in SAMPLING if name in fields}, **given}
+    given = _set({name: fields.get(name) for name in SAMPLING}) | _set(given)
     if of_body:
         given |= _of_openai(fields)
     if unknown := sorted(given.keys() - SAMPLING.keys()):
@@ -176,18 +202,22 @@ def _sampling(fields: dict[str, Any], of_body: bool) -> dict[str, Any]:
         )
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
-    if (asked := given.get("structured_outputs")) is not None:
-        given["structured_outputs"] = _grammar(asked)
-    return {name: _typed(name, v) for name, v in given.items() if v is not None}
+    if "structured_outputs" in given:
+        given["structured_outputs"] = _grammar(given["structured_outputs"])
+    return {name: _typed(name, v, *KINDS[name]) for name, v in _set(given).items()}
 
 
-def _typed(name: str, value: Any) -> Any:
-    """Returns a value of its field's type.
+def _set(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that have a value: in a row of Parquet all are there."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _typed(name: str, value: Any, kind: TypeAdapter[Any], described: str) -> Any:
+    """Returns a value of its field's type; ``kind`` and ``described`` are as in ``KINDS``.
 
     In Arrow's columns 0 and 0.5 are two types. And what an engine's core cannot decode ends
     the thread that reads its requests: all of them then wait for ever.
     """
-    kind, described = KINDS[name]
     try:
         return kind.validate_python(value)
     except ValidationError:
@@ -196,8 +226,11 @@ def _typed(name: str, value: Any) -> Any:
 
 def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
     """Returns what OpenAI names otherwise; refuses what has no place in a row."""
-    if body.get("n", 1) != 1:
-        raise RowError("n: a row has one answer; give it as often as it is wanted")
+    for name in ("n", "best_of"):
+        if body.get(name) not in (None, 1):
+            raise RowError(
+                f"{name}: a row has one answer; give it as often as it is wanted"
+            )
     if body.get("stream"):
         raise RowError("stream: a batch has nobody to stream to")
     if asked := sorted(name for name in NO_PLACE if body.get(name)):
@@ -215,28 +248,42 @@ def _of_openai(body: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _grammar(asked: Any) -> dict[str, Any]:
+def _grammar(asked: Any) -> dict[str, Any] | None:
+    """Returns what an answer has to keep to, or None where that is nothing."""
+    if isinstance(asked, dict) and not (asked := _set(asked)):
+        return None
     if not isinstance(asked, dict) or len(asked) != 1 or not asked.keys() <= {*GRAMMARS}:
         raise RowError(f"structured_outputs has one of {', '.join(GRAMMARS)}")
-    found: dict[str, Any] = dict.fromkeys(GRAMMARS) | asked
-    if isinstance(found["json"], dict):
-        found["json"] = json.dumps(found["json"])
-    return found
+    ((name, value),) = asked.items()
+    if name == "json" and isinstance(value, dict):
+        value = json.dumps(value)
+    typed = _typed(f"structured_outputs {name}", value, *GRAMMARS[name])
+    return dict.fromkeys(GRAMMARS) | {name: typed}
 
 
 def _prompt(
     fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, list[int]]:
     """Returns a row's prompt, and its token ids."""
-    for name in ("prompt", "text"):
-        if isinstance(text := fields.get(name), str) and text:
-            return text, tokenizer(text)["input_ids"]
-    if (chat := chat_of(fields)) is None:
+    chat = chat_of(fields)
+    if text := _raw(fields, chat):
+        return text, tokenizer(text)["input_ids"]
+    if chat is None:
         raise RowError(f"it has no prompt: rows have {SHAPES}, or `text`")
     if not (question := question_of(chat)):
         raise RowError("its chat has no turn of a user to answer")
     text = render(question, tokenizer, asks=True)
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _raw(fields: dict[str, Any], chat: Chat | None) -> str:
+    """Returns the text that a row has instead of a chat; empty where it has none."""
+    if any(isinstance(turns := fields.get(name), list) and turns for name in TURNS):
+        return ""
+    if isinstance(prompt := fields.get("prompt"), str) and prompt:
+        return prompt
+    text = fields.get("text")
+    return text if chat is None and isinstance(text, str) else ""
 
 
 def answers(table: pyarrow.Table) -> pyarrow.Table:

@@ -9,21 +9,26 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from pyarrow import dataset
+from pyarrow import dataset, parquet
 
 from vllm_propd.batch.prompts import number_prompts
-from vllm_propd.batch.rows import ANSWERS, answers, prepare
+from vllm_propd.batch.rows import answers, prepare
 from vllm_propd.batch.settings import BatchJob
+from vllm_propd.batch.tokenizer import load_tokenizer
 from vllm_propd.resume import alone_in, changes, write_whole
 
 JOB, PROMPTS, ANSWERED, ROWS = "job.json", "prompts.parquet", "answered", "rows"
 """Files and folders of a job: what it is, its rows, their checkpoint, and the answers."""
+
+SUMMED = ("num_prompt_tokens", "num_tokens", "num_drafts", "num_accepted_tokens")
+"""Columns of answers of which the summary tells the sums."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ def run_batch(job: BatchJob) -> Summary:
 
     Raises:
         ValueError: the folder is another job's, or another process is at work there;
-            prompts cannot be read, or Ray is not installed.
+            prompts cannot be read, the tokenizer cannot be loaded, Ray is not installed, or
+            what is written is not each row once.
     """
     began = time.monotonic()
     job.out.mkdir(parents=True, exist_ok=True)
@@ -64,9 +70,19 @@ def run_batch(job: BatchJob) -> Summary:
         wanted = _begin(job)
         before = answered(job.out)
         if before < wanted:
+            load_tokenizer(job.tokenizer)  # or an error here, before engines start
             _answer(job)
-        found = _answers(job)
-    return _summary(found, time.monotonic() - began, len(found) - before)
+        found = _found(job, wanted)
+    drafts, accepted = found["num_drafts"], found["num_accepted_tokens"]
+    return Summary(
+        rows=wanted,
+        errors=found["errors"],
+        prompt_tokens=found["num_prompt_tokens"],
+        tokens=found["num_tokens"],
+        acceptance_length=1.0 + accepted / drafts if drafts else None,
+        seconds=time.monotonic() - began,
+        new_rows=wanted - before,
+    )
 
 
 def _begin(job: BatchJob) -> int:
@@ -114,7 +130,8 @@ def _answer(job: BatchJob) -> None:
         detokenize_stage=False,
     )
     answering = build_processor(
-        config, preprocess=partial(prepare, model=job.target, sampling=job.sampling)
+        config,
+        preprocess=partial(prepare, source=job.tokenizer, sampling=job.sampling),
     )
     # What a block holds is answered, written and checkpointed as one.
     prompts = ray.data.read_parquet(str(out / PROMPTS)).repartition(
@@ -147,28 +164,41 @@ def answered(out: Path) -> int:
     return int(dataset.dataset(done).count_rows()) if done else 0
 
 
-def _answers(job: BatchJob) -> pyarrow.Table:
-    """Returns the rows that are written."""
-    kind = "json" if job.format == "jsonl" else "parquet"
-    files = sorted(str(path) for path in (job.out / ROWS).glob(f"*.{kind}"))
-    return dataset.dataset(files, schema=ANSWERS, format=kind).to_table()
+def _found(job: BatchJob, wanted: int) -> Counter[str]:
+    """Sums up the rows that are written: ``SUMMED``, and ``errors``.
+
+    Raises:
+        ValueError: the rows are not 0 to ``wanted - 1``, each once.
+    """
+    found: Counter[str] = Counter()
+    seen, others = bytearray(wanted), 0
+    for row in _written(job):
+        if (number := row["row"]) >= wanted or seen[number]:
+            others += 1
+            continue
+        seen[number] = True
+        found["errors"] += row["error"] is not None
+        for name in SUMMED:
+            found[name] += row[name] or 0
+    if (missing := seen.count(False)) or others:
+        raise ValueError(
+            f"{job.out / ROWS}: of {wanted} rows {missing} are missing, and {others} are "
+            "there twice or are another job's: give the job a folder of its own"
+        )
+    return found
 
 
-def _summary(found: pyarrow.Table, seconds: float, new: int) -> Summary:
-    def total(name: str) -> int:
-        return sum(one or 0 for one in found[name].to_pylist())
-
-    drafts = total("num_drafts")
-    accepted = total("num_accepted_tokens")
-    return Summary(
-        rows=len(found),
-        errors=sum(one is not None for one in found["error"].to_pylist()),
-        prompt_tokens=total("num_prompt_tokens"),
-        tokens=total("num_tokens"),
-        acceptance_length=1.0 + accepted / drafts if drafts else None,
-        seconds=seconds,
-        new_rows=new,
-    )
+def _written(job: BatchJob) -> Iterator[dict[str, Any]]:
+    """Yields the rows that are written, a file or a line in memory at a time."""
+    columns = ["row", "error", *SUMMED]
+    if job.format == "parquet":
+        for path in (job.out / ROWS).glob("*.parquet"):
+            yield from parquet.read_table(path, columns=columns).to_pylist()
+        return
+    # Not by Arrow, whose blocks cut long answers, and whose one thread waits for itself.
+    for path in (job.out / ROWS).glob("*.json"):
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
 
 def save(summary: Summary, out: Path) -> dict[str, Any]:

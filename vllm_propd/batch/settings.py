@@ -8,8 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vllm_propd.batch.hosts import shared_cores
 from vllm_propd.batch.prompts import digest
 from vllm_propd.batch.rows import SAMPLING, RowError, sampling_of
+from vllm_propd.batch.tokenizer import TokenizerSource
 from vllm_propd.config import METHOD, REQUEST_METRICS
 
 SETTLED = {
@@ -61,8 +63,17 @@ class BatchJob(BaseModel):
     @property
     def target(self) -> str:
         """The target's absolute path or, where there is no such folder, its hub name."""
-        path = Path(self.model)
-        return str(path.resolve()) if path.exists() else self.model
+        return _absolute(self.model)
+
+    @property
+    def tokenizer(self) -> TokenizerSource:
+        """The tokenizer of the engines, which ``engine_kwargs`` name as vLLM has it."""
+        given = self.engine_kwargs
+        return TokenizerSource(
+            _absolute(given.get("tokenizer") or self.model),
+            given.get("tokenizer_revision") or given.get("revision"),
+            bool(given.get("trust_remote_code")),
+        )
 
     def decides(self) -> dict[str, Any]:
         """Returns what a job that goes on must have in common with the one before."""
@@ -83,6 +94,8 @@ class BatchJob(BaseModel):
             "distributed_executor_backend": executor,
             **self.engine_kwargs,
         }
+        if "tokenizer" in found:
+            found["tokenizer"] = self.tokenizer.name
         if self.speculative_config is not None:
             found["speculative_config"] = self.speculative_config
             found.setdefault("per_request_spec_decode_metrics", "summary")
@@ -91,12 +104,17 @@ class BatchJob(BaseModel):
     def engine_env(self, on_cpu: bool) -> dict[str, str]:
         """Returns the environment of each engine.
 
-        Engines of a host that has no GPU share its cores: vLLM would bind all of them to
-        the same.
+        Args:
+            on_cpu: whether no host of the cluster, which is joined, has a GPU.
         """
         level = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         found = {REQUEST_METRICS: "1", "VLLM_LOGGING_LEVEL": level}
-        if on_cpu and self.engines > 1:
-            cores = max(1, (os.cpu_count() or 1) // self.engines)
-            found |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores)}
+        if on_cpu:
+            found |= shared_cores(self.engines, self.tensor_parallel_size)
         return found
+
+
+def _absolute(name: str) -> str:
+    """Returns a folder's absolute path: Ray's workers are in other ones. Else the name."""
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
