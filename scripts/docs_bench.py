@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -44,7 +43,7 @@ SHORT = (
 NO_LISTS: dict[str, list[float]] = {
     "turns": [],
     "chunks": [],
-    "steps": [],
+    "step_times": [],
     "measured_step_ms": [],
     "estimated_step_ms": [],
     "tree_sizes": [],
@@ -60,7 +59,8 @@ class Shown(BaseModel):
     Attributes:
         speed: of the model that it is about.
         equality: in float32, where texts must be the same to the last token.
-        recorded: the day, as YYYY-MM-DD; empty where nobody has written it down.
+        recorded: the day it was measured, as YYYY-MM-DD; empty where nobody has written it
+            down.
         runs: benchmarks, this one counted.
         differences: by how much each ratio differs between them, relatively.
     """
@@ -97,7 +97,7 @@ def cell_of(row: Row) -> str:
     """A row's ratio, its quartiles if it has some, and tokens per step."""
     quartiles = row.wall_ratio_median_quartiles
     known = f" ({quartiles[0]:.3f} to {quartiles[1]:.3f})" if quartiles else ""
-    return f"{row.ratio:.{3 if quartiles else 2}f}x{known}, {row.tokens_per_step:.2f}"
+    return f"{row.ratio:.{3 if quartiles else 2}f}x{known}, {row.per_step:.2f}"
 
 
 def cells_of(shown: Shown, arm: str) -> list[str]:
@@ -116,9 +116,10 @@ def columns_of(shown: Shown) -> list[str]:
     """Batch sizes, with how many chunks each median is of."""
     found = []
     for size in shown.speed.batch_sizes:
+        chunks = ""
         plain = shown.speed.row("plain", size)
-        has_chunks = plain is not None and plain.wall_ratio_median is not None
-        chunks = f", {plain.rounds} chunks" if plain is not None and has_chunks else ""
+        if plain is not None and plain.wall_ratio_median is not None:
+            chunks = f", {plain.num_chunks or plain.rounds} chunks"
         found.append(f"batch {size}{chunks}")
     return found
 
@@ -166,7 +167,7 @@ def task_cell(row: Row) -> str:
     the task's chunks. Without chunks it is the ratio of fast steps, as in the table above.
     """
     ratio = row.ratio_to_plain if row.wall_ratio is None else row.wall_ratio
-    return f"{ratio:.2f}x, {row.tokens_per_step:.2f}"
+    return f"{ratio:.2f}x, {row.per_step:.2f}"
 
 
 def by_task(shown: Shown) -> list[str]:
@@ -227,7 +228,7 @@ def main(
     shown = Shown(
         speed=short(runs[0]),
         equality=short(equality),
-        recorded=date.today().isoformat(),
+        recorded=runs[0].measured,
         runs=len(runs),
         differences=differences(runs) if again else [],
     )

@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
+from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group
@@ -74,8 +75,13 @@ def read(url: str) -> Reading:
         ValueError: it is not one that runs ProPD.
         OSError: it does not answer.
     """
-    with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=TIMEOUT_S) as answer:
-        return parse(answer.read().decode(), time.monotonic())
+    where = f"{url.rstrip('/')}/metrics"
+    try:
+        with urllib.request.urlopen(where, timeout=TIMEOUT_S) as answer:
+            text = answer.read().decode()
+    except HTTPException as error:  # it ended in the middle of its answer
+        raise OSError(f"{where}: {error!r}") from error
+    return parse(text, time.monotonic())
 
 
 @dataclass
@@ -164,13 +170,17 @@ def view(url: str, history: list[Rates]) -> Group:
 def watch(url: str, interval: float, once: bool) -> None:
     """Shows a server until interrupted, or one interval of it.
 
+    Where it does not answer, as while it is started anew, that is said, and it is asked
+    again; what comes then is compared with what it said last.
+
     Args:
         url: address of the server.
         interval: seconds between readings.
         once: print one interval, and end.
 
     Raises:
-        ValueError, OSError: see ``read``.
+        ValueError: it does not run ProPD.
+        OSError: it does not answer the first time, or ``once``.
     """
     console = Console()
     before = read(url)
@@ -179,7 +189,15 @@ def watch(url: str, interval: float, once: bool) -> None:
         with Live(console=console, auto_refresh=False, transient=once) as live:
             while True:
                 time.sleep(interval)
-                now = read(url)
+                try:
+                    now = read(url)
+                except OSError as error:
+                    if once:
+                        raise
+                    silence = Text(f"no answer from {url}: {error}", style="yellow")
+                    shown = [view(url, list(history))] if history else []
+                    live.update(Group(*shown, silence), refresh=True)
+                    continue
                 history.append(rates(before, now))
                 before = now
                 if once:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,27 @@ def title_of(draw: Any, found: Results, monkeypatch: pytest.MonkeyPatch) -> str:
     draw(found, Path("nowhere.png"))
     (title,) = titles
     return title
+
+
+def test_names_with_dollar_signs_are_no_formulas() -> None:
+    """What stands between two of them would be read as one, and this is none."""
+    bad = r"$\no$"
+    rows = [
+        row(arm, 1, ratio).model_copy(
+            update={
+                "workload": workload,
+                "accepted_by_rank": [[0.5]],
+                "tokens_by_size": [1.0],
+            }
+        )
+        for workload in ("batch", f"task {bad}")
+        for arm, ratio in (("plain", 1.0), (f"propd:model={bad}", 1.5))
+    ]
+    found = results(rows=rows)
+    draws = (plots.speed, plots.parts, plots.steps, plots.trees, plots.workloads)
+    for draw in (*draws, plots.reliability):
+        draw(found, picture := BytesIO())
+        assert picture.getvalue().startswith(b"\x89PNG")
 
 
 def test_a_steps_parts_are_said_to_be_means(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from bench_rows import measured
 from heads_on_disk import HIDDEN, VOCAB, blocks, write
 from rich.console import Console
 from rich.progress import Progress
-from tokenizers_on_disk import MODEL, TEMPLATE, tokenizer
+from tokenizers_on_disk import MODEL, target_in, tokenizer
 from vllm import SamplingParams
 
 from vllm_propd.bench import engines, run
@@ -225,7 +225,7 @@ def test_texts_that_end_at_once_have_rows_that_load_again() -> None:
     rows = rows_at(arms, point, turns, {arm.name: 1.0 for arm in arms}, BenchSettings())
     for one in rows:
         assert one.tokens_per_s == one.tokens_per_s_max == one.ratio_to_plain == 0.0
-        assert one.turns == one.steps == [] and one.identical_to_plain == 1
+        assert one.turns == one.step_times == [] and one.identical_to_plain == 1
         assert Row.model_validate_json(one.model_dump_json()) == one
 
 
@@ -266,11 +266,10 @@ def test_text_says_once_what_it_has_no_use_for(tmp_path: Path) -> None:
 
 
 def test_chats_say_once_what_they_have_no_use_for(tmp_path: Path) -> None:
-    tokenizer(TEMPLATE).save_pretrained(tmp_path)
     (asked := tmp_path / "asked.jsonl").write_text('{"question": "2 + 2?"}\n')
     console = Console(record=True, width=200)
     settings = BenchSettings(batch_sizes=(1,), workload=True, chunks=4)
-    points, _ = run._of_chats(tmp_path, [asked], settings, console)
+    points, _ = run._of_chats(target_in(tmp_path / "t"), [asked], settings, console)
     assert len(points) == 1
     said = console.export_text()
     assert said.count("no use for --workload, --chunks\n") == 1

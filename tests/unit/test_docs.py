@@ -48,6 +48,7 @@ def test_a_result_is_recorded_and_shown(
     """From a benchmark's folder to a file, a picture and two pages."""
     shown = (BENCH["RESULTS"] / "inflated-avx2.json").read_text()
     kept = BENCH["Shown"].model_validate_json(shown)
+    kept.speed.measured = "2026-01-02"
     (tmp_path / "results.json").write_text(kept.speed.model_dump_json())
     pages = [tmp_path / "README.md", tmp_path / "benchmarks.md"]
     for page, kind in zip(pages, (" short", ""), strict=True):
@@ -65,6 +66,7 @@ def test_a_result_is_recorded_and_shown(
         assert text.startswith("before\n<!-- bench") and text.endswith("bench -->\nafter\n")
         assert f"| `propd` | {BENCH['cell_of'](propd)}" in text
         assert kept.speed.machine.processor in text
+        assert "Measured on 2026-01-02." in text
     assert "`static`" in full and "`static`" not in short
 
 
@@ -85,6 +87,35 @@ def test_a_task_without_chunks_is_shown_by_its_fast_steps(
         for workload in ("batch", "task qa")
     ]  # fmt: skip
     assert BENCH["by_task"](shown)[-1] == f"| 4, `propd` | {cell} |"
+
+
+@pytest.mark.parametrize(
+    ("fields", "column", "cell"),
+    [
+        # Older: the turns are the chunks.
+        ({}, "batch 4, 3 chunks", "1.500x (1.400 to 1.600), 3.00"),
+        (
+            {"num_chunks": 7, "wall_tokens_per_step": 2.5},
+            "batch 4, 7 chunks",
+            "1.500x (1.400 to 1.600), 2.50",
+        ),
+    ],
+)
+def test_chunks_are_counted_where_there_are_rounds_too(
+    fields: dict, column: str, cell: str
+) -> None:
+    kept = (BENCH["RESULTS"] / "chats-avx512.json").read_text()
+    shown = BENCH["Shown"].model_validate_json(kept)
+    (row,) = shown.speed.rows = [
+        measured(
+            "plain", 1.5, workload="batch", wall_ratio_median=1.5, batch_size=4,
+            wall_ratio_median_quartiles=(1.4, 1.6), kept_per_step=24, work_ratio=1.0,
+            acceptance_by_depth=[0.5], step_ms={}, identical_to_plain=2, prompts=2,
+            **fields,
+        )
+    ]  # fmt: skip
+    assert BENCH["columns_of"](shown) == [column]
+    assert BENCH["cell_of"](row) == cell
 
 
 def test_scripts_name_the_targets_that_run_them() -> None:

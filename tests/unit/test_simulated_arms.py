@@ -69,6 +69,27 @@ def test_trees_larger_than_those_recorded_name_arm_and_remedy() -> None:
     assert configs("chain", nodes=2)
 
 
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("propd-no-lookup:num_candidates=4", "10 candidates .*, not of 4: leave num_"),
+        ("propd:sizing=fixed,num_candidates=12", "10 candidates .*, not of 12: leave num_"),
+        ("propd:num_candidates=12", "10 candidates of each head: num_candidates=10"),
+        ("propd:tree=chain", "chains of dynamic sizes are not replayed: add sizing=fixed"),
+        ("propd:model=/others", "recorded are the heads in .*propd: give --heads /others"),
+        ("chain:model=/others", "recorded are the heads in .*propd: give --heads /others"),
+    ],
+)
+def test_trees_of_other_shapes_and_heads_name_arm_and_remedy(
+    arm: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"--arms {arm}: .*{message}"):
+        configs(f"propd {arm}")
+    # Grown anew from the recorded candidates.
+    assert configs("propd:num_candidates=4")["propd:num_candidates=4"].num_candidates == 4
+    assert configs(f"chain:model={HEADS}/../propd")
+
+
 def test_an_arm_that_is_there_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="--arms: chain more than once: name each once"):
         configs("chain propd chain")

@@ -75,7 +75,7 @@ def test_a_turn_of_first_tokens_only_has_no_speed() -> None:
     assert not turn.decodes
     assert turn.tokens_per_s == turn.tokens_per_step == 0.0
     assert turn.laps() == []
-    assert Turn(seconds=2.0, tokens=6).laps() == [(0, 2.0)]
+    assert Turn(seconds=2.0, tokens=6).laps() == [((0, 0), 2.0)]
 
 
 def test_a_first_token_is_the_prefills() -> None:

@@ -73,7 +73,7 @@ def steps_of(group: int, *steps: tuple[int, float, int]) -> Turn:
         texts=[[group]],
         group=group,
         step_seconds=list(seconds),
-        step_drafted=list(drafted),
+        step_kinds=[(1, count) for count in drafted],
     )
 
 
@@ -103,7 +103,7 @@ def test_texts_that_end_at_once_are_in_no_ratio() -> None:
     assert turns.ratio("b") == pytest.approx(3.0)
     assert [turns.tokens_per_s(arm) for arm in ("plain", "b")] == [4.0, 12.0]
     assert [turns.when(one) for one in turns.decoding("b")] == [OFTEN / 2]
-    assert turns.steps("b") == {0: [1.0] * OFTEN}
+    assert turns.steps("b") == {(1, 0): [1.0] * OFTEN}
     assert turns.latest("b").texts == [[0], [1]]
 
 
@@ -134,9 +134,9 @@ def test_what_slows_steps_down_does_not_shape_the_ratio() -> None:
         turns.add("b", steps_of(0, (0, small, 1), (5, large, 6), (0, small, 1)))
     assert turns.ratio("b") == pytest.approx(8 / 6)
     assert turns.ratio("plain") == 1.0
-    assert {drafted: len(laps) for drafted, laps in turns.steps("b").items()} == {
-        0: 10,
-        5: 5,
+    assert {kind: len(laps) for kind, laps in turns.steps("b").items()} == {
+        (1, 0): 10,
+        (1, 5): 5,
     }
 
 
@@ -152,15 +152,84 @@ def test_luck_does_not_shape_the_ratio() -> None:
 def test_steps_of_rare_sizes_are_no_slower_ones() -> None:
     """Disturbed as any others: of two the faster one is at the lower third."""
     often = [0.9 + 0.1 * i for i in range(3 * OFTEN)]
-    found = fast_steps({4: often, 9: [3.0] * 2, 7: [4.0]})
+    found = fast_steps({(1, 4): often, (1, 9): [3.0] * 2, (1, 7): [4.0]})
     third, half = often[len(often) // 3] / 0.9, often[len(often) // 2] / 0.9
-    assert found[4] == pytest.approx(0.9)
-    assert found[9] == pytest.approx(3.0 / third, rel=0.06)
-    assert found[7] == pytest.approx(4.0 / half, rel=0.06)
+    assert found[1, 4] == pytest.approx(0.9)
+    assert found[1, 9] == pytest.approx(3.0 / third, rel=0.06)
+    assert found[1, 7] == pytest.approx(4.0 / half, rel=0.06)
 
 
 def test_steps_of_rare_sizes_alone_count_as_they_are() -> None:
-    assert fast_steps({4: [2.0, 3.0], 5: [4.0]}) == {4: 2.0, 5: 4.0}
+    found = fast_steps({(1, 4): [2.0, 3.0], (1, 5): [4.0]})
+    assert found == {(1, 4): 2.0, (1, 5): 4.0}
+
+
+def test_steps_of_a_batch_that_shrinks_are_not_compared_with_those_of_a_full_one() -> None:
+    """Texts end by themselves: more sequences in a step take longer, drafts or none."""
+    turns: Turns[Turn] = Turns()
+    for arm, drafts, tokens in (("plain", 0, 1), ("b", 2, 2)):
+        steps = [((size, size * drafts), float(size), size) for size in (4, 4, 2, 1)]
+        kinds, seconds, of_one = zip(*steps, strict=True)
+        turns.add(
+            arm,
+            Turn(
+                began=0.0,
+                seconds=sum(seconds),
+                tokens=tokens * sum(of_one),
+                step_seconds=list(seconds),
+                step_kinds=list(kinds),
+            ),
+        )
+    # By draft tokens alone, plain vLLM would always step as fast as with one sequence.
+    assert turns.ratio("b") == pytest.approx(2.0)
+
+
+def texts_of(arm_of: dict[str, list[list[int]]], full: bool = False) -> Turns[Turn]:
+    """Turns with one prompt, of the texts that each arm puts out one after another."""
+    turns: Turns[Turn] = Turns()
+    for arm, texts in arm_of.items():
+        for text in texts:
+            turns.add(arm, Turn(texts=[text], full=full))
+    return turns
+
+
+@pytest.mark.parametrize("other", [[1, 2], [1, 2, 3, 4], [1, 2, 4], []])
+def test_texts_that_end_by_themselves_are_compared_whole(other: list[int]) -> None:
+    turns = texts_of({"plain": [[1, 2, 3]], "b": [other], "c": [[1, 2, 3]]})
+    assert [turns.same_texts(arm) for arm in ("plain", "b", "c")] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("other", "same"), [([1, 2], 1), ([1, 2, 3, 4], 1), ([1, 3], 0), ([], 0)]
+)
+def test_texts_of_full_batches_are_compared_as_far_as_both_go(
+    other: list[int], same: int
+) -> None:
+    assert texts_of({"plain": [[1, 2, 3]], "b": [other]}, True).same_texts("b") == same
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_text_is_the_same_only_if_it_is_in_every_turn(place: int) -> None:
+    texts = [[1, 2, 3]] * 3
+    others = [[1, 2, 9] if i == place else text for i, text in enumerate(texts)]
+    turns = texts_of({"plain": texts, "b": others})
+    assert turns.same_texts("b") == 0
+    for arm in ("plain", "b"):
+        turns.add(arm, Turn(texts=[[4], [5]], group=1))
+    assert turns.same_texts("b") == 2
+
+
+@pytest.mark.parametrize("other", [[1, 2, 3, 4], [1, 2]])
+def test_a_text_that_differs_where_only_texts_count_is_not_the_same(
+    other: list[int],
+) -> None:
+    """Chunks beside rounds: their texts end by themselves, and their times are others'."""
+    turns = texts_of({"plain": [[1, 2]], "b": [[1, 2, 3]], "c": [[1, 2, 3]]}, full=True)
+    for arm, text in (("plain", [1, 2, 3]), ("b", other), ("c", [1, 2, 3])):
+        turns.add(arm, Turn(seconds=9.0, tokens=9, texts=[text]), only_texts=True)
+    assert [turns.same_texts(arm) for arm in ("plain", "b", "c")] == [1, 0, 1]
+    assert turns.only([0]).same_texts("b") == 0
+    assert len(turns.of("b")) == 1 and turns.tokens_per_s("b") == 0.0
 
 
 def test_turns_without_steps_are_compared_whole() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-from rich.console import Console
+import urllib.request
+from http.client import IncompleteRead
+from io import StringIO
 
-from vllm_propd.watch import bars, parse, rates, view
+import pytest
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from vllm_propd import watch as watching
+from vllm_propd.watch import Reading, bars, parse, rates, view
 
 TEXT = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -89,3 +95,60 @@ def test_bars_are_as_high_as_values() -> None:
 def test_bars_below_zero_are_empty() -> None:
     assert bars([-900.0, 4.0, 8.0]) == " ▄█"
     assert bars([-1.0, None]) == "  "
+
+
+def reads(monkeypatch: pytest.MonkeyPatch, *found: Reading | BaseException) -> list[str]:
+    """Lets a server say all this, one after another; returns what is shown, as it comes."""
+    left, shown = list(found), []
+
+    def read(url: str) -> Reading:
+        now = left.pop(0)
+        if isinstance(now, BaseException):
+            raise now
+        return now
+
+    def update(self: Live, screen: RenderableType, refresh: bool) -> None:
+        console = Console(record=True, width=100, file=StringIO())
+        console.print(screen)
+        shown.append(console.export_text())
+
+    monkeypatch.setattr(watching, "read", read)
+    monkeypatch.setattr(watching.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Live, "update", update)
+    return shown
+
+
+def test_a_server_that_is_started_anew_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, anew = (
+        parse(text(100), 10.0),
+        parse(text(150), 12.0),
+        parse(text(4), 16.0),
+    )
+    gone = ConnectionRefusedError("refused")
+    shown = reads(monkeypatch, first, gone, second, gone, anew, KeyboardInterrupt())
+    watching.watch("http://here", 1.0, once=False)
+    silent, alive, silent_again, back = shown
+    assert "no answer from http://here: refused" in silent and "tokens" not in silent
+    assert "175.0 /s" in alive and "no answer" not in alive
+    assert "no answer" in silent_again and "175.0 /s" in silent_again
+    assert "7.0 /s" in back and "no answer" not in back
+
+
+@pytest.mark.parametrize(("answers", "once"), [(0, False), (0, True), (1, True)])
+def test_a_server_that_is_not_there_is_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch, answers: int, once: bool
+) -> None:
+    reads(monkeypatch, *[parse(text(1), 0.0)] * answers, ConnectionRefusedError("refused"))
+    with pytest.raises(OSError, match="refused"):
+        watching.watch("http://here", 1.0, once)
+
+
+def test_an_answer_that_breaks_off_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def urlopen(url: str, timeout: float) -> None:
+        raise IncompleteRead(b"half")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(OSError, match="http://here/metrics: IncompleteRead"):
+        watching.read("http://here/")

@@ -214,7 +214,7 @@ class ArmEngine:
                 alone, and what is measured is the luck of the slowest one.
         """
         self.take_over()
-        llm, turn, drafts = self.engine.llm, Turn(), self.engine.drafts
+        llm, turn, drafts = self.engine.llm, Turn(full=full), self.engine.drafts
         engine = llm.llm_engine
         drafts.reset()
         if self.engine.timed:  # what ran ahead of the turn before has been timed, too
@@ -243,7 +243,7 @@ class ArmEngine:
             outputs = engine.step()
             if outputs and prefilled:
                 turn.step_seconds.append(time.perf_counter() - step_started)
-                turn.step_drafted.append(drafts.drafted - drafted)
+                turn.step_kinds.append((len(outputs), drafts.drafted - drafted))
             for output in outputs:
                 before, ids = texts[output.request_id], output.outputs[0].token_ids
                 if len(ids) > len(before):

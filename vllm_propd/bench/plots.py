@@ -5,8 +5,18 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from statistics import mode
+from typing import TYPE_CHECKING
 
 from vllm_propd.bench.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.legend import Legend
+
+
+def _plain(legend: Legend) -> None:
+    """Shows names as they are: two dollar signs would begin and end a formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def speed(results: Results, target: Path | io.BytesIO) -> None:
@@ -20,7 +30,7 @@ def speed(results: Results, target: Path | io.BytesIO) -> None:
         sizes = [row.batch_size for row in rows]
         style = {"color": "black", "linestyle": "--"} if arm == "plain" else {"marker": "o"}
         left.plot(sizes, [row.ratio for row in rows], label=arm, **style)
-        right.plot(sizes, [row.tokens_per_step for row in rows], label=arm, **style)
+        right.plot(sizes, [row.per_step for row in rows], label=arm, **style)
     left.set(title="tokens/s against plain vLLM", xlabel="batch size")
     right.set(title="tokens per step", xlabel="batch size")
     for axes in (left, right):
@@ -28,7 +38,7 @@ def speed(results: Results, target: Path | io.BytesIO) -> None:
         axes.set_xticks(results.batch_sizes, labels=map(str, results.batch_sizes))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
+    _plain(figure.legend(*left.get_legend_handles_labels(), loc="outside right upper"))
     figure.savefig(target, dpi=120, format="png")
 
 
@@ -41,14 +51,15 @@ def parts(results: Results, target: Path | io.BytesIO) -> None:
     parts = list(dict.fromkeys(part for row in rows for part in row.step_ms))
     figure = Figure(figsize=(11, 1 + 0.3 * max(len(rows), 3)), layout="constrained")
     axes = figure.subplots()
-    left = [0.0] * len(rows)
+    left, places = [0.0] * len(rows), range(len(rows))
     for part in parts:
         if part == "step":
             continue
         # What is left over is a difference of two clocks' means, and can be below zero.
         widths = [max(row.step_ms.get(part, 0.0), 0.0) for row in rows]
-        axes.barh(labels, widths, left=left, label=part)
+        axes.barh(places, widths, left=left, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(places, labels=labels, parse_math=False)
     axes.invert_yaxis()
     axes.set(title="a step's time by part, means", xlabel="ms")
     if rows:
@@ -72,7 +83,7 @@ def steps(results: Results, target: Path | io.BytesIO) -> None:
     if rows:
         times = [ms for row in rows for ms in row.measured_step_ms]
         left.plot([min(times), max(times)], [min(times), max(times)], "k--")
-        right.legend()
+        _plain(right.legend())
     left.set(title="a step's time, ms", xlabel="measured", ylabel="estimated before")
     right.set(title="nodes per sequence", xlabel="step")
     for axes in (left, right):
@@ -92,7 +103,7 @@ def trees(results: Results, target: Path | io.BytesIO) -> None:
             left.plot(row.tokens_by_size, label=f"{row.arm}, {row.point}")
     left.set(title="tokens per step by tree size", xlabel="nodes verified")
     left.grid(alpha=0.3)
-    left.legend()
+    _plain(left.legend())
     row = max(rows, key=lambda row: len(row.accepted_by_rank[0]))
     shares = row.accepted_by_rank
     depths, ranks = len(shares), len(shares[0])
@@ -106,10 +117,9 @@ def trees(results: Results, target: Path | io.BytesIO) -> None:
             )
     right.set_xticks(range(ranks), labels=[str(rank + 1) for rank in range(ranks)])
     right.set_yticks(range(depths), labels=[str(depth + 1) for depth in range(depths)])
-    right.set(
-        title=f"accepted nodes: {row.arm}, {row.point}, share of trees",
-        xlabel="rank among siblings",
-        ylabel="depth",
+    right.set(xlabel="rank among siblings", ylabel="depth")
+    right.set_title(
+        f"accepted nodes: {row.arm}, {row.point}, share of trees", parse_math=False
     )
     figure.savefig(target, dpi=120, format="png")
 
@@ -131,10 +141,13 @@ def workloads(results: Results, target: Path | io.BytesIO) -> None:
         ratios = [rows[arm, name].ratio for name in results.workloads]
         axes.bar(places, ratios, width, label=arm)
     axes.axhline(1.0, color="black", linestyle="--", label="plain")
-    axes.set_xticks(range(len(results.workloads)), labels=results.workloads)
-    sizes = {name: rows[results.arms[0], name].batch_size for name in results.workloads}
-    axes.set(title=f"tokens/s against plain vLLM, by workload, {_at(sizes)}")
-    figure.legend(loc="outside right upper")
+    names = results.workloads
+    axes.set_xticks(range(len(names)), labels=names, parse_math=False)
+    sizes = {name: rows[results.arms[0], name].batch_size for name in names}
+    axes.set_title(
+        f"tokens/s against plain vLLM, by workload, {_at(sizes)}", parse_math=False
+    )
+    _plain(figure.legend(loc="outside right upper"))
     figure.savefig(target, dpi=120, format="png")
 
 
@@ -156,9 +169,8 @@ def reliability(results: Results, target: Path | io.BytesIO) -> None:
         said, found = zip(*curve, strict=True)
         axes.plot(said, found, ".-", label=f"head {head + 1}")
     axes.plot([0, 1], [0, 1], "k--", label="as said")
-    axes.set(
-        title=f"reliability: {row.arm}", xlabel="a head's probability", ylabel="came true"
-    )
+    axes.set_title(f"reliability: {row.arm}", parse_math=False)
+    axes.set(xlabel="a head's probability", ylabel="came true")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=120, format="png")

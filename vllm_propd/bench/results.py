@@ -48,8 +48,8 @@ class Row(BaseModel):
     tokens_per_s_max: float = Field(description="Of the fastest round.")
     ratio_to_plain: float = Field(
         description="Tokens/s over plain vLLM's, both undisturbed (other work on the "
-        f"machine only slows): each step as long as quantile {FAST} in `steps`, "
-        "of rare sizes less (`turns.fast_steps`); the mean over groups "
+        f"machine only slows): each step as long as quantile {FAST} in `step_times`, "
+        "of rare kinds less (`turns.fast_steps`); the mean over groups "
         "of prompts. Of a trace: of both arms' fastest turns."
     )
     wall_ratio: float | None = Field(
@@ -69,12 +69,20 @@ class Row(BaseModel):
         description="Between which the median of as many other chunks is half of the "
         "times (bootstrap).",
     )
+    wall_tokens_per_step: float | None = Field(
+        default=None, description="`tokens_per_step` of the chunks, all together."
+    )
     heads_share: float | None = Field(
         default=None, description="Of the chunks' time, spent on asking the heads."
     )
     in_vain_share: float | None = Field(
         default=None,
         description="Likewise, where each sequence put out no more than one token.",
+    )
+    num_chunks: int | None = Field(
+        default=None,
+        description="How many chunks these are of. None where there were none, and in "
+        "older results, where `rounds` counts them.",
     )
     chunks: list[tuple[int, float]] = Field(
         default=[], description="Tokens and seconds of each chunk."
@@ -86,10 +94,10 @@ class Row(BaseModel):
         "its group of prompts; tokens/s. Without those whose texts all ended with their "
         "first tokens, which have no speed.",
     )
-    steps: list[tuple[int, int, list[float]]] = Field(
+    step_times: list[tuple[int, int, int, list[float]]] = Field(
         default=[],
-        description="Draft tokens of a step, over all sequences; how many such steps there "
-        f"were; milliseconds: quantiles {', '.join(map(str, SHOWN))}.",
+        description="Sequences of a step; draft tokens over all of them; how many such "
+        f"steps there were; milliseconds: quantiles {', '.join(map(str, SHOWN))}.",
     )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
@@ -154,7 +162,8 @@ class Row(BaseModel):
         default=None, description="Likewise, 90th percentile."
     )
     identical_to_plain: int = Field(
-        description="Prompts whose text is plain vLLM's, as far as both go."
+        description="Prompts whose text is plain vLLM's in every turn: whole; of rounds, "
+        "as far as both go."
     )
     prompts: int = Field(description="Prompts compared.")
     config: dict[str, Any] | None = Field(description="The speculative config.")
@@ -165,6 +174,12 @@ class Row(BaseModel):
         """The speed against plain vLLM: by whole wall clock, or else by fast steps."""
         wall = self.wall_ratio_median
         return self.ratio_to_plain if wall is None else wall
+
+    @property
+    def per_step(self) -> float:
+        """Tokens per step of what ``ratio`` is of: of chunks, or else of rounds."""
+        wall = self.wall_tokens_per_step
+        return self.tokens_per_step if wall is None else wall
 
     @property
     def point(self) -> str:
@@ -199,6 +214,7 @@ class Results(BaseModel):
     starts: int = Field(1, description="Of all engines, for the chunks.")
     in_turn: bool = Field(False, description="Chunks were a step of each arm in turn.")
     temperature: float
+    measured: str = Field("", description="The day it began, as YYYY-MM-DD.")
     machine: Machine
     versions: dict[str, str]
     rows: list[Row] = Field(default_factory=list)

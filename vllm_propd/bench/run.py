@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from vllm_propd.bench.settings import PASSES, BenchSettings
 from vllm_propd.bench.setup import (
     engine_options,
     load_tokenizer,
+    longest_fitting,
     prompt_texts,
     tokenizer_of,
 )
@@ -139,8 +141,7 @@ def run_bench(
                     engines = _started(arms, options, bar, settings)
                 results.starts = start + 1
                 for one in measured:
-                    one.pair(engines, params, settings, start)
-                    note()
+                    one.pair(engines, params, settings, note, start)
             _tell_of_trees(results, engines, points[0], params)
             # Before the trace's engines start: memory is for one set of them.
             close_engines(engines)
@@ -222,6 +223,8 @@ def _of_chats(
             "Chats are answered once, to their natural ends: no use for "
             f"{', '.join(unused)}"
         )
+    if (fitting := longest_fitting(model, settings)) is not None:
+        settings = replace(settings, longest_chat=min(settings.longest_chat, fitting))
     tokenizer, others = load_tokenizer(model), max(settings.batch_sizes)
     by_task, too_long = chat_prompts(files, tokenizer, settings, others)
     if not any(len(prompts) > settings.prompts_each for prompts in by_task.values()):
@@ -282,6 +285,7 @@ def _results(model: Path, settings: BenchSettings) -> Results:
         starts=settings.starts,
         in_turn=settings.in_turn,
         temperature=settings.temperature,
+        measured=date.today().isoformat(),
         machine=this_machine(),
         versions=installed_versions(),
     )

@@ -29,7 +29,7 @@ class BenchSettings:
     Attributes:
         arms: as ``parse_arms`` takes them.
         batch_sizes: sequences generated together.
-        max_tokens: new tokens of each, always as many.
+        max_tokens: new tokens of each; of chunks at most, where texts end by themselves.
         prompt_tokens: tokens of each prompt.
         rounds: the fewest turns of each arm after a warm-up; there is at least one with
             each group of prompts. 0: chunks only.
@@ -50,7 +50,8 @@ class BenchSettings:
         workload: also measure by prompt length, by task, and on a trace of requests.
         lengths: prompt tokens, of the axis of length and of the trace's requests.
         prompts_each: prompts of each task, where prompts are chats.
-        longest_chat: tokens of the longest chat; longer ones are left out.
+        longest_chat: tokens of the longest chat; longer ones are left out, and those after
+            which the model has no ``max_tokens`` positions.
         trace_requests: requests of the trace; None: twice the largest batch size.
         trace_rate: requests per second; None: as many as plain vLLM finishes at the
             largest batch size.

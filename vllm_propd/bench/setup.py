@@ -56,6 +56,21 @@ def prompt_texts(model: Path, files: list[Path]) -> list[str]:
     return texts
 
 
+def longest_fitting(model: Path, settings: BenchSettings) -> int | None:
+    """Returns how many tokens a prompt may have for its answer to find positions, too.
+
+    Args:
+        model: folder of the target.
+        settings: how many new tokens there are.
+
+    Returns:
+        At most so many; 0 or less: not even the answer does. None: the model has no limit.
+    """
+    config = json.loads((model / "config.json").read_text())
+    positions = config.get("max_position_embeddings")
+    return None if positions is None else positions - settings.max_tokens
+
+
 def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str, Any]:
     """Returns the arguments of ``vllm.LLM`` that all arms share.
 
@@ -63,14 +78,25 @@ def engine_options(model: Path, settings: BenchSettings, nodes: int) -> dict[str
         model: folder of the target.
         settings: what to measure.
         nodes: how many nodes the largest tree has.
+
+    Raises:
+        ValueError: the model has too few positions for the prompts and their answers.
     """
-    most = max(settings.batch_sizes)
-    config = json.loads((model / "config.json").read_text())
+    most, fitting = max(settings.batch_sizes), longest_fitting(model, settings)
     longest = settings.longest_prompt + FASTEST * settings.max_tokens + 64
+    if fitting is not None:
+        if settings.longest_prompt > fitting:
+            raise ValueError(
+                f"prompts of {settings.longest_prompt} tokens and --max-tokens "
+                f"{settings.max_tokens}: the model has {fitting + settings.max_tokens} "
+                "positions; give shorter prompts (--prompt-tokens, --lengths) or fewer "
+                "tokens"
+            )
+        longest = min(longest, fitting + settings.max_tokens)
     return {
         "model": str(model),
         "dtype": settings.dtype,
-        "max_model_len": min(longest, config.get("max_position_embeddings", longest)),
+        "max_model_len": longest,
         "max_num_seqs": most,
         # Trees take at most half of it: room for all of them whole.
         "max_num_batched_tokens": max(2048, 2 * most * (nodes + 1)),

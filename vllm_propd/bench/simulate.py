@@ -217,19 +217,15 @@ def _configs(
                 f"--arms {text}: with dynamic sizes a recording knows pruning 'auto' and "
                 "'off' only"
             )
-        # What the early head says is recorded of the heads' own trees only.
         beside = config.looks_up or config.recycles
         if beside and (size := max(settings.batch_sizes)) > num_prompts:
             raise ValueError(
                 f"--batch-sizes {size}: {arm.name} learns from text to text, and needs as "
                 f"many prompts: --num-prompts {size} or more"
             )
-        if config.ranks > (recorded := ProPDConfig().num_candidates):
-            raise ValueError(
-                f"--arms {text}: recorded are {recorded} candidates of each head"
-            )
-        if not beside and (missing := _not_recorded(config, heads, layer, nodes)):
+        if missing := _not_recorded(config, heads, layer, nodes):
             raise ValueError(f"--arms {text}: {missing}")
+        # What the early head says is recorded of the heads' own trees only.
         if config.plans_pruning and (beside or layer is None):
             config = config.without_pruning()
         if config.prunes:
@@ -243,10 +239,18 @@ def _configs(
 def _not_recorded(
     config: ProPDConfig, heads: Path, layer: int | None, nodes: int
 ) -> str | None:
-    """Says what an arm needs of recorded trees and they lack, with the remedy; or None.
+    """Says what an arm needs of a recording and it lacks, with the remedy; or None.
 
-    Arms with other sources than heads are not replayed from trees.
+    Arms with other sources than heads are not replayed from trees, but grown anew from the
+    candidates.
     """
+    if config.heads and Path(config.model or heads).resolve() != heads.resolve():
+        return f"recorded are the heads in {heads}: give --heads {config.model}"
+    whole = ProPDConfig().num_candidates
+    if config.looks_up or config.recycles:
+        if config.ranks <= whole:
+            return None
+        return f"recorded are {whole} candidates of each head: num_candidates={whole}"
     if config.has_rule and layer is None:
         return (
             f"pruning '{config.pruning}' needs an early head, and {heads} has none: leave "
@@ -257,9 +261,16 @@ def _not_recorded(
             f"a recording knows what heads said, not node_values '{config.node_values}': "
             "leave the arm out, or add node_values=head_probability"
         )
-    # Of a chain only its depth counts.
-    grown = config.tree == "best_first" or config.sizing == "dynamic"
-    if grown and (wanted := config.num_speculative_tokens) > nodes:
+    if config.tree == "chain":  # of which only its depth counts
+        if config.sizing == "fixed":
+            return None
+        return "chains of dynamic sizes are not replayed: add sizing=fixed to the arm"
+    if config.num_candidates != whole:
+        return (
+            f"recorded are trees of {whole} candidates of each head, not of "
+            f"{config.num_candidates}: leave num_candidates out"
+        )
+    if (wanted := config.num_speculative_tokens) > nodes:
         return (
             f"its trees have up to {wanted} nodes, and recorded are {nodes}: --nodes "
             f"{wanted}, or add num_speculative_tokens={nodes} to the arm"

@@ -41,7 +41,12 @@ def bench(
         int, typer.Option(min=1, help="Of chats: how many of each category.")
     ] = 8,
     longest_chat: Annotated[
-        int, typer.Option(min=1, help="Of chats: tokens; longer ones are left out.")
+        int,
+        typer.Option(
+            min=1,
+            help="Of chats: tokens; longer ones are left out, and those whose answer would "
+            "find no positions.",
+        ),
     ] = 2048,
     arms: Annotated[
         str,

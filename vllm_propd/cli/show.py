@@ -41,10 +41,8 @@ def demo(
     chat = heads is not None or model is None
     if model is None:
         model = PUBLISHED
-        missing = [
-            str(p) for p in (model, heads or HEADS) if not (p / "config.json").exists()
-        ]
-        if missing:
+        missing = [str(p) for p in (model, HEADS) if not (p / "config.json").exists()]
+        if missing and heads is None:
             print(f"Not here: {' and '.join(missing)}. So the small model it is.")
             model, chat = Path("demo/model"), False
     with errors():
@@ -52,6 +50,10 @@ def demo(
             others = ("prompts", "rounds", "num_speculative_tokens")
             remedy = "give --model without --heads"
             refuse_unused(context, others, "in a chat", remedy)
+            if not (model / "config.json").exists():
+                raise ValueError(
+                    f"{model} is no model: give --model, or `make model` for {PUBLISHED}"
+                )
             from vllm_propd.demo.chat import run_chat_demo
 
             run_chat_demo(model, heads or HEADS, out, max_tokens)

@@ -18,6 +18,7 @@ from vllm_propd.bench.results import installed_versions, this_machine
 from vllm_propd.chats import render
 from vllm_propd.demo.picture import draw_longest
 from vllm_propd.demo.race import Answer, race
+from vllm_propd.heads.checkpoint import load_heads
 from vllm_propd.outputs import check_writable
 
 QUESTIONS = (
@@ -46,10 +47,12 @@ def run_chat_demo(model: Path, heads: Path, out: Path, max_tokens: int) -> None:
         max_tokens: the most new tokens of an answer.
 
     Raises:
+        ValueError: the heads are not there, or cannot be read.
         OSError: ``out`` cannot be written.
         SystemExit: the answers differ.
     """
     check_writable(out, f"--out {out}")
+    load_heads(heads, shapes_only=True)  # else plain vLLM would start first
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     arms = [
         Arm("plain vLLM", None),

@@ -80,7 +80,7 @@ def draw_tree(
         text = repr(decode(token))[1:-1].replace(" ", "␣")
         axes.text(
             depths[node], rows[node], text[:14] or "∅", ha="center", va="center",
-            color=ink, fontsize=8, family="monospace", zorder=2,
+            color=ink, fontsize=8, family="monospace", zorder=2, parse_math=False,
             bbox={"boxstyle": "round,pad=0.25", "facecolor": fill, "edgecolor": "none"},
         )  # fmt: skip
     present = {status(tree, node) for node in range(len(tokens))}
@@ -108,6 +108,7 @@ def draw_tree(
         fontsize=9,
         family="monospace",
         pad=18,
+        parse_math=False,  # two dollar signs would begin and end a formula
     )
     figure.savefig(out, dpi=110, bbox_inches="tight")
     plt.close(figure)

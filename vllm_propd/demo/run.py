@@ -109,14 +109,14 @@ def run_demo(
 
 
 def _result(arms: list[str], turns: Turns[Turn], model: Path) -> dict[str, Any]:
-    plain = turns.plain
+    texts = turns.plain[-1].texts
     rows = []
     for name in arms:
         found = turns.of(name)
         rows.append(
             {
                 "arm": name,
-                "identical_to_plain": found[-1].texts == plain[-1].texts,
+                "identical_to_plain": turns.same_texts(name) == len(texts),
                 "tokens_per_step": round(found[-1].tokens_per_step, 3),
                 "tokens_per_s": round(median(turn.tokens_per_s for turn in found), 1),
                 "ratio_to_plain": round(turns.ratio(name), 3),
@@ -127,8 +127,8 @@ def _result(arms: list[str], turns: Turns[Turn], model: Path) -> dict[str, Any]:
         "model": str(model),
         "machine": this_machine().model_dump(),
         "versions": installed_versions(),
-        "prompts": len(plain[-1].texts),
-        "new_tokens": sum(map(len, plain[-1].texts)),
+        "prompts": len(texts),
+        "new_tokens": sum(map(len, texts)),
         "identical": all(row["identical_to_plain"] for row in rows),
         "arms": rows,
     }

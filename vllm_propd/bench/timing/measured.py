@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle
 
 from rich.progress import Progress
@@ -27,7 +28,8 @@ def timed(turn: Turn) -> Timed:
     heads_s, in_vain_s = (
         sum(record[name] for record in turn.records) for name in ("heads_s", "in_vain_s")
     )
-    return Timed(sum(map(len, turn.texts)), turn.whole_s, heads_s, in_vain_s)
+    tokens, decoded = sum(map(len, turn.texts)), turn.tokens - turn.prefilled
+    return Timed(tokens, turn.whole_s, heads_s, in_vain_s, decoded, turn.steps)
 
 
 class Measured:
@@ -75,6 +77,7 @@ class Measured:
         engines: list[ArmEngine],
         params: SamplingParams,
         settings: BenchSettings,
+        note: Callable[[], None],
         start: int = 0,
     ) -> None:
         """Runs chunks until the arms' medians are known, or ``most_chunks`` are done.
@@ -85,6 +88,7 @@ class Measured:
             engines: the arms' engines; where ``start`` is above 0, they are warmed up.
             params: of every request; texts end where the model ends them.
             settings: how many chunks, and how well their medians are to be known.
+            note: called after each chunk, to save what there is.
             start: how often the engines have been started anew.
         """
         arms, groups = [engine.arm.name for engine in engines], self.point.groups
@@ -114,9 +118,10 @@ class Measured:
                 self._bar.update(task, description=f"{self.point.name}: {engine.arm.name}")
                 turn.group = group
                 chunk[engine.arm.name] = timed(turn)
-                if not settings.rounds:  # then they are all there is
-                    self.turns.add(engine.arm.name, turn)
+                # Without rounds chunks are all there is.
+                self.turns.add(engine.arm.name, turn, only_texts=settings.rounds > 0)
             self.chunks.add(chunk, start, group)
+            note()
             self._bar.update(task, completed=done + 1)
         self._bar.update(task, completed=most)
 

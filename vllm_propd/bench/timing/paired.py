@@ -39,12 +39,16 @@ class Timed:
         seconds: from the first request to the last token.
         heads_s: the part of ``seconds`` that was spent on asking the heads.
         in_vain_s: the part of ``heads_s`` that gave no sequence more than one token.
+        decoded: of ``tokens``, those that decode steps put out.
+        steps: decode steps, summed over sequences.
     """
 
     tokens: int
     seconds: float
     heads_s: float = 0.0
     in_vain_s: float = 0.0
+    decoded: int = 0
+    steps: int = 0
 
     @property
     def rate(self) -> float:
@@ -106,6 +110,11 @@ class Chunks:
         """Returns the share of an arm's seconds in field ``of`` of ``Timed``, 0 to 1."""
         parts = [chunk[arm] for chunk in self.done]
         return sum(getattr(p, of) for p in parts) / sum(p.seconds for p in parts)
+
+    def tokens_per_step(self, arm: str) -> float:
+        """Returns new tokens of a sequence per decode step; 0 where there is no step."""
+        parts = [chunk[arm] for chunk in self.done]
+        return sum(p.decoded for p in parts) / max(sum(p.steps for p in parts), 1)
 
     def median(self, arm: str) -> float:
         """Returns the median of the chunks' ratios."""

@@ -52,9 +52,11 @@ def _with_chunks(row: Row, chunks: Chunks) -> Row:
     row.wall_ratio_median = chunks.median(arm)
     row.wall_ratio_quartiles = chunks.quartiles(arm)
     row.wall_ratio_median_quartiles = chunks.quartiles_of_median(arm)
+    row.wall_tokens_per_step = chunks.tokens_per_step(arm)
     row.heads_share = chunks.share(arm, "heads_s")
     row.in_vain_share = chunks.share(arm, "in_vain_s")
     parts = [chunk[arm] for chunk in chunks.done]
+    row.num_chunks = len(parts)
     row.chunks = [(part.tokens, round(part.seconds, 4)) for part in parts]
     return row
 
@@ -69,12 +71,6 @@ def _steps(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     }
 
 
-def _agree(text: list[int], other: list[int]) -> bool:
-    """Whether two texts are the same as far as both go; False where one is empty."""
-    both = min(len(text), len(other))
-    return both > 0 and text[:both] == other[:both]
-
-
 def rows_at(
     arms: list[Arm],
     point: Point,
@@ -83,15 +79,13 @@ def rows_at(
     settings: BenchSettings,
 ) -> list[Row]:
     """Returns a row of results for each arm at a point."""
-    texts = found.latest("plain").texts
+    prompts = len(found.latest("plain").texts)
     rows = []
     for arm in arms:
         turns = found.of(arm.name)
         decoding = found.decoding(arm.name)
         speeds = [turn.tokens_per_s for turn in decoding] or [0.0]
         last = found.latest(arm.name)
-        # The first pass may have ended before an arm has met all prompts.
-        same = sum(map(_agree, last.texts, texts))
         rows.append(
             Row(
                 arm=arm.name,
@@ -106,9 +100,9 @@ def rows_at(
                     (round(found.when(t), 2), t.group, round(t.tokens_per_s, 3))
                     for t in decoding
                 ],
-                steps=[
-                    (drafted, len(laps), [round(1e3 * at(laps, q), 3) for q in SHOWN])
-                    for drafted, laps in found.steps(arm.name).items()
+                step_times=[
+                    (*kind, len(laps), [round(1e3 * at(laps, q), 3) for q in SHOWN])
+                    for kind, laps in found.steps(arm.name).items()
                 ],
                 tokens_per_step=last.tokens_per_step,
                 drafted_per_step=last.drafted / max(last.drafts, 1),
@@ -120,8 +114,8 @@ def rows_at(
                 peak_rss_mib=round(peaks[arm.name]),
                 acceptance_by_depth=[n / last.drafts for n in last.accepted_at if n],
                 requests_per_s=point.rate,
-                identical_to_plain=same,
-                prompts=len(texts),
+                identical_to_plain=found.same_texts(arm.name),
+                prompts=prompts,
                 config=arm.speculative_config,
                 seed=settings.seed,
             )

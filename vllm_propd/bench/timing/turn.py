@@ -10,6 +10,9 @@ from typing import Any, Self
 
 from vllm_propd.bench.timing.step_profiler import SPLIT, Laps, Work
 
+Kind = tuple[int, int]
+"""What a step's time depends on: its sequences, and draft tokens over all of them."""
+
 Recording = list[list[dict[str, Any]]]
 """The trees of each recorded step (``engine.step.record.RecordedTree`` as dicts)."""
 
@@ -57,6 +60,7 @@ class Turn:
             trace from its start.
         whole_s: wall time from the first request to the last token.
         group: which of the point's prompts it was about (``Point.groups``).
+        full: whether the batch was kept full: texts then end where the turn does.
         tokens: put out in this time, over all sequences.
         prefilled: of these, first tokens of sequences.
         steps: decode steps in this time, summed over sequences.
@@ -64,7 +68,8 @@ class Turn:
         drafted, drafts: draft tokens, and steps of sequences with drafts.
         accepted_at: how many steps with drafts accepted one of depth 1, 2, ...
         step_seconds: wall time of each engine step that put tokens out.
-        step_drafted: draft tokens that it verified, over all sequences.
+        step_kinds: of each such step, sequences that it gave tokens, and draft tokens that
+            it verified, over all of them.
         parts: seconds of each such step inside the worker, by ``step_profiler.PARTS``;
             empty where the engine has no stopwatches.
         work: how much work trees made; zero where the engine has no stopwatches.
@@ -75,6 +80,7 @@ class Turn:
     seconds: float = 0.0
     whole_s: float = 0.0
     group: int = 0
+    full: bool = False
     tokens: int = 0
     prefilled: int = 0
     steps: int = 0
@@ -83,7 +89,7 @@ class Turn:
     drafts: int = 0
     accepted_at: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
-    step_drafted: list[int] = field(default_factory=list)
+    step_kinds: list[Kind] = field(default_factory=list)
     parts: list[Laps] = field(default_factory=list)
     work: Work = field(default_factory=Work)
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +103,7 @@ class Turn:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.texts = self.texts + other.texts
         self.step_seconds = self.step_seconds + other.step_seconds
-        self.step_drafted = self.step_drafted + other.step_drafted
+        self.step_kinds = self.step_kinds + other.step_kinds
         self.parts = self.parts + other.parts
         self.work += other.work
         self.records = self.records + other.records
@@ -120,14 +126,14 @@ class Turn:
         """New tokens per second, over all sequences; 0 where no time counts."""
         return self.tokens / self.seconds if self.decodes else 0.0
 
-    def laps(self) -> list[tuple[int, float]]:
-        """Returns each step's draft tokens and seconds; one step, where none was timed.
+    def laps(self) -> list[tuple[Kind, float]]:
+        """Returns each step's kind and seconds; one step, where none was timed.
 
         None, where no time counts.
         """
         if not self.step_seconds:
-            return [(0, self.seconds)] if self.decodes else []
-        return list(zip(self.step_drafted, self.step_seconds, strict=True))
+            return [((0, 0), self.seconds)] if self.decodes else []
+        return list(zip(self.step_kinds, self.step_seconds, strict=True))
 
     def step_ms(self) -> dict[str, float]:
         """Returns the milliseconds of a step by part; ``rest`` is what no part explains.

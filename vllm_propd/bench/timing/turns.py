@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import reduce
-from operator import iadd
+from operator import eq, iadd
 from statistics import mean, median
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from vllm_propd.bench.timing.turn import Turn
+from vllm_propd.bench.timing.turn import Kind, Turn
 
 Taker = TypeVar("Taker")
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
@@ -64,10 +64,17 @@ class Turns(Generic[AnyTurn]):
     def __init__(self, plain: str = "plain"):
         self._plain = plain
         self._taken: list[tuple[str, AnyTurn]] = []
+        self._read: list[tuple[str, AnyTurn]] = []
 
-    def add(self, arm: str, turn: AnyTurn) -> None:
-        """Adds a turn that an arm has just ended."""
-        self._taken.append((arm, turn))
+    def add(self, arm: str, turn: AnyTurn, only_texts: bool = False) -> None:
+        """Adds a turn that an arm has just ended.
+
+        Args:
+            arm: its name.
+            turn: the turn.
+            only_texts: nothing else of it counts: what was timed are other turns.
+        """
+        (self._read if only_texts else self._taken).append((arm, turn))
 
     def of(self, arm: str) -> list[AnyTurn]:
         """Returns an arm's turns, in the order in which they were taken."""
@@ -77,6 +84,7 @@ class Turns(Generic[AnyTurn]):
         """Returns the turns with some groups of prompts."""
         found: Turns[AnyTurn] = Turns(self._plain)
         found._taken = [one for one in self._taken if one[1].group in groups]
+        found._read = [one for one in self._read if one[1].group in groups]
         return found
 
     @property
@@ -95,6 +103,27 @@ class Turns(Generic[AnyTurn]):
         by_group = {turn.group: turn for turn in self.of(arm)}
         first, *others = (by_group[group] for group in sorted(by_group))
         return reduce(iadd, others, deepcopy(first))
+
+    def same_texts(self, arm: str) -> int:
+        """Returns how many prompts have plain vLLM's text in each of an arm's turns.
+
+        It is compared with that of plain vLLM's last turn of the kind with them, whole.
+        Where batches were kept full, texts are cut anywhere: as far as both go.
+        """
+        taken = self._taken + self._read
+        of_plain = {
+            (turn.group, turn.full): turn.texts
+            for name, turn in taken
+            if name == self._plain
+        }
+        # Plain vLLM begins: an arm may not have met all prompts yet, but none besides.
+        found: dict[int, list[bool]] = {}
+        for turn in (turn for name, turn in taken if name == arm):
+            agree = _agree if turn.full else eq
+            same = list(map(agree, turn.texts, of_plain[turn.group, turn.full]))
+            before = found.get(turn.group, same)
+            found[turn.group] = [a and b for a, b in zip(before, same, strict=True)]
+        return sum(map(sum, found.values()))
 
     def tokens_per_s(self, arm: str) -> float:
         """Returns an arm's tokens/s: the median of each group of prompts, their mean.
@@ -120,8 +149,8 @@ class Turns(Generic[AnyTurn]):
 
         Whatever else a machine does only slows, and slows plain vLLM, which waits for
         memory, by other factors than arms that compute. So a step counts as long as a fast
-        one (``FAST``) of the same arm and as many drafts (``fast_steps``). How often steps
-        had so many drafts, and how many tokens came of them, is counted over all turns.
+        one (``FAST``) of the same arm and kind (``fast_steps``). How often steps were of a
+        kind, and how many tokens came of them, is counted over all turns.
 
         0, where no group has texts that go on after their first tokens.
         """
@@ -139,40 +168,46 @@ class Turns(Generic[AnyTurn]):
         seconds: defaultdict[int, float] = defaultdict(float)
         for turn in self.decoding(arm):
             tokens[turn.group] += turn.tokens
-            seconds[turn.group] += sum(fast[drafted] for drafted, _ in turn.laps())
+            seconds[turn.group] += sum(fast[kind] for kind, _ in turn.laps())
         return {group: tokens[group] / seconds[group] for group in tokens}
 
-    def steps(self, arm: str) -> dict[int, list[float]]:
-        """Returns the seconds of an arm's steps, by draft tokens in ascending order."""
-        found: defaultdict[int, list[float]] = defaultdict(list)
+    def steps(self, arm: str) -> dict[Kind, list[float]]:
+        """Returns the seconds of an arm's steps, by their kind in ascending order."""
+        found: defaultdict[Kind, list[float]] = defaultdict(list)
         for turn in self.of(arm):
-            for drafted, seconds in turn.laps():
-                found[drafted].append(seconds)
+            for kind, seconds in turn.laps():
+                found[kind].append(seconds)
         return dict(sorted(found.items()))
 
 
-def fast_steps(steps: dict[int, list[float]]) -> dict[int, float]:
-    """Returns the seconds of an undisturbed step, by draft tokens.
+def fast_steps(steps: dict[Kind, list[float]]) -> dict[Kind, float]:
+    """Returns the seconds of an undisturbed step, by its kind.
 
-    For a size that is often met, that is a fast step (``FAST``). The fastest of n steps of
-    a rare size is to be expected at quantile 1 / (n + 1): it is taken to be as far above a
-    fast step as the arm's steps of often met sizes are at that quantile. Else arms of many
-    sizes would be slower than arms of one for no other reason.
+    For a kind that is often met, that is a fast step (``FAST``). The fastest of n steps of
+    a rare kind is to be expected at quantile 1 / (n + 1): it is taken to be as far above a
+    fast step as the arm's steps of often met kinds are at that quantile. Else arms of many
+    kinds would be slower than arms of one for no other reason.
 
     Args:
-        steps: seconds of an arm's steps, by draft tokens.
+        steps: seconds of an arm's steps, by their kind.
     """
-    fast = {drafted: at(laps, FAST) for drafted, laps in steps.items()}
+    fast = {kind: at(laps, FAST) for kind, laps in steps.items()}
     above = [
-        seconds / fast[drafted]
-        for drafted, laps in steps.items()
+        seconds / fast[kind]
+        for kind, laps in steps.items()
         if len(laps) >= OFTEN
         for seconds in laps
     ]
     if above:
-        for drafted, laps in steps.items():
-            fast[drafted] /= max(1.0, at(above, 1.0 / (len(laps) + 1)))
+        for kind, laps in steps.items():
+            fast[kind] /= max(1.0, at(above, 1.0 / (len(laps) + 1)))
     return fast
+
+
+def _agree(text: list[int], other: list[int]) -> bool:
+    """Whether two texts are the same as far as both go; False where one is empty."""
+    both = min(len(text), len(other))
+    return both > 0 and text[:both] == other[:both]
 
 
 def at(laps: list[float], share: float) -> float:
