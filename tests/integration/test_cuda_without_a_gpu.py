@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +96,8 @@ REFUSED: dict[str, tuple[str, str, Any]] = {
     "--kv-cache-dtype int8": ("cache_config", "cache_dtype", "int8"),
     "--kv-cache-dtype turboquant_4bit": ("cache_config", "cache_dtype", "turboquant_4bit"),
     "--enable-dbo": ("parallel_config", "enable_dbo", True),
+    "--enable-sleep-mode": ("model_config", "enable_sleep_mode", True),
+    "(R-SWA)": ("model_config.model_arch_config", "rswa_window", 128),
 }
 
 
@@ -119,7 +122,7 @@ def test_what_trees_cannot_do_on_cuda_is_refused(
     compilation.set_splitting_ops_for_v1("")
     assert unsupported_features(vllm_config) == []
     owner, name, value = REFUSED[reason]
-    object.__setattr__(getattr(vllm_config, owner), name, value)
+    object.__setattr__(attrgetter(owner)(vllm_config), name, value)
     if reason.startswith("external"):
         assert unsupported_features(vllm_config) == []  # one rank is an engine like others
         vllm_config.parallel_config.world_size = 2

@@ -116,6 +116,18 @@ def test_a_large_vocabulary_in_uneven_shares(dtype: torch.dtype, cuts: list[int]
     torch.testing.assert_close(found, case.log_probs(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_logits_that_are_no_numbers_are_hopeless(
+    dtype: torch.dtype, cuts: list[int]
+) -> None:
+    """Sorted by paths, a NaN would come first on a GPU: roots would be dropped."""
+    logits = torch.tensor([[math.nan] * 3, [0.0, math.nan, 1.0], [0.0, math.inf, 1.0]])
+    place = torch.arange(3).repeat_interleave(3)
+    case = Judged(logits.to(dtype), torch.tensor([0, 1, 2] * 3), place, cuts)
+    assert case.by(log_probs).tolist() == [-math.inf] * 9
+
+
 @pytest.mark.parametrize("cuts", [[2], [3], [2, 3], [1, 4]], ids=str)
 def test_a_share_may_have_nothing_to_say(cuts: list[int]) -> None:
     row = torch.tensor([[0.0, 2.0, 1.0, -300.0, -400.0]])

@@ -198,6 +198,18 @@ def test_requests_that_end_or_change_rows_are_no_others_truth() -> None:
     assert lookups._total.sum() > before.sum()
 
 
+def test_a_sessions_next_turn_is_no_truth_of_the_turn_before() -> None:
+    """It has the same id, and its text goes on with what the user has said."""
+    lookups = Lookups()
+    find(lookups, [1, 2, 1], [3, 4, 3])
+    before = lookups._total.copy()
+    lookups.end("request 0")
+    lookups.end("never seen")
+    assert (lookups.suggested(["request 0"], np.array([3])) == -1).all()
+    find(lookups, [1, 2, 1, 9, 9, 9])
+    np.testing.assert_array_equal(lookups._total, before)
+
+
 def test_what_was_suggested_is_of_texts_as_long_as_then() -> None:
     lookups = Lookups()
     found = find(lookups, [1, 2, 1], [5, 6, 7, 5])

@@ -68,7 +68,11 @@ def test_a_sessions_next_turn_is_no_text_of_the_turn_before() -> None:
     """It keeps its request id, and counts what it puts out from nothing again."""
     ungraded, some = PendingCandidates(), candidates(3)
     ungraded.add("a", 8, candidates(2))  # the turn ends with them in wait
+    ungraded.forget("a")
     assert ungraded.take([("a", [5])]) is None
+    ungraded.add("a", 1, candidates(2))  # nor where heads are asked late in the next
+    ungraded.forget("a")
+    assert ungraded.take([("a", [*range(9)])]) is None
     ungraded.add("a", 1, some)
     graded = ungraded.take([("a", [5, 1, 2, 3])])
     assert graded is not None

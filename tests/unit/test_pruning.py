@@ -123,6 +123,16 @@ def test_own_parts_add_up_to_the_paths(forest: Forest, data: st.DataObject) -> N
 
 
 @relaxed
+@given(forests(), st.data())
+def test_below_hopeless_nodes_parts_are_numbers(
+    forest: Forest, data: st.DataObject
+) -> None:
+    own = eighths(data, len(forest.drafted), hopeless=True)
+    path = forest.path_sums(own)[forest.drafted]
+    assert (own_part(path, forest.edges, forest.parent_row) <= 0).all()
+
+
+@relaxed
 @given(forests(), st.data(), st.integers(0, 12))
 def test_trees_with_one_number_share_what_is_kept(
     forest: Forest, data: st.DataObject, most: int

@@ -8,6 +8,7 @@ them read, and the output is NaN.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,14 +102,17 @@ def random_tree(
     return Tree(context, parent, depth, cached, normal(size, heads, head_size), staged)
 
 
-def run(trees: list[Tree], block_size: int, window: int, softcap: float) -> torch.Tensor:
+def run(
+    trees: list[Tree], block_size: int, window: int, softcap: float, padding: int
+) -> torch.Tensor:
     """The kernel's output for all rows of ``trees``."""
     kv_heads, head_size = trees[0].staged.shape[2:]
     dtype, heads = trees[0].query.dtype, trees[0].query.shape[1]
     most = max(-(-tree.context // block_size) for tree in trees)
     blocks = len(trees) * most + 1
-    shape = (blocks, kv_heads, block_size, 2 * head_size)
-    cache = torch.full(shape, torch.nan, dtype=dtype)
+    shape = (kv_heads, block_size, 2 * head_size)
+    pages = torch.full((blocks, math.prod(shape) + padding), torch.nan, dtype=dtype)
+    cache = pages[:, : math.prod(shape)].unflatten(1, shape)
     halves = cache.view(blocks, kv_heads, 2, block_size * head_size)
     keys = halves[:, :, 0].view(blocks, kv_heads, head_size, block_size)
     values = halves[:, :, 1].view(blocks, kv_heads, block_size, head_size)
@@ -146,6 +150,7 @@ def check(
     window: int = 0,
     softcap: float = 0.0,
     kv_heads: int = 2,
+    padding: int = 0,
 ) -> None:
     rng = torch.Generator().manual_seed(1)
     trees = [
@@ -154,7 +159,7 @@ def check(
     ]
     expected = torch.cat([tree.attend(window, softcap) for tree in trees])
     rounded = expected.to(dtype).double()
-    error = run(trees, block_size, window, softcap).double() - rounded
+    error = run(trees, block_size, window, softcap, padding).double() - rounded
     worst = error.flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
     assert worst.max() < TOLERANCE[dtype]  # of any row
 
@@ -187,6 +192,12 @@ def test_windows_and_softcaps(
     edge = block_size + window
     batch = [(40, context) for context in (1, edge - 9, edge - 4, edge, 300)]
     check(batch, 8, 32, block_size, dtype, window, softcap, kv_heads=1)
+
+
+@dtypes
+def test_pages_with_padding_at_their_ends(dtype: torch.dtype) -> None:
+    """As vLLM pads the pages of layers whose size does not divide the largest layer's."""
+    check([(9, 31), (5, 100)], dtype=dtype, padding=96)
 
 
 @pytest.mark.alone

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
+from vllm.sampling_params import RepetitionDetectionParams
 from vllm.v1.sample.logits_processor import (
     AdapterLogitsProcessor,
     BatchUpdate,
@@ -20,9 +21,11 @@ from vllm.v1.sample.sampler import Sampler
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.tree import TokenTree
-from vllm_propd.engine.step.request_ends import Answers
+from vllm_propd.engine.step.request_ends import Answers, StopTokens
+from vllm_propd.engine.step.sampling import drawn
+from vllm_propd.engine.step.states import Verified
 from vllm_propd.engine.step.tree_step import TreeStep, build_step
-from vllm_propd.engine.step.verify import Verified, draw, verify
+from vllm_propd.engine.step.verify import draw, verify
 
 VOCABULARY = 16
 LONG, SHORT, PROMPT = range(3)
@@ -79,7 +82,11 @@ def metadata_of(**more: Any) -> SamplingMetadata:
 
 
 def walked(
-    metadata: SamplingMetadata, left: int = 99, stops: tuple[int, ...] = (-1,)
+    metadata: SamplingMetadata,
+    left: int = 99,
+    stops: tuple[int, ...] = (-1,),
+    repeating: dict[int, SamplingParams] | None = None,
+    sampler: Any = None,
 ) -> Verified:
     """Verifies a chain that is right, and one that is wrong, beside a prompt's chunk."""
     chain = np.arange(len(PATH))
@@ -98,12 +105,15 @@ def walked(
     logits[range(rows), [*PATH, 11]] = 30.0
     logits[rows:, 2] = 30.0
     answers = Answers(
-        metadata.output_token_ids, np.full(3, left), np.array([stops, (-1,), (-1,)])
+        metadata.output_token_ids,
+        np.full(3, left),
+        StopTokens.of([stops, (-1,), (-1,)]),
+        repeating or {},
     )
     putting_out = np.array([True, True, False])
     return verify(
-        logits, step, step.root_rows(3), Sampler(), metadata, putting_out, answers,
-        ProPDConfig(heads=False),
+        logits, step, step.root_rows(3), sampler or Sampler(), metadata, putting_out,
+        answers, ProPDConfig(heads=False),
     )  # fmt: skip
 
 
@@ -201,6 +211,7 @@ def test_lengths_are_counted_token_by_token(seed: int) -> None:
     for row in tokens:
         row[int(rng.integers(1, places + 1)) :] = -1
     stops = rng.integers(-1, 6, (requests, int(rng.integers(0, 3))))
+    stop_tokens = StopTokens.of(stops.tolist())
     left = rng.integers(1, 9, requests)
     expected = []
     for row, ends, most in zip(tokens.tolist(), stops.tolist(), left, strict=True):
@@ -212,5 +223,108 @@ def test_lengths_are_counted_token_by_token(seed: int) -> None:
             if token in ends:
                 break
         expected.append(count)
-    found = Answers([[]] * requests, left, stops).lengths(tokens)
+    found = Answers([[]] * requests, left, stop_tokens).lengths(tokens)
     assert found.tolist() == expected
+
+
+class Recording(Sampler):
+    """Keeps how many rows each call has, and the generators by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+        self.generators: list[dict[int, torch.Generator]] = []
+
+    def forward(
+        self, logits: torch.Tensor, sampling_metadata: SamplingMetadata, **more: Any
+    ) -> Any:
+        self.rows.append(len(logits))
+        self.generators.append(dict(sampling_metadata.generators))
+        return super().forward(logits, sampling_metadata, **more)
+
+
+def sampled_of(**more: Any) -> SamplingMetadata:
+    """Three requests that sample, of which the long one alone takes its best token."""
+    fields = {
+        "all_greedy": False,
+        "temperature": torch.tensor([0.0, 1.0, 1.0]),
+        "top_p": torch.tensor([1.0, 0.5, 0.5]),
+        "top_k": torch.tensor([VOCABULARY, 1, 1]),
+    }
+    return metadata_of(**{**fields, **more})
+
+
+def test_who_has_stopped_is_sampled_no_more() -> None:
+    """A row is sorted for ``top_p``: each is as dear as the first."""
+    sampler, seeds = Recording(), {i: torch.Generator() for i in (LONG, PROMPT)}
+    metadata = sampled_of(generators=seeds)
+    found = walked(metadata, sampler=sampler)
+    assert found.output.sampled_token_ids[:2].tolist() == [[*PATH, 11], [2] + [-1] * 4]
+    assert found.put_out.tolist() == [len(PATH) + 1, 1, 0]
+    assert sampler.rows == [2, 1, 1, 1, 1]
+    assert sampler.generators == [{0: seeds[LONG]}] * 5
+    assert metadata.generators is seeds
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=6).filter(any), st.integers(0, 2**32 - 1)
+)
+def test_some_are_sampled_as_beside_the_others(drawing: list[bool], seed: int) -> None:
+    """A request's seed, temperature, top_p and top_k are its own at whatever place."""
+    rng, some = np.random.default_rng(seed), np.flatnonzero(drawing).tolist()
+    count = len(drawing)
+    fields = {
+        "all_greedy": False,
+        "temperature": torch.from_numpy(rng.choice([0.0, 0.7, 1.5], count)).float(),
+        "top_p": torch.from_numpy(rng.choice([0.4, 0.9, 1.0], count)).float(),
+        "top_k": torch.from_numpy(rng.choice([2, 5, VOCABULARY], count)),
+    }
+    logits = torch.from_numpy(rng.normal(0.0, 2.0, (count + 3, VOCABULARY))).float()
+    rows, found = rng.permutation(count + 3)[:count], []
+    for more in ({}, {"logprob_token_ids": {0: [1]}}):  # which wants all rows
+        own = {i: torch.Generator().manual_seed(i) for i in range(count)}
+        metadata, sampler = metadata_of(**fields, **more, generators=own), Recording()
+        token, _ = drawn(logits, rows, sampler, metadata, np.array(drawing))
+        assert sampler.rows == [count if more else len(some)]
+        states = [one.get_state().tolist() for one in own.values()]
+        found.append((token[some].tolist(), states))
+    assert found[0] == found[1]
+
+
+def test_all_rows_are_sampled_where_a_processor_knows_them_by_number() -> None:
+    sampler = Recording()
+    metadata = sampled_of(logitsprocs=LogitsProcessors([Counting()]))
+    walked(metadata, sampler=sampler)
+    assert sampler.rows == [3] * 5
+
+
+def repeating(**more: Any) -> SamplingParams:
+    detection = RepetitionDetectionParams(max_pattern_size=2, min_count=2)
+    return SamplingParams(repetition_detection=detection, **more)
+
+
+@pytest.mark.parametrize("sampled", [True, False], ids=["walk", "all rows at once"])
+@pytest.mark.parametrize(
+    ("said", "params", "expected"),
+    [
+        ([3, 5], repeating(), 2),
+        ([3], repeating(), 1),
+        ([3], repeating(min_tokens=3), 5),
+        ([3, 5], repeating(min_tokens=5), 5),
+        ([9], repeating(), 5),
+    ],
+)
+def test_a_text_that_is_not_to_repeat_itself_ends_where_it_does(
+    said: list[int], params: SamplingParams, expected: int, sampled: bool
+) -> None:
+    """No number is drawn behind that: a seeded session's next turn goes on with them."""
+    outputs = [list(said), [], []]
+    make = sampled_of if sampled else metadata_of
+    metadata, sampler = make(output_token_ids=outputs), Recording()
+    found = walked(metadata, repeating={LONG: params}, sampler=sampler)
+    assert found.put_out.tolist() == [expected, 1, 0]
+    assert outputs == [said, [], []]
+    if sampled:
+        assert len(sampler.rows) == expected
+        assert int((found.output.sampled_token_ids[LONG] >= 0).sum()) == expected

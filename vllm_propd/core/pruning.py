@@ -48,12 +48,14 @@ def own_part(path: Float32s, edges: Edges, parent_row: Ints) -> Float32s:
     """Returns what each drafted node adds to its path's log probability.
 
     Args:
-        path: ``[edges]`` float32 log probability of each drafted node's whole path.
+        path: ``[edges]`` float32 log probability of each drafted node's whole path; -inf
+            counts as the least number.
         edges, parent_row: as for ``edges_of``.
 
     Returns:
         ``[edges]`` float32, never above 0 where no path is likelier than a part of it.
     """
+    path = np.maximum(path, np.finfo(np.float32).min)  # -inf has no differences
     above = np.zeros(len(parent_row), np.float32)
     above[edges.child] = path
     return path - above[parent_row[edges.child]]

@@ -16,9 +16,8 @@ from vllm_propd.engine.pruning.pruned_forward import PrunedForward
 from vllm_propd.engine.step.draft_batch import DraftBatch
 from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.record import EXTRA_NODES, Recorder
-from vllm_propd.engine.step.states import VerifiedStep
+from vllm_propd.engine.step.states import Verified, VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep
-from vllm_propd.engine.step.verify import Verified
 
 Settings = tuple[ProPDConfig, MedusaTreeProposer, Sizing, PrunedForward | None]
 """A runner's fields ``propd``, ``drafter``, ``sizing`` and ``_pruned_forward``."""

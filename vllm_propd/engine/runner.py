@@ -35,13 +35,13 @@ from vllm_propd.engine.metrics import StepMetrics
 from vllm_propd.engine.pruning.splitting import Splitting
 from vllm_propd.engine.startup.cost_table import dynamic_sizing, most_nodes
 from vllm_propd.engine.step.commit import commit
-from vllm_propd.engine.step.draft_batch import DraftBatch, step_load
-from vllm_propd.engine.step.grammar import keeps_all_rows
+from vllm_propd.engine.step.draft_batch import DraftBatch, keeps_all_rows, step_load
 from vllm_propd.engine.step.propose import MedusaTreeProposer
 from vllm_propd.engine.step.request_ends import RequestEnds
-from vllm_propd.engine.step.states import PreparedStep, VerifiedStep
+from vllm_propd.engine.step.sampling import without_drafts
+from vllm_propd.engine.step.states import PreparedStep, Verified, VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep, build_step
-from vllm_propd.engine.step.verify import Verified, draw, verify, without_drafts
+from vllm_propd.engine.step.verify import draw, verify
 from vllm_propd.kernels.transfer import Arrays, to_device
 
 logger = init_logger("vllm.propd.runner")
@@ -326,8 +326,16 @@ class ProPDRunner(Measuring, Splitting):
         return output
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
-        """Forgets the tree and the candidates of a request that has ended."""
+        """Ends the answer of a request that has ended."""
         super()._on_request_state_removed(req_id, req_state)
+        self._end(req_id, [] if req_state is None else req_state.output_token_ids)
+
+    def _update_streaming_request(self, req_id: str, new_req_data: Any) -> Any:
+        """Ends the answer of a session's turn, which the next turn does not go on with."""
+        self._end(req_id, self.requests[req_id].output_token_ids)
+        return super()._update_streaming_request(req_id, new_req_data)
+
+    def _end(self, req_id: str, answer: list[int]) -> None:
+        """Forgets the tree and the candidates of an answer that is over."""
         self._trees.pop(req_id, None)
-        answer = [] if req_state is None else req_state.output_token_ids
         self.drafter.trees.end(req_id, answer)

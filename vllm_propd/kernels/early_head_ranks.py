@@ -44,13 +44,16 @@ def log_probs(
     Arguments are those of ``ranks``.
 
     Returns:
-        ``[edges]`` float32, never above 0; the same on every rank.
+        ``[edges]`` float32, never above 0; -inf where logits are no numbers, or none is
+        finite; the same on every rank.
     """
     own = add(_own_logits(logits, token, place, start))
     # A share without any larger logit underflows to 0, one with a huge one to -inf: both
     # are what the sum over all shares would say.
     total = add(_relative_mass(logits, own, place))
-    return (-total.log().clamp(min=0.0)).masked_fill(own == -torch.inf, -torch.inf)
+    said = -total.log().clamp(min=0.0)
+    # Torch sorts NaN before any number: such a node would be kept instead of a root.
+    return said.masked_fill(said.isnan() | (own == -torch.inf), -torch.inf)
 
 
 def _relative_mass(

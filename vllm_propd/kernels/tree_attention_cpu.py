@@ -130,8 +130,8 @@ def _store_overload(values, bits, target, inverse):  # type: ignore[no-untyped-d
 @njit(parallel=True, fastmath=True, cache=True, nogil=True)
 @with_parts(gemm, row_maximum)
 def _tree_attention(  # type: ignore[no-untyped-def]
-    query, key, value, out, cache, block_table, first, prefix, masks, depth,
-    tile_tree, tile_start, tile_nodes, scale, window, softcap, block_size,
+    query, key, value, out, cache, block_stride, head_stride, block_table, first, prefix,
+    masks, depth, tile_tree, tile_start, tile_nodes, scale, window, softcap, block_size,
 ):  # fmt: skip
     heads, head_size = query.shape[1], query.shape[2]
     kv_heads = key.shape[1]
@@ -167,9 +167,12 @@ def _tree_attention(  # type: ignore[no-untyped-def]
             shallowest = depth[base + row0 : base + row0 + nodes].min()
             start = max(0, context + shallowest - window) // block_size
         for index in range(start, (context + block_size - 1) // block_size):
-            block = cache[block_table[tree, index], head]
+            at = block_table[tree, index] * block_stride + head * head_stride
+            half = at + block_size * head_size
+            own_keys = cache[at:half].reshape((head_size, block_size))
+            own_values = cache[half : half + half - at].reshape((block_size, head_size))
             cols = min(block_size, context - index * block_size)
-            keys = _to_float(block[0].reshape((head_size, block_size)), bits, scratch)
+            keys = _to_float(own_keys, bits, scratch)
             for row in range(rows):
                 for col in range(cols):
                     scores[row, col] = np.float32(0.0)
@@ -193,7 +196,7 @@ def _tree_attention(  # type: ignore[no-untyped-def]
                     sums[row] *= shrink
                     maxima[row] = best
                 sums[row] += _exponentiate(line, cols, best)
-            values = _to_float(block[1].reshape((block_size, head_size)), bits, scratch)
+            values = _to_float(own_values, bits, scratch)
             accumulate(scores, values, acc, rows, cols, head_size)
 
         # In-step keys: the ancestors of each node and the node itself.
@@ -238,6 +241,17 @@ def _as_numpy(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy()
     return tensor.numpy()
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns all that lies between a tensor's first element and its last, ``[elements]``.
+
+    vLLM pads the KV pages of some models: numba cuts what is contiguous out of this alone.
+    """
+    last = sum(
+        (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.as_strided((last + 1,), (1,))
 
 
 class QueryTiles:
@@ -292,8 +306,8 @@ def tree_attention(
         query: ``[rows, heads, head_size]`` float32 or bfloat16, contiguous, the rows of
             the trees one after another, each root first; ``out`` likewise.
         key, value: ``[rows, kv_heads, head_size]``, this step's, contiguous.
-        kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``, ``vec`` layout; the
-            root's key and value are in it already.
+        kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``, ``vec`` layout, a
+            head's part of a block contiguous; the root's key and value are in it already.
         block_table: ``[trees, max_blocks]`` int32, contiguous.
         first: ``[trees]`` row of each tree's root.
         prefix: ``[trees]`` cached tokens of each sequence, the root counted.
@@ -304,13 +318,15 @@ def tree_attention(
         window: sliding window in tokens, 0 for none.
         softcap: cap of the scores, 0 for none.
     """
-    blocks, kv_heads, block_size, _ = kv_cache.shape
+    block_stride, head_stride, *_ = kv_cache.stride()
     _tree_attention(
         _as_numpy(query),
         _as_numpy(key),
         _as_numpy(value),
         _as_numpy(out),
-        _as_numpy(kv_cache.view(blocks, kv_heads, 2, -1)),
+        _as_numpy(_flat(kv_cache)),
+        block_stride,
+        head_stride,
         block_table.numpy(),
         first,
         prefix,
@@ -322,5 +338,5 @@ def tree_attention(
         np.float32(scale),
         window,
         np.float32(softcap),
-        block_size,
+        kv_cache.shape[2],
     )

@@ -74,6 +74,6 @@ class Drafter:
                 self._pending.add(request_id, len(text), candidates.one(row))
 
     def end(self, request_id: str, answer: Sequence[int]) -> None:
-        """Takes note that a request has ended, having put out ``answer``."""
+        """Takes note that a request, or a session's turn, has ended with ``answer``."""
         self._pending.forget(request_id)
         self.sources.end(request_id, answer)

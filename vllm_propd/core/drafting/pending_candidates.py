@@ -67,8 +67,6 @@ class PendingCandidates:
         truth: list[list[int]] = []
         for request_id, text in texts:
             queue = self._waiting.get(request_id)
-            if queue and len(text) <= queue[-1].place:  # a session's next turn
-                queue.clear()
             while queue and queue[0].place + queue[0].candidates.heads <= len(text):
                 one = queue.popleft()
                 due.append(one.candidates)
@@ -79,5 +77,5 @@ class PendingCandidates:
         return Graded(*Candidates.together(due).along(true), true)
 
     def forget(self, request_id: str) -> None:
-        """Drops the candidates of a sequence that has ended."""
+        """Drops the candidates of a text that has ended; another may have its name."""
         self._waiting.pop(request_id, None)

@@ -10,9 +10,9 @@ Single steps say little: trees that save a third of a step on the mean lose one 
 second step, and a row of such would empty an account that has every reason to be full. So
 what is paid back for a step is as much of its plan's promise as the last fifty plans have
 kept of theirs, or fewer ones where they are long ago: texts change, and where plans are
-seldom made, fifty would tell of texts that have long ended. Texts, and heads whose measurement in training promises that they pay at a
-load, begin with a loan there, once, and as if a few promises had been kept. Other heads
-earn all of it.
+seldom made, fifty would tell of texts that have long ended. Texts, and heads whose
+measurement in training promises that they pay at a load, begin with a loan there, once, and
+as if a few promises had been kept. Other heads earn all of it.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.

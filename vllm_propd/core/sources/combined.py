@@ -227,6 +227,8 @@ class Sources:
         return trees
 
     def end(self, request_id: str, answer: Sequence[int]) -> None:
-        """Takes note that a request has ended, having put out ``answer``."""
+        """Takes note that a request, or a session's turn, has ended with ``answer``."""
+        if self._lookups is not None:
+            self._lookups.end(request_id)
         if self._memory is not None:
             self._memory.end(request_id, answer)

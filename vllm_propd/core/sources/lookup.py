@@ -271,6 +271,11 @@ class Lookups:
             found[same] = waiting.found.token[index[same]]
         return found
 
+    def end(self, request_id: str) -> None:
+        """Forgets what was found for a text that has ended; another may have its name."""
+        if self._waiting is not None:
+            self._waiting.index.pop(request_id, None)
+
     def worth(self, first: Ints | None = None, best: Ints | None = None) -> Float32s:
         """Returns what the continuations that were found last are worth.
 

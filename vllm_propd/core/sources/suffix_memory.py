@@ -281,10 +281,10 @@ class SuffixMemory:
         return path, value
 
     def end(self, request_id: str, answer: Sequence[int]) -> None:
-        """Takes note that a request has ended, and of its last words; all are kept.
+        """Takes note that a text has ended, and of its last words; all are kept.
 
         Args:
-            request_id: its id.
+            request_id: the request's id, which a session's turns share.
             answer: all tokens that it has put out.
         """
         length, begins, salt = self._seen.pop(request_id, UNSEEN)

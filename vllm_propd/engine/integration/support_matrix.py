@@ -74,6 +74,7 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
         ),
         "multi-head latent attention (MLA)": model.use_mla,
         "multimodal rotary positions (M-RoPE)": model.uses_mrope,
+        "reference sliding windows (R-SWA)": model.rswa_window is not None,
         "models without attention, or with recurrent layers": (
             model.is_attention_free or model.is_hybrid
         ),
@@ -87,7 +88,7 @@ def unsupported_features(vllm_config: VllmConfig) -> list[str]:
 
 def _unsupported_on_cuda(vllm_config: VllmConfig, head_size: int) -> dict[str, bool]:
     """Returns the reasons that concern CUDA only, and whether each is present."""
-    compilation = vllm_config.compilation_config
+    compilation, model = vllm_config.compilation_config, vllm_config.model_config
     mode, capability = compilation.cudagraph_mode, current_platform.get_device_capability()
     compiles = compilation.mode == CompilationMode.VLLM_COMPILE
     name = mode and mode.name
@@ -106,6 +107,9 @@ def _unsupported_on_cuda(vllm_config: VllmConfig, head_size: int) -> dict[str, b
             compiles
             and compilation.splitting_ops is not None
             and not compilation.splitting_ops_contain_kv_cache_update()
+        ),
+        "--enable-sleep-mode, whose level 2 discards the heads for good; leave it out": (
+            model.enable_sleep_mode
         ),
         "a head size of 256 on Blackwell GPUs": (
             capability is not None and capability.major >= 10 and head_size == 256

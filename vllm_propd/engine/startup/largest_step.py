@@ -14,7 +14,7 @@ import torch
 
 from vllm_propd.core.drafting.growth import nodes_per_sequence
 from vllm_propd.engine.startup.cost_table import most_nodes
-from vllm_propd.engine.step.verify import ROWS_AT_ONCE
+from vllm_propd.engine.step.sampling import ROWS_AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from numba import njit
 from vllm import SamplingParams
+from vllm.logger import init_logger
 
 from vllm_propd.core.sizing.protocol import StepLoad
 from vllm_propd.core.sources.lookup import TokenMatrix
 from vllm_propd.core.sources.successors import ReadTokens
 from vllm_propd.core.tree import Bools, Ints
 from vllm_propd.engine.integration.cache_salts import salts_of
-from vllm_propd.engine.step.grammar import needs_chain
 from vllm_propd.engine.step.request_ends import RequestEnds
 from vllm_propd.engine.step.states import VerifiedStep
 from vllm_propd.engine.step.tree_step import TreeStep
+
+logger = init_logger("vllm.propd.draft_batch")
 
 NO_TOKEN = np.int32(np.iinfo(np.int32).max)
 """Stands where a prompt has an embedding and no token: no target knows it."""
@@ -165,10 +167,33 @@ def is_steered(params: SamplingParams) -> bool:
     )
 
 
+def needs_chain(runner: Any, request_id: str) -> bool:
+    """Whether a request's draft list is checked, and its logits masked, as a chain.
+
+    Args:
+        runner: the worker's model runner.
+        request_id: of a request that it knows.
+    """
+    params = runner.requests[request_id].sampling_params
+    if params is None or params.structured_outputs is None:
+        return False
+    logger.info_once("ProPD: requests with structured output are drafted a chain")
+    return True
+
+
+def keeps_all_rows(runner: Any) -> bool:
+    """Whether vLLM masks logits by the rows of scheduled drafts: none may be missing."""
+    if not any(needs_chain(runner, i) for i in runner.input_batch.req_ids):
+        return False
+    logger.info_once("ProPD: steps with structured output are not pruned")
+    return True
+
+
 def warm_up(ends: RequestEnds, batch: Any) -> None:
     """Runs this file's kernels once, on a worker's empty batch."""
     nothing = np.empty(0, np.int64)
     ends.going_on(batch, {})
+    ends.answers(batch, {}).lengths(np.empty((0, 1), np.int64))
     _read(batch.token_ids_cpu, nothing, nothing, nothing, np.empty((0, 1), np.int64))
 
 

@@ -122,7 +122,7 @@ class MedusaTreeProposer:
     def candidates(
         self, hidden_states: torch.Tensor, roots: Ints | None = None
     ) -> Candidates:
-        """Returns each head's best tokens.
+        """Returns each head's best tokens; -inf, as no candidates, where logits are NaN.
 
         Args:
             hidden_states: ``[sequences, hidden]``, where each sequence's last token was
@@ -149,6 +149,8 @@ class MedusaTreeProposer:
         # All are on their way before the first is waited for.
         waiting = [to_host(torch.cat(tensors)) for tensors in zip(*parts, strict=True)]
         found = [tensor() for tensor in waiting]
+        # One request's NaN would stay in accounts, and stop the engine.
+        found[1][np.isnan(found[1])] = -np.inf
         return Candidates(*found) if len(found) > 2 else Candidates.independent(*found)
 
     def said(self, texts: DraftBatch) -> Said:

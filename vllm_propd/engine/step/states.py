@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from vllm.v1.outputs import SamplerOutput
 
 from vllm_propd.core.sizing.protocol import StepTimer
 from vllm_propd.core.sizing.pruning_recall import PrunedStep
 from vllm_propd.core.tree import Ints
 from vllm_propd.engine.step.tree_step import TreeStep
-from vllm_propd.engine.step.verify import Verified
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,28 @@ class PreparedStep:
     def branching(self) -> TreeStep | None:
         """The step's trees; None if there are none, or only chains like vLLM's drafts."""
         return None if self.trees is None or self.trees.chained else self.trees
+
+
+@dataclass
+class Verified:
+    """What one step accepted.
+
+    Attributes:
+        output: the emitted tokens per request, in vLLM's form.
+        final_row: ``[requests]`` int64 logits row of each request's last accepted node (or
+            root): the next tree is drafted from its hidden state.
+        accepted: int64 indices among the step's tree rows of the accepted nodes.
+        drawn: ``[requests, depths]`` int64 logits row that each token was drawn from; -1
+            where none was.
+        put_out: ``[requests]`` int64 how many of its tokens each request puts out: none
+            behind its end.
+    """
+
+    output: SamplerOutput
+    final_row: Ints
+    accepted: np.ndarray
+    drawn: Ints
+    put_out: Ints
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,35 @@ decoded token by token. So every SamplingParams field, every logits processor an
 seed acts as in plain vLLM; a seeded request even draws the same random numbers.
 
 Where all requests are greedy and none asks for more, a row's token depends on its logits
-alone. One call then draws for all rows, and the device is waited for once.
+alone. One call then draws for all rows, and the device is waited for once. Where some
+sample, and none asks for more, the sampler sees at each depth only rows whose walk goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-from vllm.v1.sample.logits_processor.builtin import (
-    LogitBiasLogitsProcessor,
-    MinTokensLogitsProcessor,
-)
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from vllm_propd.config import ProPDConfig
 from vllm_propd.core.acceptance import matching_child, typical_nodes
 from vllm_propd.core.tree import Bools, Ints
-from vllm_propd.engine.integration.logits_processors import called_for
 from vllm_propd.engine.step.request_ends import Answers
+from vllm_propd.engine.step.sampling import (
+    all_rows,
+    drawn,
+    leaves_as_they_are,
+    rows_alone,
+    sampled,
+    tells,
+    unchanged,
+)
+from vllm_propd.engine.step.states import Verified
 from vllm_propd.engine.step.tree_step import TreeStep
 from vllm_propd.kernels.transfer import to_device, to_host
 
@@ -43,31 +47,6 @@ PLACEHOLDER = -1
 NO_NODE = -1
 """Stands for the node of a request that has no tree, or has left its tree."""
 
-ROWS_AT_ONCE = 256
-"""How many rows the sampler is given at once: it makes float32 of their logits."""
-
-
-@dataclass
-class Verified:
-    """What one step accepted.
-
-    Attributes:
-        output: the emitted tokens per request, in vLLM's form.
-        final_row: ``[requests]`` int64 logits row of each request's last accepted node (or
-            root): the next tree is drafted from its hidden state.
-        accepted: int64 indices among the step's tree rows of the accepted nodes.
-        drawn: ``[requests, depths]`` int64 logits row that each token was drawn from; -1
-            where none was.
-        put_out: ``[requests]`` int64 how many of its tokens each request puts out: none
-            behind its end.
-    """
-
-    output: SamplerOutput
-    final_row: Ints
-    accepted: np.ndarray
-    drawn: Ints
-    put_out: Ints
-
 
 @contextmanager
 def _history(outputs: list[list[int]]) -> Iterator[None]:
@@ -78,20 +57,6 @@ def _history(outputs: list[list[int]]) -> Iterator[None]:
     finally:
         for output, length in zip(outputs, lengths, strict=True):
             del output[length:]
-
-
-def without_drafts(metadata: SamplingMetadata) -> SamplingMetadata:
-    """Returns the batch's metadata as in plain vLLM: one row a request, no drafts.
-
-    vLLM's thinking budgets count the scheduled drafts as a chain that is put out, and look
-    for a request's row behind those of the drafts before it; the walk has neither.
-    """
-    budgets = metadata.thinking_budget_state_holder
-    if budgets is not None:
-        budgets.in_spec_mode = False
-    elif not any(metadata.spec_token_ids or ()):
-        return metadata
-    return replace(metadata, spec_token_ids=[])
 
 
 def draw(
@@ -110,9 +75,9 @@ def draw(
         keeps: whether logits are to stay as the target has said them: a sampler leaves in
             them what it makes of them.
     """
-    if keeps and logits is not None and not _leaves_as_they_are(logits, metadata):
+    if keeps and logits is not None and not leaves_as_they_are(logits, metadata):
         logits = logits.clone()
-    output = _sampled(sampler, logits, metadata, putting_out)
+    output = sampled(sampler, logits, metadata, putting_out)
     return Verified(
         output, root_row, np.empty(0, np.int64), root_row[:, None], putting_out.astype(int)
     )
@@ -136,7 +101,7 @@ def verify(
         step: this step's trees.
         root_row: ``[requests]`` int64 logits row of each request's root.
         sampler: vLLM's sampler.
-        metadata: the batch's metadata; see ``without_drafts``.
+        metadata: the batch's metadata; see ``sampling.without_drafts``.
         putting_out: ``[requests]`` bool whether each puts out a token; a prompt that goes
             on does not, and draws nothing: its text is to be the same in any chunks.
         answers: what requests have put out, which logits processors look at, and where
@@ -156,7 +121,7 @@ def verify(
     rows: list[Ints] = []
     logprobs: list[LogprobsTensors] = []
     accepted: list[Ints] = []
-    of_row = _all_rows(logits, sampler, metadata) if _rows_alone(metadata) else None
+    of_row = all_rows(logits, sampler, metadata) if rows_alone(metadata) else None
     outputs = answers.outputs
     with _history(outputs):
         for depth in range(int(step.depth.max()) + 1):
@@ -165,12 +130,10 @@ def verify(
             else:
                 if depth:
                     _advance(metadata, outputs, emitted[-1], active)
-                here = to_device({"rows": final_row}, logits.device)
-                own = logits[here["rows"]]
-                drawn = _sampled(sampler, own, metadata, active & putting_out)
-                token = _tokens(drawn.sampled_token_ids)
-                if drawn.logprobs_tensors is not None:
-                    logprobs.append(drawn.logprobs_tensors)
+                drawing = active & putting_out
+                token, told = drawn(logits, final_row, sampler, metadata, drawing)
+                if told is not None:
+                    logprobs.append(told)
             if forced is not None:
                 token = np.where(forced[depth] >= 0, forced[depth], token)
             emitted.append(np.where(active, token, PLACEHOLDER))
@@ -195,79 +158,6 @@ def verify(
         drawn=np.stack(rows, 1),
         put_out=np.where(putting_out, answers.lengths(tokens), 0),
     )
-
-
-def _sampled(
-    sampler: Sampler,
-    logits: torch.Tensor | None,
-    metadata: SamplingMetadata,
-    drawing: Bools,
-) -> SamplerOutput:
-    """Samples a row of each request; what is kept of some moves on for those drawing only.
-
-    The others ride along, because vLLM's processors know requests by their index. But
-    their random generators must not move on, nor what their own processors count.
-
-    Args:
-        sampler, metadata: see ``verify``.
-        logits: ``[requests, vocabulary]``.
-        drawing: ``[requests]`` bool whose token counts.
-    """
-    if drawing.all():
-        return sampler(logits=logits, sampling_metadata=metadata)
-    generators = {i: one for i, one in metadata.generators.items() if drawing[i]}
-    with called_for(drawing, metadata.logitsprocs.all):
-        return sampler(
-            logits=logits, sampling_metadata=replace(metadata, generators=generators)
-        )
-
-
-def _tokens(sampled_token_ids: torch.Tensor) -> Ints:
-    tokens: Ints = to_host(sampled_token_ids[:, 0].contiguous())().astype(np.int64)
-    return tokens
-
-
-def _rows_alone(metadata: SamplingMetadata) -> bool:
-    """Whether each row's token depends on its logits and on nothing else."""
-    return metadata.all_greedy and _unchanged(metadata) and not _tells(metadata)
-
-
-def _unchanged(metadata: SamplingMetadata) -> bool:
-    """Whether no request of the batch forbids tokens, or changes logits in another way."""
-    budget = metadata.thinking_budget_state_holder
-    return (
-        metadata.no_penalties
-        and not metadata.bad_words_token_ids
-        and metadata.allowed_token_ids_mask is None
-        and (budget is None or not budget.has_tracked_requests())
-        and all(map(_idle, metadata.logitsprocs.non_argmax_invariant))
-    )
-
-
-def _leaves_as_they_are(logits: torch.Tensor, metadata: SamplingMetadata) -> bool:
-    """Whether the sampler changes no logits in place: it makes float32 of others first."""
-    return logits.dtype != torch.float32 or (metadata.all_greedy and _unchanged(metadata))
-
-
-def _tells(metadata: SamplingMetadata) -> bool:
-    """Whether some request wants logprobs."""
-    return metadata.max_num_logprobs is not None or bool(metadata.logprob_token_ids)
-
-
-def _idle(processor: LogitsProcessor) -> bool:
-    """Whether a processor is one of vLLM's own, and no request of the batch needs it."""
-    if isinstance(processor, MinTokensLogitsProcessor):
-        return not processor.min_toks
-    return isinstance(processor, LogitBiasLogitsProcessor) and not processor.biases
-
-
-def _all_rows(logits: torch.Tensor, sampler: Sampler, metadata: SamplingMetadata) -> Ints:
-    """Draws ``[logits rows]`` int64 the token of each row; see ``_rows_alone``."""
-    drawn = [
-        sampler(logits=rows, sampling_metadata=metadata).sampled_token_ids
-        for rows in logits.split(ROWS_AT_ONCE)
-    ]
-    return _tokens(torch.cat(drawn))
 
 
 def _advance(
@@ -315,7 +205,7 @@ def _typical_path(
     """
     exact = config.acceptance == "exact" or metadata.all_greedy
     drafted = np.flatnonzero(~step.is_root)
-    if exact or _tells(metadata) or not _unchanged(metadata) or not len(drafted):
+    if exact or tells(metadata) or not unchanged(metadata) or not len(drafted):
         return None
     assert metadata.temperature is not None
     here = to_device(

@@ -79,8 +79,9 @@ SYMBOLS = (
     Symbol(
         "vllm.sampling_params:SamplingParams",
         "read",
-        "max_tokens stop_token_ids presence_penalty frequency_penalty repetition_penalty "
-        "logit_bias allowed_token_ids bad_words structured_outputs extra_args",
+        "max_tokens min_tokens stop_token_ids repetition_detection presence_penalty "
+        "frequency_penalty repetition_penalty logit_bias allowed_token_ids bad_words "
+        "structured_outputs extra_args",
         "tells whether a request may go on, and what steers it",
         "nothing is drafted for one that has ended, or has one token left; steered "
         "requests teach nothing of the heads",

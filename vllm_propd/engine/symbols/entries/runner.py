@@ -61,6 +61,14 @@ SYMBOLS = (
         "nothing: this is the place for it",
     ),
     Symbol(
+        f"{_RUNNER}._update_streaming_request",
+        "overridden",
+        "self req_id new_req_data",
+        "ends the answer of a session's turn: it teaches, and its tree is forgotten",
+        "the next turn has the same request id, and counts its tokens from nothing again",
+        "nothing: this is the place for it",
+    ),
+    Symbol(
         f"{_RUNNER}._bookkeeping_sync",
         "overridden",
         "self scheduler_output sampler_output logits hidden_states num_scheduled_tokens",

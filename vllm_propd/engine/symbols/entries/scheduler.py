@@ -36,6 +36,14 @@ SYMBOLS = (
         "vllm_config requests",
     ),
     Symbol(
+        "vllm.v1.core.sched.utils:check_sequence_repetition",
+        "called",
+        "token_ids params",
+        "tells whether a request with repetition_detection ends",
+        "see check_stop, which takes a scheduler's request",
+        "nothing",
+    ),
+    Symbol(
         "vllm.v1.request:Request",
         "read",
         "",
@@ -89,8 +97,8 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "vllm.v1.core.sched.utils:check_stop",
-        "ends a request by stop tokens, max_tokens and the model's length, as the worker "
-        "can see",
+        "ends a request by stop tokens, max_tokens, the model's length and, from "
+        "min_tokens on, repetition_detection, as the worker can see",
         "nothing is drafted for one that ends, or has one token left (`RequestEnds`)",
         "nothing",
         "tests/integration/test_draft_counts.py::"

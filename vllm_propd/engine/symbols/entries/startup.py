@@ -9,7 +9,7 @@ _CONFIGS = {
     "decode_context_parallel_size enable_expert_parallel distributed_executor_backend",
     "CacheConfig": "cache_dtype",
     "StructuredOutputsConfig": "backend",
-    "ModelConfig": "dtype served_model_name",
+    "ModelConfig": "dtype served_model_name enable_sleep_mode",
     "CompilationConfig": "mode cudagraph_mode splitting_ops use_inductor_graph_partition",
     "AttentionConfig": "backend",
     "VllmConfig": "model_config parallel_config cache_config scheduler_config "
@@ -24,7 +24,7 @@ _ASKED = {
     "config:ParallelConfig": "use_ubatching",
     "config:ModelConfig": "get_head_size get_hidden_size get_vocab_size "
     "get_num_attention_heads get_num_kv_heads get_total_num_kv_heads architectures is_moe "
-    "use_mla uses_mrope is_attention_free is_hybrid is_encoder_decoder",
+    "use_mla uses_mrope rswa_window is_attention_free is_hybrid is_encoder_decoder",
     "config:CompilationConfig": "splitting_ops_contain_kv_cache_update",
     "config:CUDAGraphMode": "NONE PIECEWISE has_full_cudagraphs has_piecewise_cudagraphs",
     "config:CompilationMode": "NONE VLLM_COMPILE",

@@ -17,11 +17,13 @@ SYMBOLS = (
     Symbol(
         "vllm.v1.sample.metadata:SamplingMetadata",
         "read",
-        "temperature all_greedy generators max_num_logprobs output_token_ids logitsprocs "
+        "temperature top_p top_k all_greedy generators max_num_logprobs output_token_ids "
+        "logitsprocs "
         "no_penalties logprob_token_ids bad_words_token_ids allowed_token_ids_mask "
         "thinking_budget_state_holder spec_token_ids",
         "is advanced along the walk: without drafts, and generators of finished requests "
-        "taken out; tells whether a row's token depends on its logits alone",
+        "taken out, or all that is theirs; tells whether a row's token depends on its "
+        "logits alone",
         "a seeded request must draw once per emitted token; what depends on nothing else "
         "is drawn for all rows at once",
         "nothing",
@@ -42,6 +44,15 @@ SYMBOLS = (
         "nothing else tells whether a processor has something to do",
         "a property of LogitsProcessor that says so",
         "min_toks",
+    ),
+    Symbol(
+        "vllm.v1.sample.logits_processor.builtin:MinPLogitsProcessor",
+        "read",
+        "",
+        "empty: no request of the batch needs it",
+        "nothing else tells whether a processor has something to do",
+        "a property of LogitsProcessor that says so",
+        "min_p_count",
     ),
     Symbol(
         "vllm.v1.sample.logits_processor.builtin:LogitBiasLogitsProcessor",
@@ -141,14 +152,15 @@ BEHAVIOURS = (
     Behaviour(
         "vllm.v1.sample.sampler:Sampler.forward",
         "finds a request's parameters by the row's number",
-        "requests that have stopped ride along in the walk's rows",
+        "requests that have stopped ride along in the walk's rows, or are left out with "
+        "their parameters (`drawn`)",
         "nothing",
         "tests/integration/test_sampling.py::test_every_field_gives_plain_vllms_text",
     ),
     Behaviour(
         "vllm.v1.sample.sampler:Sampler.sample",
         "takes any number of rows where all are greedy and nothing else is asked for",
-        "the tokens of all nodes are drawn at once (`_all_rows`)",
+        "the tokens of all nodes are drawn at once (`all_rows`)",
         "nothing",
         "tests/integration/test_sampling.py::test_every_field_acts_where_all_are_greedy",
     ),
