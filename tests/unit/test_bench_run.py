@@ -214,6 +214,10 @@ def test_trees_are_recorded_of_texts_that_are_not_known() -> None:
     run._tell_of_trees(found, [engine], point, SamplingParams(max_tokens=4))
     assert called == ["forget_texts", "record [[1]]", "forget_texts", "record [[2]]"]
     assert row.accepted_by_rank == [[1.0]]
+    called.clear()
+    many = Point("batch", 1, [[i] for i in range(64)])
+    run._tell_of_trees(found, [engine], many, SamplingParams(max_tokens=4))
+    assert called[1::2] == [f"record [[{4 * i}]]" for i in range(run.TOLD_OF)]
 
 
 def test_texts_that_end_at_once_have_rows_that_load_again() -> None:
