@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from vllm_propd.core.sizing.backoff import IN_VAIN, LOAN
 from vllm_propd.core.sizing.controller import DynamicSizing
@@ -154,3 +155,27 @@ def test_searches_that_find_nothing_take_no_more_than_their_share() -> None:
     alone.run(sizing, steps, then, lambda choice: 1)
     spent = looked * alone.looking_s / SECONDS[0]
     assert 0.5 * IN_VAIN * steps < spent < 1.1 * IN_VAIN * steps + LOAN + 1
+
+
+@pytest.mark.parametrize("finds", [False, True])
+def test_a_machine_that_stops_in_a_search_silences_no_texts(finds: bool) -> None:
+    alone, looked, steps = Alone(heads_s=0.001, looking_s=1e-4), list[int](), 400
+    sizing, step = alone.sizing(), 0
+
+    def then(alone: Alone, drafting: DynamicDrafting) -> Choice:
+        nonlocal step
+        step += 1
+        if not drafting.looks_up():
+            return NOTHING
+        looked.append(step)
+        began = alone.now
+        alone.now += 10.0 if step == 50 else alone.looking_s
+        if finds:
+            trees, asked, alone.now = nodes_of(0.5), alone.now, alone.now + 0.001
+            return drafting.plan(Drafts(trees, began, nodes_of(0.3), asked=asked))
+        drafting.found_nothing(began)
+        return NOTHING
+
+    alone.run(sizing, steps, then, lambda choice: 1 + int(choice.sizes.sum()) % 2)
+    assert 50 in looked
+    assert len(looked) > 0.7 * steps

@@ -306,3 +306,13 @@ def test_a_node_is_straight_while_its_tree_is_a_path() -> None:
     assert straight(depth, np.array([4, 3, 0, 2])).tolist() == [
         True, True, False, False, True, True, True, True, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [40, 1000, 5000, 70_000])
+def test_sizes_are_as_fine_beside_a_long_prompt(others: int) -> None:
+    trees = [[0.9**i for i in range(1, 49)]] * 3
+    price = Line(50.0, 1.0)
+    alone = Planner(price).plan(batch_of(*trees)).sizes
+    assert 0 < alone.sum() < 3 * 48
+    beside = Planner(price).plan(batch_of(*trees, others=others))
+    assert beside.sizes.tolist() == alone.tolist()

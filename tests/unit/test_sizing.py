@@ -232,6 +232,25 @@ def test_prompts_make_no_trees_large(waiting: int) -> None:
     assert nodes <= steady + 1.0
 
 
+def test_prompts_do_not_teach_what_nodes_cost() -> None:
+    """Their tokens have no logits, which are most of what a token costs here."""
+    machine = Machine()
+
+    def seconds(tokens: int, logits: int) -> float:
+        return 0.08 + 0.0004 * tokens + 0.0006 * logits
+
+    table = StepCost(TOKENS, np.array([seconds(n, n) for n in TOKENS]))
+    sizing = DynamicSizing(table, None, NODES, BUDGET, clock=lambda: machine.now)
+    for step in range(400):
+        others = 0 if step % 4 else 512
+        timer = sizing.begin(machine.now, StepLoad(4, 4 + others, others, 0))
+        machine.now += seconds(4 + others, 4)
+        timer.verified(None).end(0, 4)
+    for nodes in (4, 12, 28):
+        further = table.seconds_of(4 + nodes) - table.seconds_of(4)
+        assert further == pytest.approx(0.001 * nodes, rel=0.1)
+
+
 def test_what_is_lent_is_a_few_steps_without_their_prompts() -> None:
     """A long prompt's step would lend a minute's asks, and promise that all heads pay."""
     machine = Machine()

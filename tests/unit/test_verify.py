@@ -81,14 +81,8 @@ def metadata_of(**more: Any) -> SamplingMetadata:
     return SamplingMetadata(**{**fields, **more})
 
 
-def walked(
-    metadata: SamplingMetadata,
-    left: int = 99,
-    stops: tuple[int, ...] = (-1,),
-    repeating: dict[int, SamplingParams] | None = None,
-    sampler: Any = None,
-) -> Verified:
-    """Verifies a chain that is right, and one that is wrong, beside a prompt's chunk."""
+def chains() -> TreeStep:
+    """Two requests with the same chain, and a prompt's chunk."""
     chain = np.arange(len(PATH))
     tree = TokenTree(np.array(PATH), chain, chain + 1, np.zeros(len(PATH), np.float32))
     rows = len(PATH) + 1
@@ -101,6 +95,18 @@ def walked(
         np.array([rows, rows, 1]),
     )
     assert isinstance(step, TreeStep)
+    return step
+
+
+def walked(
+    metadata: SamplingMetadata,
+    left: int = 99,
+    stops: tuple[int, ...] = (-1,),
+    repeating: dict[int, SamplingParams] | None = None,
+    sampler: Any = None,
+) -> Verified:
+    """Verifies a chain that is right, and one that is wrong, beside a prompt's chunk."""
+    step, rows = chains(), len(PATH) + 1
     logits = torch.zeros(2 * rows + 1, VOCABULARY)
     logits[range(rows), [*PATH, 11]] = 30.0
     logits[rows:, 2] = 30.0
@@ -328,3 +334,30 @@ def test_a_text_that_is_not_to_repeat_itself_ends_where_it_does(
     if sampled:
         assert len(sampler.rows) == expected
         assert int((found.output.sampled_token_ids[LONG] >= 0).sum()) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "takes"),
+    [
+        ({}, True),
+        ({"top_k": torch.full((3,), 1)}, False),
+        ({"top_k": torch.full((3,), 2)}, True),
+        ({"top_p": torch.full((3,), 0.5)}, False),
+        ({"top_p": torch.full((3,), 0.9)}, True),
+    ],
+)
+def test_typical_acceptance_takes_nothing_that_would_never_be_sampled(
+    asked: dict[str, Any], takes: bool
+) -> None:
+    """The target gives the chain's first token 0.4, and another 0.55."""
+    sampled = {"all_greedy": False, "all_random": True, "temperature": torch.ones(3)}
+    step, config = chains(), ProPDConfig(heads=False, acceptance="typical")
+    logits = torch.full((2 * (len(PATH) + 1) + 1, VOCABULARY), -30.0)
+    logits[:, 1], logits[:, PATH[0]] = np.log(0.55), np.log(0.4)
+    answers = Answers([[], [], []], np.full(3, 99), StopTokens.of([(-1,)] * 3))
+    found = verify(
+        logits, step, step.root_rows(3), Sampler(), metadata_of(**sampled, **asked),
+        np.array([True, True, False]), answers, config,
+    )  # fmt: skip
+    first = found.output.sampled_token_ids[:2, 0].tolist()
+    assert first == ([PATH[0]] * 2 if takes else [1] * 2)

@@ -176,7 +176,8 @@ class Backoff:
 
         Args:
             sequences: how many sequences the step has.
-            share: the share of them that does not need it, 0..1.
+            share: how much of a token each of them is expected to be given without it, on
+                the mean, 0..1.
             first: opens the account of a load that is new, and returns how many steps its
                 first ask has to wait.
         """

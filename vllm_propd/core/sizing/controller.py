@@ -22,8 +22,9 @@ from vllm_propd.core.sizing.protocol import StepLoad
 from vllm_propd.core.sizing.pruning_recall import Grader, PrunedStep, PruningRecall
 from vllm_propd.core.sizing.step_cost import StepCost
 
-LOOKING_UP_S = (2e-4, 6e-4)
-"""Seconds of drafting without the heads, for 1 and for 64 sequences, as a first guess."""
+LOOKING_UP_S, SEARCHING_S = (2e-4, 6e-4), (1e-4, 3e-4)
+"""Seconds of drafting without the heads, and of searching texts alone, for 1 and for 64
+sequences, as a first guess."""
 
 Agreed = tuple[int | None, bool, int, int]
 """What ranks agree on: ``Choice.keep``, ``Choice.heads``, and how many steps of this load
@@ -64,6 +65,7 @@ class DynamicSizing:
         # Without the heads: drafting is mostly the plan; and no early head knows better
         # than a text that repeats itself.
         self.looking_up = StepCost(np.array([1, 64]), np.array(LOOKING_UP_S))
+        self.searching = StepCost(np.array([1, 64]), np.array(SEARCHING_S))
         self.has_heads = draft is not None
         self.step, self.draft = step, self.looking_up if draft is None else draft
         self.nodes, self.token_budget = nodes, token_budget
@@ -129,9 +131,12 @@ class DynamicTimer:
         sizing, load = self.sizing, self.load
         measured_s = sizing.clock() - self.began + sizing.overhead.plain
         left = None if pruned is None else load.tokens - pruned.dropped
-        estimated_s = sizing.step.observe(
-            load.tokens, load.context, measured_s, left, load.kind
-        )
+        if load.teaches:
+            estimated_s = sizing.step.observe(
+                load.tokens, load.context, measured_s, left, load.kind
+            )
+        else:
+            estimated_s = sizing.step.seconds_of(load.tokens, load.context, left, load.kind)
         if pruned is not None and sizing.grader is not None:
             sizing.grader.add(pruned)
         return DynamicDrafting(sizing, load, self.before, left, measured_s, estimated_s)

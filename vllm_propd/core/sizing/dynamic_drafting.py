@@ -99,7 +99,7 @@ class DynamicDrafting:
         """
         sizing, decode_s = self._sizing, self._decode_s()
         account = sizing.lookup_backoff.now
-        account.ask(sizing.clock() - began, decode_s)
+        account.ask(self._searched_s(self._load.sequences, began, sizing.clock()), decode_s)
         later = account.steps_to_wait(decode_s, self._pending_s(account))
         sizing.lookup_backoff.wait(sizing.agree((None, False, 0, later))[3])
 
@@ -153,10 +153,10 @@ class DynamicDrafting:
         asked, looked = drafts.trees, drafts.looked_up
         heads_s = 0.0 if asked is None else self._price(sizing.draft, asked)
         looking_s = 0.0 if looked is None else self._price(sizing.looking_up, looked)
-        if asked is not None and drafts.asked is not None:
+        if asked is not None and looked is not None and drafts.asked is not None:
             # Beside the heads it is the search alone; the plan, and the engine's part, are
             # in their price.
-            looking_s = drafts.asked - drafts.began
+            looking_s = self._searched_s(len(looked.sizes), drafts.began, drafts.asked)
         asked_s = heads_s + looking_s
         without = self._planned(sizing.planner_without, looked, asked_s)
         plan = self._planned(sizing.planner, asked, asked_s)
@@ -259,6 +259,14 @@ class DynamicDrafting:
             return None
         tokens = without.tokens / len(without.sizes)
         return (self._decode_s() + without.extra_s) / tokens
+
+    def _searched_s(self, sequences: int, began: float, ended: float) -> float:
+        """Returns the seconds of searching texts; learns from a search that has ended.
+
+        An estimate, as all prices are: a machine that stops for a second in the middle of a
+        search would silence texts for thousands of steps.
+        """
+        return self._sizing.searching.observe(sequences, 0.0, ended - began)
 
     def _price(self, price: Price, nodes: NodeValues) -> float:
         """Returns the seconds of asking a source for some sequences' nodes."""

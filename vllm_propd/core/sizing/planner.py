@@ -75,9 +75,11 @@ def round_totals(most: int, captured: Sequence[int] = ()) -> Ints:
 @njit(cache=True, nogil=True)
 @with_parts(step_cost)
 def _cuts(  # type: ignore[no-untyped-def]
-    probability, tree, straight, sequences, totals, taken, most
+    probability, tree, straight, sequences, totals, origin, most
 ):  # fmt: skip
     """Sorts the nodes, and lists the cuts of their order that a plan can choose from.
+
+    With ``origin`` further tokens they are round numbers.
 
     Returns the nodes from best to worst; the cuts, as ascending numbers of nodes; for each
     cut the tokens that are expected beside the roots': their sum, and what it would be if
@@ -94,10 +96,10 @@ def _cuts(  # type: ignore[no-untyped-def]
     order = np.arange(len(probability))
     if (worth[1:] > worth[:-1]).any():
         order = np.argsort(-worth, kind="mergesort")  # stable: parents come first
-    low, high = np.searchsorted(totals, taken + 1), np.searchsorted(totals, taken + most)
+    low, high = np.searchsorted(totals, origin + 1), np.searchsorted(totals, origin + most)
     nodes = np.zeros(1 + max(high - low, 0) + (most > 0), np.int64)
     for i in range(low, high):
-        nodes[1 + i - low] = totals[i] - taken
+        nodes[1 + i - low] = totals[i] - origin
     if most > 0:
         nodes[-1] = most
     gained, fair = np.zeros(len(nodes)), np.zeros(len(nodes))
@@ -209,8 +211,9 @@ class Planner:
     Attributes:
         step: price of a step.
         recall: says what pruning leaves of acceptance; None: never prune.
-        totals: ascending numbers of tokens that a step may have, before and after
-            pruning; a step without nodes and one with all are possible as well.
+        totals: ascending numbers of tokens that a step may have, beside a long prompt,
+            before and after pruning; a step without nodes and one with all are possible as
+            well.
         hysteresis: how much faster than the last plan others must have been, relatively,
             in sum over the steps since: noise does not move it in each step, and a small
             advantage that stays is taken.
@@ -236,8 +239,10 @@ class Planner:
         straight = batch.straight
         if straight is None:
             straight = np.zeros(len(batch.probability), np.bool_)
+        # Beside a long prompt round totals would be far apart, and the step's is not round.
+        origin = batch.sequences if batch.others > batch.sequences else taken
         order, nodes, gained, fair, kinds = _cuts(
-            batch.probability, batch.tree, straight, batch.sequences, self.totals, taken,
+            batch.probability, batch.tree, straight, batch.sequences, self.totals, origin,
             most,
         )  # fmt: skip
         whole, split = self._priced(nodes, taken, batch.context, kinds)

@@ -51,6 +51,14 @@ class StepLoad:
         return self.tokens - self.others - self.sequences
 
     @property
+    def teaches(self) -> bool:
+        """Whether its time tells what nodes cost: not where most tokens are of prompts.
+
+        These have no logits, and attend to more.
+        """
+        return self.others <= self.sequences + self.nodes
+
+    @property
     def kind(self) -> int:
         """The kind of step by which prices differ (``core.sizing.step_cost``)."""
         return BARE if not self.nodes else CHAINS if self.chained else TREES

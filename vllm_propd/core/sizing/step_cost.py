@@ -277,11 +277,16 @@ class StepCost:
         return found
 
     def seconds_of(
-        self, tokens: float, context: float = 0.0, left: float | None = None
+        self,
+        tokens: float,
+        context: float = 0.0,
+        left: float | None = None,
+        kind: int = BARE,
     ) -> float:
         """Estimates the seconds of one step; see ``estimate``."""
         lefts = None if left is None else np.array([left])
-        return float(self.estimate(np.array([tokens]), context, lefts).item())
+        kinds = np.array([kind])
+        return float(self.estimate(np.array([tokens]), context, lefts, kinds).item())
 
     def observe(
         self,

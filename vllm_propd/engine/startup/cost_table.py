@@ -17,6 +17,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 from uuid import uuid4
 
@@ -51,6 +52,9 @@ LONG_S, LONG = 1.0, 3.0
 """The longest step that is timed: one of more than LONG_S seconds and LONG times as many as
 the shortest. So a slow machine starts in seconds, too."""
 
+OUTDONE = 0.8
+"""A kept table is measured anew where short steps take less than so much of its times."""
+
 ENOUGH_S = 20.0
 """No round of timing begins later than so many seconds after the first."""
 
@@ -80,6 +84,8 @@ class CostTable(BaseModel):
         Args:
             others: times measured again, perhaps of the first of these steps only.
         """
+        if len(others.tokens) > len(self.tokens):  # these broke off early
+            return others.least(self)
         again = others.model_dump()
         return self.model_copy(
             update={
@@ -89,6 +95,15 @@ class CostTable(BaseModel):
                 if name not in ("tokens", "sequences")
             }
         )
+
+    def is_outdone(self, others: CostTable) -> bool:
+        """Whether these times are of a bad moment, by those of the first steps again.
+
+        Then the times of long steps are, too, which are not taken again; beside short ones
+        that are mended, trees of their sizes would look dear for ever.
+        """
+        pairs = zip(others.step_s, self.step_s, strict=False)
+        return median(again / before for again, before in pairs) < OUTDONE
 
     def step_cost(self) -> StepCost:
         """Returns an estimator of step times that starts from this table."""
@@ -128,6 +143,8 @@ def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
     known = _cached(path)
     began = time.monotonic()
     table = measure(runner, again=known is not None)
+    if known is not None and known.is_outdone(table):
+        known, table = None, measure(runner)
     logger.info("Timed steps and drafts in %.1f s", time.monotonic() - began)
     if known is not None:
         table = known.least(table)

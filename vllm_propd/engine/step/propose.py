@@ -122,7 +122,7 @@ class MedusaTreeProposer:
     def candidates(
         self, hidden_states: torch.Tensor, roots: Ints | None = None
     ) -> Candidates:
-        """Returns each head's best tokens; -inf, as no candidates, where logits are NaN.
+        """Returns each head's best tokens; they say -inf where logits are NaN.
 
         Args:
             hidden_states: ``[sequences, hidden]``, where each sequence's last token was

@@ -62,7 +62,7 @@ def drawn(
         ``[requests]`` int64, any token where it does not count; and the logprobs of all,
         if a request wants some.
     """
-    who = np.flatnonzero(drawing | (not _parts(metadata)))
+    who = np.flatnonzero(drawing | (not parts(metadata)))
     here = to_device({"rows": row[who], "who": who}, logits.device)
     if len(who) < len(drawing):
         metadata = _of_some(metadata, who, here["who"])
@@ -72,25 +72,26 @@ def drawn(
     return token, found.logprobs_tensors
 
 
+def of_rows(values: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """Returns ``[some]`` values of what the batch has ``[requests]`` of, if it has it."""
+    return None if values is None else values[rows]
+
+
 def _of_some(
     metadata: SamplingMetadata, rows: Ints, here: torch.Tensor
 ) -> SamplingMetadata:
-    """Returns the metadata of some requests alone; see ``_parts``.
+    """Returns the metadata of some requests alone; see ``parts``.
 
     Args:
         metadata: the batch's.
         rows, here: ``[some]`` int64 their numbers, on the host and on the device.
     """
-
-    def of(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values[here]
-
     known = metadata.generators
     return replace(
         metadata,
-        temperature=of(metadata.temperature),
-        top_p=of(metadata.top_p),
-        top_k=of(metadata.top_k),
+        temperature=of_rows(metadata.temperature, here),
+        top_p=of_rows(metadata.top_p, here),
+        top_k=of_rows(metadata.top_k, here),
         generators={i: known[row] for i, row in enumerate(rows.tolist()) if row in known},
     )
 
@@ -130,7 +131,7 @@ def rows_alone(metadata: SamplingMetadata) -> bool:
     return metadata.all_greedy and unchanged(metadata) and not tells(metadata)
 
 
-def _parts(metadata: SamplingMetadata) -> bool:
+def parts(metadata: SamplingMetadata) -> bool:
     """Whether nothing knows requests by their index but what ``_of_some`` renumbers."""
     others = metadata.logitsprocs.argmax_invariant
     return unchanged(metadata) and not tells(metadata) and all(map(_idle, others))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
 
 from vllm_propd.config import ProPDConfig
@@ -29,10 +30,10 @@ from vllm_propd.engine.step.sampling import (
     all_rows,
     drawn,
     leaves_as_they_are,
+    of_rows,
+    parts,
     rows_alone,
     sampled,
-    tells,
-    unchanged,
 )
 from vllm_propd.engine.step.states import Verified
 from vllm_propd.engine.step.tree_step import TreeStep
@@ -200,12 +201,12 @@ def _typical_path(
     """Returns ``[depths, requests]`` int64 tokens that typical acceptance takes, else -1.
 
     It is None where the exact rule holds. Greedy requests keep it; so do batches that want
-    logprobs, or of which a request forbids tokens: the model's own distribution knows
-    nothing of that.
+    logprobs, or of which a request forbids tokens or has ``min_p``: the model's own
+    distribution knows nothing of that. ``top_k`` and ``top_p`` are put upon it.
     """
     exact = config.acceptance == "exact" or metadata.all_greedy
     drafted = np.flatnonzero(~step.is_root)
-    if exact or tells(metadata) or not unchanged(metadata) or not len(drafted):
+    if exact or not parts(metadata) or not len(drafted):
         return None
     assert metadata.temperature is not None
     here = to_device(
@@ -221,6 +222,8 @@ def _typical_path(
     heat = metadata.temperature[here["request"]]
     is_sampled = to_host(heat >= GREEDY_BELOW)
     scaled = logits[here["logits_row"]].float() / heat.clamp(min=GREEDY_BELOW)[:, None]
+    top_k, top_p = (of_rows(m, here["request"]) for m in (metadata.top_k, metadata.top_p))
+    scaled = apply_top_k_top_p(scaled, top_k, top_p)
     likely = typical_nodes(
         scaled.softmax(-1), here["parent_row"], here["token"], here["row"],
         config.typical_epsilon, config.typical_delta,
@@ -228,11 +231,11 @@ def _typical_path(
     taken = drafted[to_host(likely)()]
     taken = taken[is_sampled()[taken]]
     path = np.full((int(step.depth.max()) + 1, len(metadata.temperature)), PLACEHOLDER)
-    for tree in np.unique(step.tree[taken]).tolist():
-        mine = taken[step.tree[taken] == tree]
-        # The deepest accepted node; of equals the first, the most probable draft.
-        at = mine[step.depth[mine].argmax()]
-        while step.depth[at]:
-            path[step.depth[at] - 1, step.request[tree]] = step.token[at]
-            at = step.parent_row[at]
+    # The deepest accepted node of each tree; of equals the first, the most probable draft.
+    tree, parent_row, depth = step.tree, step.parent_row, step.depth
+    deepest = taken[np.lexsort((taken, -depth[taken], tree[taken]))]
+    at = deepest[np.unique(tree[deepest], return_index=True)[1]]
+    while len(at := at[depth[at] > 0]):
+        path[depth[at] - 1, step.request[tree[at]]] = step.token[at]
+        at = parent_row[at]
     return path

@@ -29,6 +29,14 @@ SYMBOLS = (
         "nothing",
     ),
     Symbol(
+        "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
+        "called",
+        "logits k p",
+        "masks what a request's top_k and top_p leave out, for typical acceptance",
+        "a draft that the request would never sample is not to be accepted",
+        "nothing",
+    ),
+    Symbol(
         "vllm.v1.sample.logits_processor.interface:LogitsProcessor.update_state",
         "called",
         "self batch_update",
