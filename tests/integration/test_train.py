@@ -141,7 +141,7 @@ def test_a_model_asks_itself_and_learns_from_its_answers(tmp_path: Path) -> None
         "--out",
         str(out),
     ]
-    options += ["--length", "32", "--draft-tokens", "300", "--no-for-vllm"]
+    options += ["--length", "128", "--draft-tokens", "300", "--no-for-vllm"]
     command = [sys.executable, "-m", "vllm_propd.cli", "train", str(model), *options]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     for text in ("own questions", "training text", "tokens/s"):
