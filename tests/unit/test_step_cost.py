@@ -177,3 +177,13 @@ def test_a_tables_error_at_one_place_is_mended_there() -> None:
 def test_a_table_that_is_none_is_refused(tokens: list[int], seconds: list[float]) -> None:
     with pytest.raises(ValueError, match="a cost table needs"):
         StepCost(np.array(tokens), np.array(seconds))
+
+
+def test_a_clock_may_stand_still() -> None:
+    cost = StepCost(np.array([1, 64]), np.array([1e-4, 3e-4]))
+    for _ in range(2000):
+        cost.observe(1, 0.0, 0.0)
+    assert 0.0 < cost.seconds_of(1) < 1e-7
+    for _ in range(200):
+        cost.observe(1, 0.0, 1e-4)
+    assert cost.seconds_of(1) == pytest.approx(1e-4, rel=0.1)

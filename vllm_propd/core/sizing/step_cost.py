@@ -51,6 +51,9 @@ STALE = 0.1
 LEAST = 0.05
 """The least time that a fit gives, in units of the table's first: few steps fit badly."""
 
+LEAST_S = 1e-9
+"""The least seconds that a step counts as having taken: a clock may stand still."""
+
 WHOLE = -1.0
 """Stands in place of the tokens that are left where a step is not split."""
 
@@ -306,6 +309,6 @@ class StepCost:
             self.tokens, self._tables, self._fit, self._deviation,
             self._moments, self._target, self._usual_error, self.decay, self.alpha,
             float(tokens), float(context), WHOLE if left is None else float(left),
-            kind if left is None else SPLIT, float(seconds),
+            kind if left is None else SPLIT, max(float(seconds), LEAST_S),
         )  # fmt: skip
         return before
