@@ -60,7 +60,8 @@ def check_trained(model: str, heads: Path) -> None:
         HeadsError: the heads cannot be read, or belong to another model.
     """
     config = AutoConfig.from_pretrained(model).get_text_config()
-    load_heads(heads).check_fits(config.hidden_size, config.vocab_size)
+    found = load_heads(heads, shapes_only=True)
+    found.check_fits(config.hidden_size, config.vocab_size)
     for layer in early_layers(heads):
         load_early_head(heads, layer, config)
 
@@ -85,9 +86,9 @@ def load_trained(model: str, heads: Path) -> Trainee:
         transition_rank=found.transition_rank,
         early_layers=tuple(early_layers(heads)),
     )
-    check_trained(model, heads)
     target = _load_target(model, settings)
     config = target.config.get_text_config()
+    found.check_fits(config.hidden_size, config.vocab_size)
     tokens = found.tensors.get("token_map")
     if tokens is None and found.output_size:
         tokens = torch.arange(min(found.output_size, config.vocab_size))
