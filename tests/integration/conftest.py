@@ -236,7 +236,7 @@ def engines_in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def heads_in_targets_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of engines in this process compute as their target does, on every machine.
 
-    In 16 bits, where that is fast, what is nearly as probable may swap places.
+    In 8 bits what is nearly as probable may swap places.
     """
     monkeypatch.setattr(propose, "draft_dtype", lambda target, device: target)
 

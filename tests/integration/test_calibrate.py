@@ -1,6 +1,8 @@
 """`vllm-propd calibrate`: heads that others trained are measured for serving."""
 
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from vllm_propd.cli import app
 from vllm_propd.corpus import held_out_snippets
 from vllm_propd.heads.calibration import Calibration, load_calibration
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 pytestmark = pytest.mark.alone
 
 
@@ -29,11 +32,15 @@ def calibration_of(folder: Path) -> Calibration:
     return found
 
 
+def write_held_out(file: Path) -> Path:
+    texts = held_out_snippets(12, seed=4, min_chars=2000)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
 @pytest.mark.usefixtures("engines_in_this_process")
 def test_the_same_heads_in_two_formats_are_worth_the_same(tmp_path: Path) -> None:
-    held_out = tmp_path / "held_out.jsonl"
-    texts = held_out_snippets(12, seed=4, min_chars=2000)
-    held_out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    held_out = write_held_out(tmp_path / "held_out.jsonl")
     ours, published = tmp_path / "ours", tmp_path / "published"
     for folder in (ours, published):
         folder.mkdir()
@@ -55,3 +62,29 @@ def test_the_same_heads_in_two_formats_are_worth_the_same(tmp_path: Path) -> Non
     )
     assert first.early_recall and not second.early_recall
     assert first.sureness() is not None
+
+
+@pytest.mark.usefixtures("engines_in_this_process")
+def test_trees_are_walked_along_greedy_and_sampled_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write_held_out(tmp_path / "held_out.jsonl")
+    heads = tmp_path / "heads"
+    shutil.copytree(MODEL / "propd", heads)
+    done = CliRunner().invoke(app, arguments(heads, held_out))
+    assert done.exit_code == 0, done.output
+    script = runpy.run_path(str(SCRIPTS / "bench_heads.py"))
+    capsys.readouterr()
+    script["main"](str(MODEL), [heads], [held_out], "0,1", 64)
+    table = capsys.readouterr().out.rpartition("\n\n")[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    named = [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
+    assert [one["temperature"] for one in named] == ["0", "1"]
+    known = calibration_of(heads).tokens_per_step
+    for nodes in script["SHOWN"]:
+        assert named[0][f"{nodes} nodes"] == f"{known[nodes]:.2f}"
+    for one in named:
+        walked = [float(one[f"{nodes} nodes"]) for nodes in script["SHOWN"]]
+        assert 1 < float(one["chain"]) < walked[-1]
+    # What is drawn is likely to be the likeliest, and is not always.
+    assert float(named[1]["32 nodes"]) < float(named[0]["32 nodes"])

@@ -13,7 +13,13 @@ from vllm.distributed import (
     initialize_model_parallel,
 )
 
-from vllm_propd.engine.step.served_heads import ServedHeads, part_of_target
+from vllm_propd.engine.step.served_heads import (
+    FEW_ROWS,
+    OutputRows,
+    ServedHeads,
+    draft_dtype,
+    part_of_target,
+)
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.medusa import MedusaHeads, root_input
 
@@ -51,6 +57,35 @@ def test_states_are_the_references(
         states = ServedHeads(checkpoint, dtype, "cpu")(hidden, roots)
         read = None if roots is None else root_input(roots).to(dtype)
         torch.testing.assert_close(states, reference.to(dtype)(hidden, read))
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 70])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("root", [False, True], ids=["blind", "root"])
+def test_weights_of_eight_bits_say_nearly_the_same(
+    root: bool, bias: bool, rows: int
+) -> None:
+    torch.manual_seed(0)
+    reference = MedusaHeads(HEADS, 2, HIDDEN, bias, root)
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    output = torch.randn(100, HIDDEN)
+    checkpoint = HeadsCheckpoint(Path(), reference.tensors())
+    hidden, roots = torch.randn(rows, HIDDEN), torch.randn(rows, HIDDEN) if root else None
+    with torch.inference_mode():
+        states = ServedHeads(checkpoint, torch.int8, "cpu")(hidden, roots)
+        logits = OutputRows([output], 100, 1.0, torch.int8, "cpu")(states)
+        read = None if roots is None else root_input(roots)
+        expected = reference(hidden, read) @ output.T
+    assert (logits.float() - expected).std() < 0.02 * expected.std()
+
+
+def test_heads_have_eight_bits_on_cpus_and_the_targets_dtype_elsewhere() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert draft_dtype(torch.float32, cpu) == torch.int8
+    assert draft_dtype(torch.bfloat16, cpu) == torch.int8
+    assert draft_dtype(torch.float32, cuda) == torch.bfloat16
+    assert draft_dtype(torch.float16, cuda) == torch.float16
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

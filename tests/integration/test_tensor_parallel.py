@@ -81,12 +81,12 @@ def drafted(llm: LLM, prompts: list[Prompt]) -> list[list[list[int]]]:
 
 
 def load_heads_anew(worker: Any) -> None:
-    """The worker's heads compute in 16 bits again, where that is fast."""
+    """The worker's heads have 8 bits again."""
     worker.model_runner.drafter.load_model(worker.model_runner.model)
 
 
 def load_heads_in_targets_dtype(worker: Any) -> None:
-    """They compute as the target does: in 16 bits, near-ties may swap places."""
+    """They compute as the target does: in 8 bits, near-ties may swap places."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(propose, "draft_dtype", lambda target, device: target)
         load_heads_anew(worker)

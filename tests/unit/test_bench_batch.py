@@ -87,8 +87,12 @@ def test_an_engine_is_known_by_its_process() -> None:
     here = SimpleNamespace(process=SimpleNamespace(pid=os.getpid()))
     node = SimpleNamespace(all_processes={"raylet": [here]})
     assert not bench_batch.has_engine(node)
-    call = [sys.executable, "-c", "input()", "MapWorker(MapBatches(vLLMEngineStageUDF))"]
-    with subprocess.Popen(call, stdin=subprocess.PIPE) as engine:
+    code = "print(flush=True); input()"
+    call = [sys.executable, "-c", code, "MapWorker(MapBatches(vLLMEngineStageUDF))"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(call, stdin=pipe, stdout=pipe) as engine:
+        assert engine.stdout is not None
+        engine.stdout.readline()  # a process that begins has no command line for a moment
         assert bench_batch.has_engine(node)
         engine.communicate(b"\n")
 

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "vllm_propd"
 FLOORS = (
     ("config", "fast_dtype", "corpus", "chats", "progress", "resume", "outputs"),
     ("core",),
-    ("kernels", "heads"),
+    ("kernels",),
+    ("heads",),
     ("simulation",),
     ("engine",),
     ("training",),

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from vllm_propd.core.tree import ancestor_masks
 from vllm_propd.kernels import gemm
 from vllm_propd.kernels import tree_attention_cpu as module
+from vllm_propd.kernels.exponentials import exponentiate
 from vllm_propd.kernels.gemm import LANES, ROWS, accumulate
 from vllm_propd.kernels.row_maximum import largest
 from vllm_propd.kernels.tree_attention_cpu import QUERY_TILE, QueryTiles, tree_attention
@@ -210,7 +211,7 @@ def test_trees_of_several_mask_words_and_tiles_on_all_threads(size: int) -> None
 def exponentials(scores: np.ndarray) -> np.ndarray:
     """``exp(scores - max)`` as the kernel computes it; its sum is checked."""
     line = scores.copy()
-    total = module._exponentiate(line, len(line), scores.max())
+    total = exponentiate(line, len(line), scores.max())
     assert total == pytest.approx(line.sum(dtype=np.float64), rel=1e-5)
     return line
 

@@ -24,9 +24,6 @@ MOST_SEQUENCES = 128
 AHEAD = 2 * MOST_SEQUENCES
 """Requests that the engine has at a time, those that wait included."""
 
-TOP_P = 0.9
-"""Of sampled texts: what small models put beyond is no language."""
-
 CACHE_SHARE = 0.4
 """The share of free memory for the KV cache on a CPU; the target comes beside it."""
 
@@ -104,6 +101,7 @@ class TargetWriter:
         most_each: int | None = None,
         most_tokens: int | None = None,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         on_text: Callable[[Written], None] = lambda text: None,
     ) -> list[Written]:
         """Writes on from prompts, in their order, until there is enough.
@@ -113,7 +111,8 @@ class TargetWriter:
             description: title of the progress bar.
             most_each: new tokens of each; by default as many as ``longest`` allows.
             most_tokens: new tokens after which no other text is begun.
-            temperature: 0: greedy; else of the likeliest tokens, ``TOP_P`` of all.
+            temperature: 0: greedy.
+            top_p: sampled texts are of the likeliest tokens, this much of all.
             on_text: called with each text when it has ended.
 
         Returns:
@@ -131,7 +130,7 @@ class TargetWriter:
                 while waiting < len(prompts) and len(texts) < AHEAD and not enough:
                     params = SamplingParams(
                         temperature=temperature,
-                        top_p=TOP_P if temperature else 1.0,
+                        top_p=top_p if temperature else 1.0,
                         max_tokens=self._room(prompts[waiting], most_each),
                         detokenize=False,
                         output_kind=RequestOutputKind.DELTA,

@@ -12,10 +12,15 @@ token's best successors, a table made once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from vllm_propd.core.tree import Float32s, Ints
+    from vllm_propd.kernels.int8_heads_cpu import Int8Linear
 
 SUCCESSORS = 2
 """How many successors of each of a head's best candidates are the next one's candidates."""
@@ -46,6 +51,8 @@ class Transition(nn.Module):
         self.before = nn.Parameter(torch.randn(tokens, rank) / rank**0.5)
         self.after = nn.Parameter(torch.zeros(tokens, rank))
         self._successors: torch.Tensor | None = None
+        self._packed: tuple[Float32s, Int8Linear] | None = None
+        self._tables: tuple[Ints, Float32s, Float32s] | None = None
 
     def forward(
         self, parents: torch.Tensor, columns: torch.Tensor | None = None
@@ -75,6 +82,28 @@ class Transition(nn.Module):
         return self._successors
 
     @torch.no_grad()
+    def pack(self) -> None:
+        """Lets roots read ``after`` in 8 bits (CPUs only)."""
+        from vllm_propd.kernels.int8_heads_cpu import Int8Linear  # numba, as below
+
+        # Tokens that heads do not draft have the row of zeros.
+        before = functional.pad(self.before, (0, 0, 0, 1)).numpy()
+        self._packed = before, Int8Linear(self.after[None])
+        self._tables = self._as_arrays()
+
+    def _as_arrays(self) -> tuple[Ints, Float32s, Float32s]:
+        tables = self.successors(), self.before.detach(), self.after.detach()
+        successors, before, after = (table.numpy() for table in tables)
+        return successors, before, after
+
+    def _of_roots(self, roots: torch.Tensor) -> Float32s:
+        """Returns ``[sequences, tokens]``, what the term adds after the roots."""
+        if self._packed is None:
+            return self(roots).numpy()
+        before, after = self._packed
+        return after.products(before[roots.numpy()][None])[0]
+
+    @torch.no_grad()
     def couple(
         self, logits: torch.Tensor, roots: torch.Tensor, ranks: int
     ) -> CoupledTensors:
@@ -89,19 +118,18 @@ class Transition(nn.Module):
             ``[sequences, heads, rows, ranks]`` tensors.
         """
         ranks = min(ranks, logits.shape[-1])
+        if logits.device.type == "cpu":
+            from vllm_propd.kernels.couple_cpu import couple  # numba, where heads are asked
+
+            found = couple(
+                logits.contiguous().numpy(), self._of_roots(roots), ranks,
+                *(self._tables or self._as_arrays()), PARENTS,
+            )  # fmt: skip
+            return CoupledTensors(*map(torch.from_numpy, found))
         # The first head's are known exactly: there is one token before them.
         logits = torch.cat([(logits[0] + self(roots))[None], logits[1:]])
         best, places = logits.topk(ranks)
         total = logits.logsumexp(-1, keepdim=True)
-        if logits.device.type == "cpu":
-            from vllm_propd.heads.couple_cpu import couple  # numba, where heads are asked
-
-            found = couple(
-                logits.numpy(), best.numpy(), places.numpy(), total[..., 0].numpy(),
-                self.successors().numpy(), PARENTS, self.before.detach().numpy(),
-                self.after.detach().numpy(),
-            )  # fmt: skip
-            return CoupledTensors(*map(torch.from_numpy, found))
         return self._coupled(logits, best, places, total, ranks)
 
     def _coupled(

@@ -17,8 +17,15 @@ BLOCK = 64
 
 
 @njit(cache=True, nogil=True)
-def _best(logits, rows, token, value):  # type: ignore[no-untyped-def]
-    """Finds each row's best tokens, in place; of equal ones the first."""
+def best_into(logits, rows, token, value):  # type: ignore[no-untyped-def]
+    """Finds each row's best tokens; of equal ones the first.
+
+    Args:
+        logits: float32 matrix.
+        rows: int64 its rows.
+        token, value: ``[rows, count]`` int64 and float32, what they must be better than,
+            best first; it is replaced.
+    """
     count = token.shape[1]
     for i in range(len(rows)):
         row = logits[rows[i]]
@@ -62,7 +69,7 @@ def best_tokens(
             logits, rows = logits[torch.from_numpy(rows)].float(), np.arange(len(rows))
         token = np.full((len(rows), count), -1, np.int64)
         value = np.full((len(rows), count), -np.inf, np.float32)
-        _best(logits.numpy(), rows, token, value)
+        best_into(logits.numpy(), rows, token, value)
         return lambda: (token, _log_share(value))
     here = to_device({"rows": rows}, logits.device)["rows"]
     best = logits[here].float().topk(count)

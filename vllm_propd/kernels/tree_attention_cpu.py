@@ -15,13 +15,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from vllm_propd.core.compiled import with_parts
 from vllm_propd.core.tree import Ints
-from vllm_propd.kernels import gemm, row_maximum
+from vllm_propd.kernels import exponentials, gemm, row_maximum
+from vllm_propd.kernels.exponentials import exponentiate
 from vllm_propd.kernels.gemm import ROWS, accumulate
 from vllm_propd.kernels.row_maximum import largest
 
@@ -35,48 +35,7 @@ TOLERANCE = 1.05
 """How much longer than with the best cut the longest thread may take: fewer tiles read the
 context less often."""
 
-_LOG2_E = np.float32(1.4426950408889634)
-# Minimax polynomial of 2**f on [0, 1): relative error 1.4e-8, in float32 8.8e-8.
-_EXP2 = (
-    np.float32(1.0),
-    np.float32(0.6931470632553101),
-    np.float32(0.2402293086051941),
-    np.float32(0.055485282093286514),
-    np.float32(0.009675451554358006),
-    np.float32(0.001246784464456141),
-    np.float32(0.00021612919226754457),
-)
 _LOWEST = np.float32(-3.0e38)
-
-
-@intrinsic
-def _float_of(typing, bits):  # type: ignore[no-untyped-def]
-    """Returns the float32 that has the bits of an int32."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
-@njit(fastmath=True, cache=True, nogil=True)
-def _exponentiate(scores, cols, maximum):  # type: ignore[no-untyped-def]
-    """Sets ``scores[:cols]`` to ``exp(scores[:cols] - maximum)``; returns their sum.
-
-    Powers of two are made of their exponent's bits: that, unlike a call of ``expf``,
-    vectorises.
-    """
-    e0, e1, e2, e3, e4, e5, e6 = _EXP2
-    total = np.float32(0.0)
-    for col in range(cols):
-        power = max((scores[col] - maximum) * _LOG2_E, np.float32(-126.0))
-        whole = np.floor(power)
-        f = power - whole
-        two = _float_of((np.int32(whole) + np.int32(127)) << np.int32(23))
-        value = e0 + f * (e1 + f * (e2 + f * (e3 + f * (e4 + f * (e5 + f * e6)))))
-        scores[col] = value * two
-        total += scores[col]
-    return total
 
 
 def _to_float(source, bits, scratch):  # type: ignore[no-untyped-def]
@@ -128,7 +87,7 @@ def _store_overload(values, bits, target, inverse):  # type: ignore[no-untyped-d
 
 
 @njit(parallel=True, fastmath=True, cache=True, nogil=True)
-@with_parts(gemm, row_maximum)
+@with_parts(exponentials, gemm, row_maximum)
 def _tree_attention(  # type: ignore[no-untyped-def]
     query, key, value, out, cache, block_stride, head_stride, block_table, first, prefix,
     masks, depth, tile_tree, tile_start, tile_nodes, scale, window, softcap, block_size,
@@ -195,7 +154,7 @@ def _tree_attention(  # type: ignore[no-untyped-def]
                         acc[row, d] *= shrink
                     sums[row] *= shrink
                     maxima[row] = best
-                sums[row] += _exponentiate(line, cols, best)
+                sums[row] += exponentiate(line, cols, best)
             values = _to_float(own_values, bits, scratch)
             accumulate(scores, values, acc, rows, cols, head_size)
 

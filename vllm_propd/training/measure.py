@@ -68,7 +68,8 @@ def check_measurable(texts: list[list[int]], num_heads: int) -> None:
 class _Measured:
     """Ranks of the truth, and paths of trees, gathered sequence by sequence."""
 
-    def __init__(self, num_heads: int, layers: list[int]):
+    def __init__(self, num_heads: int, layers: list[int], candidates: int):
+        self.candidates = candidates
         self.medusa: list[list[torch.Tensor]] = [[] for _ in range(num_heads)]
         self.early: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
         self.paths: list[list[list[int]]] = []
@@ -97,7 +98,7 @@ class _Measured:
         from vllm_propd.training.candidates import candidates_of
 
         candidates = candidates_of(
-            trainee, heads[:, first:last], row[first + 1 : last + 1], CANDIDATES
+            trainee, heads[:, first:last], row[first + 1 : last + 1], self.candidates
         )
         trees = grow_from(candidates, np.full(last - first, max(TREE_SIZES)))
         told = row.cpu().numpy()
@@ -119,21 +120,23 @@ def calibrate(
     prompts: list[list[int]],
     texts: list[list[int]],
     on_sequence: Callable[[], None] = lambda: None,
+    candidates: int = CANDIDATES,
 ) -> Calibration:
-    """Measures heads on the target's greedy continuations.
+    """Measures heads on the target's continuations.
 
     Args:
         trainee: target and heads.
         prompts, texts: token ids of prompts and continuations; a continuation no longer
             than the heads reach is left out.
         on_sequence: called after each sequence.
+        candidates: how many of each head trees are grown from; 1: chains.
 
     Raises:
         ValueError: all continuations are too short.
     """
     num_heads = trainee.medusa.num_heads
     check_measurable(texts, num_heads)
-    measured = _Measured(num_heads, [int(layer) for layer in trainee.early])
+    measured = _Measured(num_heads, [int(layer) for layer in trainee.early], candidates)
     for prompt, text in zip(prompts, texts, strict=True):
         if long_enough(text, num_heads):
             measured.add(trainee, prompt, text)

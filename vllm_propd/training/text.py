@@ -170,7 +170,11 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
 
 
 def write_held_out(
-    model: str, held_out: list[Path], settings: TrainSettings, work: Path
+    model: str,
+    held_out: list[Path],
+    settings: TrainSettings,
+    work: Path,
+    temperature: float = 0.0,
 ) -> tuple[Ids, Ids]:
     """Lets the target write what heads are measured on, and nothing else.
 
@@ -179,6 +183,7 @@ def write_held_out(
         held_out: files or folders of prompts or text; none: the target asks itself.
         settings: how long sequences are, and the seed.
         work: a folder for what is read and written.
+        temperature: of the target's answers; 0: greedy.
 
     Returns:
         Token ids of prompts and of their continuations.
@@ -203,7 +208,9 @@ def write_held_out(
             "give --held-out with questions, or with text",
         )
         file = work / f"{MEASURED}.jsonl"
-        return answers(writer, prompts, file, "held-out text", NEW_TOKENS)
+        return answers(
+            writer, prompts, file, "held-out text", NEW_TOKENS, temperature=temperature
+        )
 
 
 def _check_same(work: Path, inputs: Inputs, settings: TrainSettings) -> None:

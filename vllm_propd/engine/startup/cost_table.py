@@ -78,6 +78,14 @@ class CostTable(BaseModel):
     lower_s: list[float] | None = None
     upper_s: list[float] | None = None
 
+    def __str__(self) -> str:
+        """Says what the shortest step takes, and asking the heads for one sequence."""
+        said = f"a step of one token takes {1e3 * self.step_s[0]:.1f} ms"
+        if self.draft_s is None:
+            return said
+        share = self.draft_s[0] / self.step_s[0]
+        return f"{said}, asking the heads {1e3 * self.draft_s[0]:.2f} ms ({share:.1%})"
+
     def least(self, others: CostTable) -> CostTable:
         """Returns the faster of each time: whatever else a machine did has only added.
 
@@ -145,9 +153,10 @@ def dynamic_sizing(runner: Any, nodes: int, budget: int) -> DynamicSizing:
     table = measure(runner, again=known is not None)
     if known is not None and known.is_outdone(table):
         known, table = None, measure(runner)
-    logger.info("Timed steps and drafts in %.1f s", time.monotonic() - began)
+    seconds = time.monotonic() - began
     if known is not None:
         table = known.least(table)
+    logger.info("Timed steps and drafts in %.1f s: %s", seconds, table)
     if path is not None:
         _keep(path, table)
     return DynamicSizing(

@@ -48,6 +48,8 @@ class DraftVocabulary:
         self._transition: Transition | None = None
         if checkpoint.transition_rank:
             self._transition = self._load_transition(checkpoint, vocabulary, device)
+            if dtype == torch.int8:
+                self._transition.pack()
 
     def _part_of_target(
         self, model_config: ModelConfig, dtype: torch.dtype, device: Any

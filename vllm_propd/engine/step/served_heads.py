@@ -1,12 +1,13 @@
-"""Medusa heads in a worker, on vLLM's own linear layers.
+"""Medusa heads in a worker, on vLLM's own linear layers, or in 8 bits.
 
-vLLM chooses a matrix product for the platform and the dtype; on CPUs one whose weights are
-packed ahead, which reads them twice as fast as torch's. Drafting a small batch is nothing
-but reading them.
+vLLM chooses a matrix product for the platform and the dtype. But asking heads for a small
+batch is nothing but reading their weights, so on CPUs they have 8 bits for that
+(``kernels.int8_heads_cpu``).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,17 +23,34 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.medusa import root_input
+from vllm_propd.kernels.int8_heads_cpu import Int8Heads, Int8Linear
+
+FEW_ROWS = 8
+"""The most rows of a product in 8 bits, where CPUs multiply fast in 16: these have one
+multiplication for two, so from here on they are as fast, though they read twice as much."""
 
 
 def draft_dtype(target: torch.dtype, device: torch.device) -> torch.dtype:
-    """Returns the dtype that heads compute in: the target's, or 16 bits where that is fast.
+    """Returns the dtype of the heads' weights: the target's, or one that is faster to read.
 
-    Asking heads is reading their weights; and what they say decides no token.
+    What heads say decides no token: they have 8 bits on a CPU, and 16 elsewhere where the
+    target has 32.
     """
-    if target != torch.float32:
-        return target
-    fast: torch.dtype = getattr(torch, fast_dtype(device.type))
-    return fast
+    if device.type == "cpu":
+        return torch.int8
+    return torch.bfloat16 if target == torch.float32 else target
+
+
+def _of_many(dtype: torch.dtype) -> tuple[torch.dtype, int]:
+    """Returns the dtype of products of many rows, and the most rows of others, in 8 bits.
+
+    Args:
+        dtype: of the heads' weights.
+    """
+    if dtype != torch.int8:
+        return dtype, 0
+    many: torch.dtype = getattr(torch, fast_dtype("cpu"))
+    return many, sys.maxsize if many == torch.float32 else FEW_ROWS
 
 
 class ServedHeads:
@@ -40,7 +58,8 @@ class ServedHeads:
 
     Args:
         checkpoint: the heads.
-        dtype, device: the heads' dtype (``draft_dtype``) and the target's device.
+        dtype, device: the dtype of the heads' weights (``draft_dtype``) and the target's
+            device.
 
     Attributes:
         knows_root: whether heads read the root's embedding.
@@ -48,7 +67,15 @@ class ServedHeads:
 
     def __init__(self, checkpoint: HeadsCheckpoint, dtype: torch.dtype, device: Any):
         self.num_heads, self.knows_root = checkpoint.num_heads, checkpoint.knows_root
-        self._dtype = dtype
+        self._dtype, self._few = _of_many(dtype)
+        if self._few:
+            self._int8 = _int8_heads(checkpoint)
+        if self._few < sys.maxsize:
+            self._make_layers(checkpoint, self._dtype, device)
+
+    def _make_layers(
+        self, checkpoint: HeadsCheckpoint, dtype: torch.dtype, device: Any
+    ) -> None:
         names = ("weight", "bias") if checkpoint.has_bias else ("weight",)
 
         def linear(layer: int, *heads: int) -> ReplicatedLinear:
@@ -85,6 +112,8 @@ class ServedHeads:
             roots: ``[tokens, hidden]``, the target's embeddings of the tokens after them;
                 needed by heads that know the root.
         """
+        if len(hidden_states) <= self._few:
+            return self._int8(hidden_states, roots)
         states = hidden_states.to(self._dtype)
         if self._roots is not None:
             assert roots is not None
@@ -106,7 +135,7 @@ class OutputRows:
         layers: one ``[tokens, hidden]`` weight for all heads, or one for each.
         size: tokens; further rows are padding, and no tokens.
         scale: a factor of the logits.
-        dtype, device: the heads' dtype and the target's device.
+        dtype, device: the dtype of the heads' weights and the target's device.
     """
 
     def __init__(
@@ -117,19 +146,27 @@ class OutputRows:
         dtype: torch.dtype,
         device: Any,
     ):
-        self._scale, self._size = scale, size
-        self._layers = [_linear(dtype, device, _share(rows)) for rows in layers]
+        self._scale, self._size, self._num_layers = scale, size, len(layers)
+        self._dtype, self._few = _of_many(dtype)
+        shares = [_share(rows) for rows in layers]
+        if self._few:
+            self._int8 = Int8Linear(shares)
+        if self._few < sys.maxsize:
+            self._layers = [_linear(self._dtype, device, rows) for rows in shares]
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Turns ``[heads, rows, hidden]`` into ``[heads, rows, tokens]`` logits.
 
         They are gathered: every tensor-parallel rank gets all of them.
         """
-        if len(self._layers) == 1:
-            logits = self._layers[0](states.flatten(0, 1)).view(*states.shape[:2], -1)
+        given = states if self._num_layers > 1 else states.flatten(0, 1)[None]
+        if given.shape[1] <= self._few:
+            logits = self._int8(given)
         else:
-            pairs = zip(self._layers, states, strict=True)
-            logits = torch.stack([layer(state) for layer, state in pairs])
+            pairs = zip(self._layers, given.to(self._dtype), strict=True)
+            said = [layer(state) for layer, state in pairs]
+            logits = torch.stack(said) if len(said) > 1 else said[0]
+        logits = logits.view(*states.shape[:2], -1)
         logits = tensor_model_parallel_all_gather(logits)[..., : self._size]
         return logits * self._scale if self._scale != 1.0 else logits
 
@@ -142,7 +179,7 @@ def own_output(
     Args:
         checkpoint: the heads.
         vocabulary: tokens of the target.
-        dtype, device: the heads' dtype and the target's device.
+        dtype, device: the dtype of the heads' weights and the target's device.
     """
     size = checkpoint.output_size
     if "token_map" not in checkpoint.tensors:
@@ -175,18 +212,37 @@ def part_of_target(
         tokens: ``[tokens]`` int64 ids.
         hidden: the target's hidden size.
         target: the target's dtype.
-        dtype, device: the heads' dtype and the target's device.
+        dtype, device: the dtype of the heads' weights and the target's device.
     """
-    columns = []
+    columns, (kept, _) = [], _of_many(dtype)
     with torch.inference_mode():
         bias = compute_logits(torch.zeros(1, hidden, dtype=target, device=device))
         for first in range(0, hidden, ROWS_READ):
             count = min(ROWS_READ, hidden - first)
             unit = torch.zeros(count, hidden, dtype=target, device=device)
             unit[:, first : first + count] = torch.eye(count, dtype=target, device=device)
-            columns.append((compute_logits(unit) - bias)[:, tokens].to(dtype))
+            columns.append((compute_logits(unit) - bias)[:, tokens].to(kept))
     rows = torch.cat(columns).T.contiguous().clone()
     return OutputRows([rows], len(tokens), 1.0, dtype, device)
+
+
+def _int8_heads(checkpoint: HeadsCheckpoint) -> Int8Heads:
+    """Packs heads for few rows."""
+    heads = range(checkpoint.num_heads)
+
+    def of_all(layer: int, name: str) -> torch.Tensor:
+        return torch.stack([checkpoint.block(head, layer, name) for head in heads])
+
+    return Int8Heads(
+        [of_all(layer, "weight") for layer in range(checkpoint.num_layers)],
+        [
+            of_all(i, "bias")
+            for i in range(checkpoint.num_layers if checkpoint.has_bias else 0)
+        ],
+        torch.stack([checkpoint.root(head) for head in heads])
+        if checkpoint.knows_root
+        else None,
+    )
 
 
 def _linear(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TOKENS_PER_ANSWER = 200
 """Fewer than a chat model's answers have: so many questions are enough."""
 
+TOP_P = 0.9
+"""Of sampled questions: what small models put beyond is no language."""
+
 STARTS = (
     "What is", "Who was", "When did", "Where is", "Why do", "How do I", "How many",
     "Explain", "Describe", "Compare", "List five", "Give me a recipe for",
@@ -76,7 +79,7 @@ def own_questions(
     # A long system prompt may leave no room for some, or for any.
     short = [both for both in zip(starts, begins, strict=True) if len(both[1]) < longest]
     prompts = [ids for _, ids in short]
-    asked = writer.write(prompts, "own questions", longest, temperature=1.0)
+    asked = writer.write(prompts, "own questions", longest, temperature=1.0, top_p=TOP_P)
     ended = [one for one in asked if one.ended and len(one.ids) > 1]
     texts = [
         (short[one.place][0] + tokenizer.decode(one.ids, skip_special_tokens=True)).strip()
@@ -103,8 +106,9 @@ def answers(
     description: str,
     most_each: int | None = None,
     most_tokens: int | None = None,
+    temperature: float = 0.0,
 ) -> tuple[Ids, Ids]:
-    """Lets the target answer, greedily.
+    """Lets the target answer.
 
     Args:
         writer: the target.
@@ -114,6 +118,7 @@ def answers(
         description: title of the progress bar.
         most_each: new tokens of each.
         most_tokens: new tokens after which no other answer is begun.
+        temperature: 0: greedily.
 
     Returns:
         Token ids of those prompts that it came to, and of what it wrote after each.
@@ -134,7 +139,9 @@ def answers(
 
         if left and (most_tokens is None or most_tokens > 0):
             some = [prompts[place] for place in left]
-            writer.write(some, description, most_each, most_tokens, on_text=on_text)
+            writer.write(
+                some, description, most_each, most_tokens, temperature, on_text=on_text
+            )
     places = sorted(found)
     return [prompts[place] for place in places], [found[place] for place in places]
 

@@ -11,7 +11,7 @@ SYMBOLS = (
         f"{_LINEAR}:ReplicatedLinear",
         "called",
         "input_size output_size bias params_dtype return_bias disable_tp",
-        "holds the heads' weights, and multiplies with them",
+        "holds the heads' weights, and multiplies with them, but for few rows on CPUs",
         "vLLM's matrix products are the platform's fastest",
         "nothing",
         "bias",
