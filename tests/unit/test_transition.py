@@ -275,3 +275,19 @@ def test_one_loop_on_the_cpu_gives_what_torchs_steps_give(
         after = (one.tokens[sequence, head + 1] for one in (expected, found))
         rows = (one.next_row[sequence, head][kept] for one in (expected, found))
         assert torch.equal(*(tokens[row] for tokens, row in zip(after, rows, strict=True)))
+
+
+def test_roots_that_read_eight_bits_say_nearly_the_same(transition: Transition) -> None:
+    logits = own_logits()
+    exact = transition.couple(logits, ROOTS, TOKENS)
+    transition.pack()
+    found = transition.couple(logits, ROOTS, TOKENS)
+    # The later heads do not see the root.
+    assert torch.equal(found.log_probs[:, 1:], exact.log_probs[:, 1:])
+    own = slice(0, 1), slice(0, 1)
+    for sequence, root in enumerate(ROOTS):
+        said = (one.log_probs[sequence, 0, 0] for one in (found, exact))
+        torch.testing.assert_close(*said, rtol=0, atol=0.05)
+        if root == TOKENS:  # which heads do not draft: the term is nothing
+            same = (one.log_probs[sequence][own] for one in (found, exact))
+            assert torch.equal(*same)
