@@ -10,6 +10,7 @@ the first choice of each head.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -20,6 +21,7 @@ from vllm_propd.cli.options import errors
 from vllm_propd.training.data.writing import Ids
 from vllm_propd.training.measure import CANDIDATES, calibrate
 from vllm_propd.training.model.target import check_trained, load_trained
+from vllm_propd.training.model.trainee import Trainee
 from vllm_propd.training.settings import TrainSettings
 from vllm_propd.training.text import write_held_out
 
@@ -27,11 +29,8 @@ SHOWN = (4, 8, 16, 32, 64)
 """Nodes of the trees in the table."""
 
 
-def line(
-    name: str, temperature: float, model: str, heads: Path, spoken: tuple[Ids, Ids]
-) -> str:
+def line(name: str, temperature: float, trainee: Trainee, spoken: tuple[Ids, Ids]) -> str:
     """The table's line of some heads, at one temperature."""
-    trainee = load_trained(model, heads)
     with trainee.autocast():
         trees, chains = (
             calibrate(trainee, *spoken, candidates=count) for count in (CANDIDATES, 1)
@@ -61,17 +60,22 @@ def main(
             check_trained(model, one)
         sizes = " | ".join(f"{nodes} nodes" for nodes in SHOWN)
         columns = f"| heads | temperature | head 1, top-1 / top-10 | chain | {sizes} |"
-        lines = [columns, "|---" * (4 + len(SHOWN)) + "|"]
+        spoken, lines = {}, []
         for temperature in map(float, temperatures.split(",")):
             with TemporaryDirectory() as work:
                 settings = TrainSettings(length=length)
-                spoken = write_held_out(
+                spoken[temperature] = write_held_out(
                     model, held_out or [], settings, Path(work), temperature
                 )
-            for one in heads:
-                lines.append(line(one.name, temperature, model, one, spoken))
-                print(lines[-1])
-        print("\n" + "\n".join(lines))
+        for one in heads:
+            trainee = load_trained(model, one)
+            for temperature, texts in spoken.items():
+                shown = line(one.name, temperature, trainee, texts)
+                print(shown)
+                lines.append((temperature, shown))
+        lines.sort(key=itemgetter(0))
+        table = [columns, "|---" * (4 + len(SHOWN)) + "|", *(shown for _, shown in lines)]
+        print("\n" + "\n".join(table))
 
 
 if __name__ == "__main__":

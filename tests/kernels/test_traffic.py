@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vllm import SamplingParams
 
 import vllm_propd
+from vllm_propd.engine.step import propose
+from vllm_propd.fast_dtype import fast_dtype
 from vllm_propd.kernels import transfer
 
 OURS = str(Path(vllm_propd.__file__).parent)
@@ -57,6 +59,16 @@ KINDS: dict[str, tuple[dict[str, Any], int, int]] = {
         4,
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def heads_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads on vLLM's layers, as a GPU's are, not in 8 bits."""
+
+    def dtype(target: torch.dtype, device: torch.device) -> torch.dtype:
+        return getattr(torch, fast_dtype(device.type))
+
+    monkeypatch.setattr(propose, "draft_dtype", dtype)
 
 
 def callers() -> Iterator[str]:

@@ -35,6 +35,14 @@ def load_vector(builder: Any, base: Any, offset: Any) -> Any:
     return builder.load(pointer, align=4)
 
 
+def spread(builder: Any, number: Any) -> Any:
+    """Returns, inside an intrinsic, a vector of ``LANES`` times the same float."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    lone = builder.insert_element(undefined, number, ir.IntType(32)(0))
+    first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(lone, lone, first)
+
+
 def _tile(vectors: int) -> Any:
     """Makes an intrinsic adding a ``ROWS x (vectors * LANES)`` tile of ``a @ b`` to ``c``.
 
@@ -54,7 +62,6 @@ def _tile(vectors: int) -> Any:
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
             i64, vector = ir.IntType(64), VECTOR
-            spread = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 
             a_data, b_data, c_data = (
                 data_of(context, builder, sig.args[i], args[i]) for i in (0, 3, 6)
@@ -89,10 +96,7 @@ def _tile(vectors: int) -> Any:
                     factor = builder.load(
                         builder.gep(a_data, [builder.add(a_row, loop.index)])
                     )
-                    lone = builder.insert_element(
-                        ir.Constant(vector, ir.Undefined), factor, ir.IntType(32)(0)
-                    )
-                    wide = builder.shuffle_vector(lone, lone, spread)
+                    wide = spread(builder, factor)
                     for v in range(vectors):
                         product = builder.fmul(wide, columns[v], flags=("fast",))
                         summed = builder.fadd(

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from vllm_propd.core.compiled import with_parts
 from vllm_propd.core.tree import Float32s
 from vllm_propd.kernels import gemm
-from vllm_propd.kernels.gemm import LANES, VECTOR, VECTORS, data_of, load_vector
+from vllm_propd.kernels.gemm import LANES, VECTOR, VECTORS, data_of, load_vector, spread
 
 WIDTH = VECTORS * LANES
 """Outputs that are computed together; the weights of so many lie side by side."""
@@ -60,7 +60,6 @@ def _tile(rows: int) -> Any:
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
             i64, vector = ir.IntType(64), VECTOR
-            spread = ir.Constant(_INTS, [0] * LANES)
             given, bytes_, scale, found = (
                 data_of(context, builder, sig.args[i], args[i]) for i in (0, 3, 5, 7)
             )
@@ -87,10 +86,7 @@ def _tile(rows: int) -> Any:
                     factor = builder.load(
                         builder.gep(given, [builder.add(line, loop.index)])
                     )
-                    lone = builder.insert_element(
-                        ir.Constant(vector, ir.Undefined), factor, ir.IntType(32)(0)
-                    )
-                    wide = builder.shuffle_vector(lone, lone, spread)
+                    wide = spread(builder, factor)
                     for v in range(VECTORS):
                         product = builder.fmul(wide, columns[v], flags=("contract",))
                         summed = builder.fadd(

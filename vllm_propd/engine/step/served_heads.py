@@ -29,6 +29,9 @@ FEW_ROWS = 8
 """The most rows of a product in 8 bits, where CPUs multiply fast in 16: these have one
 multiplication for two, so from here on they are as fast, though they read twice as much."""
 
+ANY_ROWS = sys.maxsize
+"""What stands for no limit, where CPUs multiply fast in 32 bits only."""
+
 
 def draft_dtype(target: torch.dtype, device: torch.device) -> torch.dtype:
     """Returns the dtype of the heads' weights: the target's, or one that is faster to read.
@@ -50,7 +53,7 @@ def _of_many(dtype: torch.dtype) -> tuple[torch.dtype, int]:
     if dtype != torch.int8:
         return dtype, 0
     many: torch.dtype = getattr(torch, fast_dtype("cpu"))
-    return many, sys.maxsize if many == torch.float32 else FEW_ROWS
+    return many, ANY_ROWS if many == torch.float32 else FEW_ROWS
 
 
 class ServedHeads:
@@ -70,7 +73,7 @@ class ServedHeads:
         self._dtype, self._few = _of_many(dtype)
         if self._few:
             self._int8 = _int8_heads(checkpoint)
-        if self._few < sys.maxsize:
+        if self._few < ANY_ROWS:
             self._make_layers(checkpoint, self._dtype, device)
 
     def _make_layers(
@@ -151,7 +154,7 @@ class OutputRows:
         shares = [_share(rows) for rows in layers]
         if self._few:
             self._int8 = Int8Linear(shares)
-        if self._few < sys.maxsize:
+        if self._few < ANY_ROWS:
             self._layers = [_linear(self._dtype, device, rows) for rows in shares]
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
