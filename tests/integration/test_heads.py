@@ -88,6 +88,28 @@ def test_heads_have_eight_bits_on_cpus_and_the_targets_dtype_elsewhere() -> None
     assert draft_dtype(torch.float16, cuda) == torch.float16
 
 
+def test_no_rows_have_no_logits() -> None:
+    output = OutputRows([torch.randn(100, HIDDEN)], 100, 1.0, torch.int8, "cpu")
+    assert output(torch.empty(HEADS, 0, HIDDEN)).shape == (HEADS, 0, 100)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_bias_hides_nothing_of_16_bits(dtype: torch.dtype, bias: bool) -> None:
+    """It may be far larger than the weights that stand beside it."""
+    torch.manual_seed(0)
+    output, tokens = torch.nn.Linear(HIDDEN, 40, bias), torch.arange(40)
+    torch.nn.init.normal_(output.weight, std=0.02)
+    if bias:
+        torch.nn.init.normal_(output.bias, mean=5.0)
+    output = output.to(dtype)
+    with torch.inference_mode():
+        rows = part_of_target(output, tokens, HIDDEN, dtype, torch.float32, "cpu")
+        states = torch.randn(HEADS, TOKENS, HIDDEN)
+        expected = states @ output.weight.float().T
+        assert (rows(states) - expected).std() < 0.01 * expected.std()
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_rows_of_the_targets_output_layer_are_read_without_its_bias(bias: bool) -> None:
     torch.manual_seed(0)

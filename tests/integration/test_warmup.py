@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import MODEL
+from made_heads import heads_in
 
 SCRIPT = """
 import json, sys
@@ -56,12 +58,16 @@ SETTINGS = {
         "sizing": "fixed", "pruning": "path_probability", "keep_nodes": 8,
         "acceptance": "typical",
     },
+    "fixed sizes, the token before": {"sizing": "fixed", "model": "root transition"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_requests_compile_nothing(setting: str) -> None:
-    keys = json.dumps(SETTINGS[setting])
+def test_requests_compile_nothing(setting: str, tmp_path: Path) -> None:
+    settings = dict(SETTINGS[setting])
+    if "model" in settings:  # the terms of its heads
+        settings["model"] = str(heads_in(tmp_path, *str(settings["model"]).split()))
+    keys = json.dumps(settings)
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(MODEL), keys],

@@ -42,6 +42,14 @@ def test_what_is_masked_is_no_token() -> None:
     assert not np.isfinite(log_share[0, 1:]).any() and not np.isfinite(log_share[1]).any()
 
 
+def test_what_is_no_number_hides_no_token() -> None:
+    logits = torch.full((1, 200), -1.0)
+    logits[0, [3, 63, 140]] = torch.nan
+    logits[0, [100, 190]] = torch.tensor([9.0, 8.0])
+    token, _ = best_tokens(logits, np.array([0]), 2)()
+    assert token.tolist() == [[100, 190]]
+
+
 def test_rows_of_a_wider_tensor() -> None:
     """Where the vocabulary is padded, rows are not side by side."""
     wide = torch.randn(4, 80)

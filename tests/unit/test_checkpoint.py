@@ -22,7 +22,14 @@ from heads_on_disk import (
     write,
 )
 
-from vllm_propd.heads.checkpoint import EARLY_FILE, HeadsError, load_heads, save_heads
+from vllm_propd.heads.checkpoint import (
+    AFTER,
+    BEFORE,
+    EARLY_FILE,
+    HeadsError,
+    load_heads,
+    save_heads,
+)
 from vllm_propd.heads.medusa import MedusaHeads
 
 biases = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -101,6 +108,19 @@ def test_a_token_map_selects_output_rows(
         checkpoint.check_fits(HIDDEN, VOCAB)  # the target knows token 19
         with pytest.raises(HeadsError, match="vocabulary is 20, the target's 19"):
             checkpoint.check_fits(HIDDEN, 19)
+
+
+@pytest.mark.parametrize("size", [VOCAB - 3, VOCAB + 3])
+def test_a_transition_knows_every_token_that_the_target_does(
+    tmp_path: Path, size: int
+) -> None:
+    """Own output layers may lack some, or be padded; places in its tables are tokens."""
+    own = {name: torch.randn(size, HIDDEN) for name in outputs(HEADS)}
+    write(tmp_path, blocks() | own)
+    load_heads(tmp_path).check_fits(HIDDEN, VOCAB)
+    write(tmp_path, blocks() | own | {one: torch.randn(size, 2) for one in (BEFORE, AFTER)})
+    with pytest.raises(HeadsError, match=f"transition knows {size} tokens, the target 20"):
+        load_heads(tmp_path).check_fits(HIDDEN, VOCAB)
 
 
 def test_config_json_gives_the_logit_scale_and_no_sizes(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ class ProPDWorker(WorkerBase):
         times = super().compile_or_warm_up_model()
         warm_up_kernels(self.model_config.dtype)
         warm_up(self.model_runner.ends, self.model_runner.input_batch)
+        if self.model_runner.propd.heads:
+            self.model_runner.drafter.ask(1)
         self.model_runner.try_halves()
         self.model_runner.start_sizing()
         return times

@@ -215,16 +215,15 @@ class HeadsCheckpoint:
         """Raises HeadsError where the heads were made for another target."""
         # Published output layers may lack some padding, or have as much as vLLM adds.
         least, most = vocab_size - 1024, -(-vocab_size // 64) * 64
-        size = self.output_size
+        size, rows = self.output_size, len(self.tensors.get(BEFORE, ()))
         if (token_map := self.tensors.get("token_map")) is not None:
             least, most, size = 0, vocab_size, int(token_map.max()) + 1
         if self.hidden_size != hidden_size:
             problem = f"hidden size is {self.hidden_size}, the target's {hidden_size}"
         elif size and not least <= size <= most:
             problem = f"vocabulary is {size}, the target's {vocab_size}"
-        elif self.transition_rank and not size and len(self.tensors[BEFORE]) != vocab_size:
-            tokens = len(self.tensors[BEFORE])
-            problem = f"transition knows {tokens} tokens, the target {vocab_size}"
+        elif self.transition_rank and token_map is None and rows != vocab_size:
+            problem = f"transition knows {rows} tokens, the target {vocab_size}"
         else:
             return
         raise heads_error(self.folder, f"their {problem}: they belong to another model")

@@ -18,7 +18,7 @@ BLOCK = 64
 
 @njit(cache=True, nogil=True)
 def best_into(logits, rows, token, value):  # type: ignore[no-untyped-def]
-    """Finds each row's best tokens; of equal ones the first.
+    """Finds each row's best tokens; of equal ones the first, and never one that is NaN.
 
     Args:
         logits: float32 matrix.
@@ -38,7 +38,7 @@ def best_into(logits, rows, token, value):  # type: ignore[no-untyped-def]
             if not better:
                 continue
             for ahead, x in enumerate(block):
-                if x <= value[i, count - 1]:
+                if not x > value[i, count - 1]:
                     continue
                 place = count - 1
                 while place and value[i, place - 1] < x:

@@ -226,12 +226,12 @@ class Int8Linear:
         """Turns ``[layers, rows, inputs]`` into ``[layers, rows, outputs]`` float32.
 
         Args:
-            states: contiguous float32.
+            states: contiguous float32, as is what is returned: it may be gathered.
         """
         layers, blocks = self.scales.shape[:2]
         found = np.empty((layers, states.shape[1], blocks * WIDTH), np.float32)
         _products(states, self.weights, self.scales, found)
-        return found[..., : self._outputs]
+        return np.ascontiguousarray(found[..., : self._outputs])
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Turns ``[layers, rows, inputs]`` into ``[layers, rows, outputs]`` float32."""

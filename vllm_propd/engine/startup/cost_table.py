@@ -191,7 +191,6 @@ def measure(runner: Any, again: bool = False) -> CostTable:
         runner: the worker's model runner, loaded.
         again: time only steps of up to ``SHORT`` tokens, once each.
     """
-    device = runner.device
     most = min(runner.max_num_tokens, SHORT if again else TOKENS[-1])
     tokens = [n for n in TOKENS if n < most] + [most]
     sequences = sorted({1, max(2, runner.max_num_reqs)})
@@ -206,18 +205,11 @@ def measure(runner: Any, again: bool = False) -> CostTable:
     def finished(upper: Callable[[], torch.Tensor]) -> None:
         logits(upper())
 
-    def draft(count: int) -> None:
-        hidden_size = runner.model_config.get_hidden_size()
-        dtype = runner.model_config.dtype
-        runner.drafter.candidates(
-            torch.zeros(count, hidden_size, dtype=dtype, device=device)
-        )
-
     group, finish = get_tp_group(), runner._sync_device
     works: Works = {}
     for count in sequences if runner.propd.heads else ():
-        draft(count)  # prepares this shape
-        works["draft_s", count] = partial(draft, count)
+        runner.drafter.ask(count)  # prepares this shape
+        works["draft_s", count] = partial(runner.drafter.ask, count)
     shortest = inf
     for count in tokens:
         works["step_s", count] = step = partial(whole, count)

@@ -153,6 +153,13 @@ class MedusaTreeProposer:
         found[1][np.isnan(found[1])] = -np.inf
         return Candidates(*found) if len(found) > 2 else Candidates.independent(*found)
 
+    def ask(self, sequences: int) -> None:
+        """Asks the heads about nothing, for what that takes to be ready, or to be timed."""
+        hidden_size, dtype = self.model_config.get_hidden_size(), self.model_config.dtype
+        self.candidates(
+            torch.zeros(sequences, hidden_size, dtype=dtype, device=self.device)
+        )
+
     def said(self, texts: DraftBatch) -> Said:
         """Returns what the target has said in the step of what follows its tokens."""
         read, rows, logits = texts.read()

@@ -169,7 +169,7 @@ class OutputRows:
             pairs = zip(self._layers, given.to(self._dtype), strict=True)
             said = [layer(state) for layer, state in pairs]
             logits = torch.stack(said) if len(said) > 1 else said[0]
-        logits = logits.view(*states.shape[:2], -1)
+        logits = logits.view(*states.shape[:2], logits.shape[-1])
         logits = tensor_model_parallel_all_gather(logits)[..., : self._size]
         return logits * self._scale if self._scale != 1.0 else logits
 
@@ -195,6 +195,9 @@ def own_output(
 ROWS_READ = 64
 """Columns of the target's output layer that are read at once."""
 
+OVER_BIAS = 256.0
+"""What weights are multiplied by where a bias is added to them: 16 bits hold the sum."""
+
 
 def part_of_target(
     compute_logits: Callable[[torch.Tensor], torch.Tensor],
@@ -206,8 +209,8 @@ def part_of_target(
 ) -> OutputRows:
     """Makes the rows of the target's output layer for the tokens that heads may draft.
 
-    They are read by what the layer does with unit vectors: so it does not matter where and
-    how the target keeps it.
+    They are read by what the layer does with vectors of one number: so it does not matter
+    where and how the target keeps it.
 
     Args:
         compute_logits: the target's, of ``[rows, hidden]`` states: a product, and perhaps
@@ -219,12 +222,14 @@ def part_of_target(
     """
     columns, (kept, _) = [], _of_many(dtype)
     with torch.inference_mode():
-        bias = compute_logits(torch.zeros(1, hidden, dtype=target, device=device))
+        bias = compute_logits(torch.zeros(1, hidden, dtype=target, device=device)).float()
+        length = OVER_BIAS if bias.any() else 1.0
         for first in range(0, hidden, ROWS_READ):
             count = min(ROWS_READ, hidden - first)
             unit = torch.zeros(count, hidden, dtype=target, device=device)
-            unit[:, first : first + count] = torch.eye(count, dtype=target, device=device)
-            columns.append((compute_logits(unit) - bias)[:, tokens].to(kept))
+            unit[:, first : first + count].fill_diagonal_(length)
+            read = (compute_logits(unit).float() - bias)[:, tokens] / length
+            columns.append(read.to(kept))
     rows = torch.cat(columns).T.contiguous().clone()
     return OutputRows([rows], len(tokens), 1.0, dtype, device)
 
