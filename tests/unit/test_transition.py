@@ -242,7 +242,8 @@ def test_candidates_in_training_are_token_ids() -> None:
     assert (np.diff(found.log_probs) <= 0).all()
 
 
-def test_calibration_measures_what_knows_the_token_before() -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "autocast"])
+def test_calibration_measures_what_knows_the_token_before(mixed: bool) -> None:
     """A term that is always right: the token after t is t + 2."""
     heads = trainee(DRAFTED, num_heads=2, early_layers=(), transition_rank=len(DRAFTED))
     assert heads.transition is not None
@@ -250,7 +251,8 @@ def test_calibration_measures_what_knows_the_token_before() -> None:
         heads.transition.before.copy_(50 * torch.eye(len(DRAFTED)))
         heads.transition.after.copy_(torch.eye(len(DRAFTED)).roll(1, 0))
     text = [(2 * i) % VOCAB for i in range(30)]
-    found = calibrate(heads, [text[:3]], [text[3:]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = calibrate(heads, [text[:3]], [text[3:]])
     assert found.rank_accuracy[0][0] == found.rank_accuracy[1][0] == 1.0
     assert found.tokens_per_step[4] == 3.0
 

@@ -99,7 +99,7 @@ class Transition(nn.Module):
     def _of_roots(self, roots: torch.Tensor) -> Float32s:
         """Returns ``[sequences, tokens]``, what the term adds after the roots."""
         if self._packed is None:
-            return self(roots).numpy()
+            return self(roots).float().numpy()  # of 16 bits where autocast is on
         before, after = self._packed
         return after.products(before[roots.numpy()][None])[0]
 
