@@ -200,12 +200,16 @@ def test_heads_of_another_model_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Heads that the hub, offline its local cache, has as ``someone/heads``."""
+    """Heads that the hub, offline its local cache, has as ``someone/heads``.
+
+    Its revision ``v1`` is a target with heads in ``propd/``.
+    """
     repository = tmp_path / "models--someone--heads"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    shutil.copytree(HEADS, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    for name, commit, inside in (("v1", "1" * 40, "propd"), ("main", "0" * 40, "")):
+        snapshot = repository / "snapshots" / commit
+        shutil.copytree(HEADS, snapshot / inside)
+        (repository / "refs" / name).write_text(commit)
     of_cache = partial(snapshot_download, cache_dir=tmp_path)
     monkeypatch.setattr(module_of_heads, "snapshot_download", of_cache)
     return snapshot
@@ -221,6 +225,29 @@ def test_heads_may_lie_on_the_hub(on_the_hub: Path, tmp_path: Path) -> None:
         find_heads(None, "someone/name")
     with pytest.raises(ValueError, match="the model hub \\(someone/nothing\\)"):
         find_heads("someone/nothing", str(MODEL))
+
+
+def test_heads_are_of_the_targets_revision(on_the_hub: Path) -> None:
+    found = find_heads(None, "someone/heads", "v1")
+    assert found == on_the_hub.parent / ("1" * 40) / "propd"
+    with pytest.raises(NoHeadsError, match=r"hub \(someone/heads, propd/\)"):
+        find_heads(None, "someone/heads")
+    with pytest.raises(NoHeadsError, match=r"hub \(someone/heads@v2, propd/\)"):
+        find_heads(None, "someone/heads", "v2")
+    assert find_heads("someone/heads", str(MODEL), "v1").resolve() == on_the_hub
+
+
+def test_a_hub_that_fails_has_no_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a proxy that refuses: an error that is no OSError."""
+
+    class ProxyError(Exception):
+        pass
+
+    def refuses(*_: object, **__: object) -> str:
+        raise ProxyError("403 Forbidden")
+
+    monkeypatch.setattr(module_of_heads, "snapshot_download", refuses)
+    assert not config_patch.find_config({}, "someone/model").heads
 
 
 def test_another_host_finds_its_own_heads(on_the_hub: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,32 @@ def test_vllm_may_look_at_every_object(module: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2"
+
+
+RUNS_A_KERNEL = """
+import numpy as np
+from vllm_propd.core.sizing.step_cost import StepCost
+print(StepCost(np.array([1, 3]), np.array([1.0, 2.0])).seconds_of(2))
+"""
+
+
+@pytest.mark.parametrize("root", ["writable", "no folder", None])
+def test_kernels_are_kept_elsewhere_where_nothing_else_can_be_written(
+    root: str | None, tmp_path: Path
+) -> None:
+    """As in a container with a user who owns neither packages nor a home."""
+    written = tmp_path / "writable" / "propd" / "kernels"
+    (tmp_path / "no folder").touch()
+    # Numba looks nowhere but where it is told to.
+    known = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    known |= {"TMPDIR": str(tmp_path)}
+    known |= {"VLLM_CACHE_ROOT": str(tmp_path / root)} if root else {}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS_A_KERNEL],
+        capture_output=True, text=True, env=known, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1.5"
+    (place,) = [written] if root == "writable" else tmp_path.glob("vllm-propd-*")
+    assert list(place.glob("*/*.nbc"))
+    assert ("Set NUMBA_CACHE_DIR" in done.stderr) == (root != "writable")

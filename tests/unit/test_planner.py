@@ -82,6 +82,13 @@ def test_where_they_cost_nothing_everything_is() -> None:
     assert plan.sizes.tolist() == [2, 1]
 
 
+def test_nothing_is_drafted_because_it_seems_to_save_time() -> None:
+    """Estimates of steps with nodes may be of a faster time than those without."""
+    plan = Planner(Line(20.0, -2.0)).plan(batch_of([0.03], [0.03]))
+    assert not plan.sizes.any()
+    assert plan.extra_s == 0.0
+
+
 def test_sure_sequences_get_the_nodes() -> None:
     plan = Planner(Line(4.0, 1.0, flat=4)).plan(batch_of([0.9, 0.8, 0.7], [0.05, 0.02]))
     assert plan.sizes.tolist() == [2, 0]

@@ -158,6 +158,24 @@ def test_while_all_steps_hold_trees_those_without_are_not_thought_dear() -> None
     assert found.seconds_of(16) == pytest.approx(STAIRCASE[2], rel=0.06)
 
 
+@pytest.mark.parametrize("kind", [CHAINS, TREES])
+def test_a_machine_that_was_slow_for_a_while_is_not_thought_so_by_steps_with_drafts(
+    kind: int,
+) -> None:
+    """Drafts do not make steps cheaper: it is the machine that is fast again."""
+    found = cost()
+    plain, drafts = truth(np.array([16.0, 48.0]), 2000.0).tolist()
+    for _ in range(30):
+        found.observe(16, 2000.0, plain)
+    for _ in range(20):
+        found.observe(16, 2000.0, 2.0 * plain)
+    assert found.seconds_of(16, 2000.0) > 1.5 * plain
+    for _ in range(30):
+        found.observe(48, 2000.0, drafts, kind=kind)
+    assert found.seconds_of(48, 2000.0, kind=kind) == pytest.approx(drafts, rel=0.03)
+    assert found.seconds_of(16, 2000.0) < 1.3 * plain < 0.8 * drafts
+
+
 def test_a_tables_error_at_one_place_is_mended_there() -> None:
     """Steps of 48 tokens cost what 64 do: the machine's tiles are wider than the table."""
     found = cost()

@@ -85,7 +85,8 @@ class Engine:
             ValueError: the keys are wrong, or the engine or the heads do not suit them.
         """
         engine = self.llm.llm_engine
-        settings = find_config(keys, engine.model_config.model)
+        target = engine.model_config
+        settings = find_config(keys, target.model, target.revision)
         return check_engine(engine.vllm_config, settings)
 
     _running: ClassVar[Engine | None] = None

@@ -247,8 +247,9 @@ class Planner:
         )  # fmt: skip
         whole, split = self._priced(nodes, taken, batch.context, kinds)
         prompts_s = self._prompts_s(batch, float(whole[0]))
-        # Extrapolated to a long prompt, each on its own: yet no tree costs less than none.
-        split = np.maximum(split, whole[0])
+        # Each is estimated on its own, beside a long prompt by extrapolation, and where all
+        # steps have drafts from steps of long ago: yet no tree costs less than none.
+        whole, split = np.maximum(whole, whole[0]), np.maximum(split, whole[0])
         share = 0.0
         if self.recall is not None:
             self.recall.fade()

@@ -32,7 +32,10 @@ PRIOR = np.diag([0.1, 1.0, 3.0, 0.02, 0.02, 0.02])
 A machine grows slower (a) sooner than context grows dear (b) or its host slow (d); with one
 kind of step all three would explain a surprise. A surprise while all steps are of one kind
 is first laid to that kind (e): were it the machine, the next step of another kind would
-show it; the other way round no other kind would be tried."""
+show it; the other way round no other kind would be tried. But drafts make no step cheaper:
+e is never below 0, and a step that is faster than that says that the machine is. Otherwise
+a machine that was slow for a while would, to its table, still be, as long as all steps have
+drafts; and these, seeming to save time, would be in all steps."""
 
 SURPRISE, LEARNING, HASTE = 3.0, 0.1, 16.0
 """How surprising steps are taken in: a pause is no trend, yet a change is soon believed.
@@ -134,15 +137,9 @@ def _split_steps(tokens, tables, fit, deviation, counts, lefts, context):  # typ
 
 
 @njit(cache=True, nogil=True)
-def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[no-untyped-def]
-    """Takes a step into the sums, in place, and solves for a, b, d and e."""
-    size = len(features)
-    for i in range(size):
-        target[i] = fades * target[i] + weight * features[i] * seconds
-        for j in range(size):
-            moments[i, j] = fades * moments[i, j] + weight * features[i] * features[j]
-    known = moments + PRIOR
-    wanted = target + PRIOR[0]
+def _solve(known, wanted):  # type: ignore[no-untyped-def]
+    """Solves ``known @ x = wanted``, in place; returns x."""
+    size = len(wanted)
     for i in range(size):  # without pivots: the sums are positive definite
         for j in range(i + 1, size):
             share = known[j, i] / known[i, i]
@@ -154,6 +151,25 @@ def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[n
             wanted[i] -= known[i, j] * wanted[j]
         wanted[i] /= known[i, i]
     return wanted
+
+
+@njit(cache=True, nogil=True)
+def _refit(moments, target, features, seconds, weight, fades):  # type: ignore[no-untyped-def]
+    """Takes a step into the sums, in place, and solves for a, b, d and e >= 0."""
+    size = len(features)
+    for i in range(size):
+        target[i] = fades * target[i] + weight * features[i] * seconds
+        for j in range(size):
+            moments[i, j] = fades * moments[i, j] + weight * features[i] * features[j]
+    known, wanted = moments + PRIOR, target + PRIOR[0]
+    while True:
+        fit = _solve(known.copy(), wanted.copy())
+        least = size - KINDS + fit[size - KINDS :].argmin()
+        if fit[least] >= 0.0:
+            return fit
+        # The others say what is left without it.
+        known[least, :], known[:, least], wanted[least] = 0.0, 0.0, 0.0
+        known[least, least] = 1.0
 
 
 @njit(cache=True, nogil=True)

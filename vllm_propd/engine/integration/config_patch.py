@@ -124,16 +124,20 @@ def _requested(args: EngineArgs) -> dict[str, Any] | None:
     return keys
 
 
-def find_config(keys: dict[str, Any], target: str) -> ProPDConfig:
+def find_config(
+    keys: dict[str, Any], target: str, revision: str | None = None
+) -> ProPDConfig:
     """Returns the settings behind a user's keys, with heads and early layer found.
 
     Raises:
         ValueError: something is wrong with the keys or with the heads; it says what.
     """
-    return with_heads_found(parse_config(keys), target)
+    return with_heads_found(parse_config(keys), target, revision)
 
 
-def with_heads_found(config: ProPDConfig, target: str) -> ProPDConfig:
+def with_heads_found(
+    config: ProPDConfig, target: str, revision: str | None = None
+) -> ProPDConfig:
     """Returns the settings with heads and early layer found.
 
     Where nobody has named heads and the target has none, they are those without heads.
@@ -144,7 +148,7 @@ def with_heads_found(config: ProPDConfig, target: str) -> ProPDConfig:
     if not config.heads:
         return config
     try:
-        heads = find_heads(config.model, target)
+        heads = find_heads(config.model, target, revision)
     except NoHeadsError as error:
         has_others = config.looks_up or config.recycles
         if config.model is not None or not has_others or config.has_rule:
@@ -157,7 +161,7 @@ def with_heads_found(config: ProPDConfig, target: str) -> ProPDConfig:
 
 def _enable(args: EngineArgs, given: ProPDConfig) -> ProPDConfig:
     """Rewrites engine arguments so that vLLM builds our worker and proposer."""
-    config = with_heads_found(given, args.model)
+    config = with_heads_found(given, args.model, args.revision)
     if args.worker_cls != "auto":
         raise ValueError(
             f"speculative_config method '{METHOD}' brings its own worker: remove "

@@ -44,8 +44,9 @@ def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
     config = ProPDConfig.model_validate_json(additional[METHOD])
     if config.model is None or Path(config.model).is_dir():
         return config
+    target = vllm_config.model_config
     try:
-        heads = find_heads(additional[GIVEN], vllm_config.model_config.model)
+        heads = find_heads(additional[GIVEN], target.model, target.revision)
     except NoHeadsError as error:
         raise NoHeadsError(
             f"host {socket.gethostname()} has no folder {config.model}, where another host "
@@ -54,11 +55,16 @@ def engine_config(vllm_config: VllmConfig) -> ProPDConfig:
     return config.model_copy(update={"model": str(heads)})
 
 
-def find_heads(given: str | None, target: str) -> Path:
+def find_heads(given: str | None, target: str, revision: str | None = None) -> Path:
     """Finds the folder of the heads: the one that is given, or the target's ``propd/``.
 
     Each may be a folder or a name on the model hub (then downloaded, or read from the
     local cache when offline). The path that is returned is absolute.
+
+    Args:
+        given: folder or name of heads; None: they are looked for beside the target.
+        target: folder or name of the target.
+        revision: branch, tag or commit of the target; heads beside it are of the same one.
 
     Raises:
         NoHeadsError: there are none; it lists where it looked and what would make them.
@@ -73,8 +79,10 @@ def find_heads(given: str | None, target: str) -> Path:
             return folder.resolve()
         looked = [f"{folder} (which holds none: an unfinished training?)"]
     if not Path(name).exists() and HUB_NAME.fullmatch(name):
-        looked.append(f"the model hub ({name}{f', {inside}/' if inside else ''})")
-        found = _from_hub(name, f"{inside}/*" if inside else None)
+        at = revision if inside else None
+        where = f"{name}{f'@{at}' if at else ''}{f', {inside}/' if inside else ''}"
+        looked.append(f"the model hub ({where})")
+        found = _from_hub(name, f"{inside}/*" if inside else None, at)
         if found is not None and (found / inside).is_dir():
             return (found / inside).resolve()
     raise NoHeadsError(
@@ -91,10 +99,10 @@ def _place_for(target: str) -> Path:
     return Path(f"{Path(target).name}-{HEADS_FOLDER}")
 
 
-def _from_hub(name: str, pattern: str | None) -> Path | None:
+def _from_hub(name: str, pattern: str | None, revision: str | None) -> Path | None:
     """Returns a repository's local copy; None where it or the hub is out of reach."""
     try:
-        return Path(snapshot_download(name, allow_patterns=pattern))
-    except (OSError, ValueError) as error:
-        logger.debug("No %s on the model hub: %s", name, error)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=pattern))
+    except Exception as error:  # of a proxy or a broken connection: each client's own kind
+        logger.debug("No %s on the model hub: %s: %s", name, type(error).__name__, error)
         return None
