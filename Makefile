@@ -21,6 +21,10 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
+ifneq ($(words $(CURDIR)),1)
+$(error LD_PRELOAD can hold no path with spaces: move the checkout from "$(CURDIR)")
+endif
+
 # What vLLM's documentation asks of a CPU machine: Intel OpenMP, bound to all cores.
 export LD_PRELOAD := $(CURDIR)/$(VENV)/lib/libiomp5.so
 export VLLM_CPU_OMP_THREADS_BIND ?= 0-$(shell expr $$(nproc) - 1)

@@ -158,7 +158,8 @@ def has_ended(folder: Path, settings: TrainSettings, text: float) -> bool:
 def write(place: str, lines: str) -> None:
     """Writes a table to its place on the page."""
     here = re.compile(rf"(<!-- {place}: [^\n]*-->\n).*?(<!-- end of {place} -->\n)", re.S)
-    PAGE.write_text(here.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
+    if lines.strip():  # what has not been trained now stays as it was
+        PAGE.write_text(here.sub(lambda m: m[1] + lines + m[2], PAGE.read_text()))
 
 
 def main(

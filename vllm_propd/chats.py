@@ -6,6 +6,7 @@ Known are rows with ``messages`` (OpenAI's), ``conversations`` (ShareGPT's), ``t
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from jinja2 import TemplateError
@@ -22,6 +23,18 @@ SHAPES = "`messages`, `conversations`, `turns`, `prompt`, `question`, or `instru
 
 class ChatError(ValueError):
     """A chat that the model cannot be given; the message says why and what to do."""
+
+
+def half_character(row: dict[str, Any]) -> str | None:
+    """Returns what to say of a row with half of a character; None where it has none.
+
+    JSON can escape one, and so it comes of texts that were cut; no tokenizer takes it.
+    """
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"{error.object[error.start]!a}, half of a character, which is no text"
+    return None
 
 
 def chat_of(row: dict[str, Any]) -> Chat | None:

@@ -257,6 +257,7 @@ def main(
         console.print(f"[red]Error:[/red] --device {device}: cuda or cpu")
         raise typer.Exit(1)
     work.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     log = out.with_suffix(".log")
     log.unlink(missing_ok=True)
     setting = Setting(device, model.resolve(), work.resolve(), patience, log=log.resolve())

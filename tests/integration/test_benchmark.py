@@ -119,6 +119,8 @@ def test_arms_take_steps_in_turn(inflated: Path, tmp_path: Path) -> None:
     for row in results.rows:
         assert len(row.chunks) == row.rounds == 3
         assert row.identical_to_plain == row.prompts == 6
+        # What stopwatches would tell is not made up without them.
+        assert row.kept_per_step is row.work_ratio is row.host_ms_per_step is None
     assert results.rows[4].drafted_per_step > 0
 
 

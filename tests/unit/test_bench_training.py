@@ -86,3 +86,15 @@ def test_one_process_trains(script: dict[str, Any], tmp_path: Path) -> None:
     ):
         trained(script, tmp_path)
     assert "another process is at work" in str(failed.value.__cause__)
+
+
+def test_what_was_not_trained_stays_on_the_page(
+    script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- variants: how -->\n| old |\n<!-- end of variants -->\n")
+    monkeypatch.setitem(script["write"].__globals__, "PAGE", page)
+    script["write"]("variants", "\n")
+    assert "| old |" in page.read_text()
+    script["write"]("variants", "| new |\n")
+    assert "| old |" not in page.read_text() and "| new |" in page.read_text()

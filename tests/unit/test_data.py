@@ -84,6 +84,20 @@ def test_of_few_questions_some_are_held_out_and_not_asked(
     assert len(both) == len(set(both)) == count
 
 
+def test_of_few_chats_some_are_held_out_whole(tmp_path: Path) -> None:
+    """Nothing is learnt of what heads are measured on."""
+    said = [{"role": "assistant", "content": LONG}]
+    asked = [[{"role": "user", "content": f"question {i}"}] for i in range(8)]
+    rows = [json.dumps({"messages": one + said}) for one in asked]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(rows))
+    train, held_out = prepared(path)
+    assert (len(train.chats), len(held_out.chats)) == (6, 2)
+    for chat in (str(ids)[1:-1] for ids in held_out.chats):
+        assert chat in str(held_out.tokens.tolist())
+        assert chat not in str(train.tokens.tolist())
+
+
 def test_equal_prompts_are_one() -> None:
     chats = [[1, 2], [3], [1, 2], [3], [4]]
     data = TokenData(np.empty(0, np.int32), np.array([], np.int64), chats)

@@ -330,6 +330,9 @@ def test_lines_have_fields_of_their_own(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, "[1]")
     with pytest.raises(DataError, match=r"line 1 is not a JSON object"):
         list(rows_of(files_of([tmp_path / name], "--data"), "--data"))
+    write(tmp_path, name, '{"text": "ok"}\n{"text": "ok \\ud83d"}')
+    with pytest.raises(DataError, match=r"line 2 has '\\ud83d', half of a character"):
+        list(rows_of(files_of([tmp_path / name], "--data"), "--data"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,24 @@ from vllm_propd.training.settings import TrainSettings
 RECIPE = "num_layers: 1\ndraft_tokens: 8192\n"
 
 
+def chosen(folder: Path, recipe: str, options: list[str]) -> TrainSettings:
+    """The settings that a command gets from a recipe and options."""
+    found: list[TrainSettings] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_settings(TrainSettings)
+    def command(settings: TrainSettings) -> None:
+        found.append(settings)
+
+    file = folder / "recipe.yaml"
+    file.write_text(recipe)
+    done = CliRunner().invoke(app, ["--recipe", str(file), *options])
+    assert done.exit_code == 0, done.output
+    (settings,) = found
+    return settings
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -26,17 +44,20 @@ RECIPE = "num_layers: 1\ndraft_tokens: 8192\n"
 def test_options_that_are_given_win(
     tmp_path: Path, options: list[str], expected: tuple[int, int, int]
 ) -> None:
-    found: list[TrainSettings] = []
-    app = typer.Typer()
-
-    @app.command()
-    @with_settings(TrainSettings)
-    def command(settings: TrainSettings) -> None:
-        found.append(settings)
-
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    recipe = ["--recipe", str(tmp_path / "recipe.yaml")]
-    done = CliRunner().invoke(app, [*recipe, *options])
-    assert done.exit_code == 0, done.output
-    (settings,) = found
+    settings = chosen(tmp_path, RECIPE, options)
     assert (settings.num_layers, settings.draft_tokens, settings.num_heads) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "expected"),
+    [
+        ("minutes: 30", ["--steps", "9"], (None, 9)),
+        ("steps: 30", ["--minutes", "9"], (9.0, None)),
+        ("steps: 30", ["--num-heads", "2"], (None, 30)),
+    ],
+)
+def test_an_option_wins_over_what_excludes_it(
+    tmp_path: Path, recipe: str, options: list[str], expected: tuple[float, int]
+) -> None:
+    settings = chosen(tmp_path, recipe, options)
+    assert (settings.minutes, settings.steps) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from tiny_targets import (
     token_ids,
     trainee,
 )
+from tokenizers_on_disk import MODEL
 from transformers import CohereConfig, Gemma2Config, GraniteConfig, PretrainedConfig
 
 from vllm_propd.heads.checkpoint import HeadsCheckpoint
 from vllm_propd.heads.early import EarlyHead
 from vllm_propd.heads.medusa import MedusaHeads
+from vllm_propd.training.model.target import check_output_layer
 from vllm_propd.training.model.trainee import Trainee, check_early_layers
 
 
@@ -187,12 +190,16 @@ def test_each_head_is_compared_with_the_target_that_much_later(labels: str) -> N
     ids=["granite", "cohere"],
 )
 def test_targets_that_scale_their_logits_are_refused(
-    kind: type[PretrainedConfig], options: dict[str, Any]
+    kind: type[PretrainedConfig], options: dict[str, Any], tmp_path: Path
 ) -> None:
-    heads = Trainee(target(kind, **options), settings())
+    model = target(kind, **options)
+    heads = Trainee(model, settings())
     message = re.escape(f"'{kind.model_type}' does more to its logits")
     with pytest.raises(ValueError, match=message):
         heads.check_output_layer()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        check_output_layer(str(tmp_path))
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])
@@ -208,3 +215,4 @@ def test_targets_that_cap_their_logits_are_followed(cap: float | None) -> None:
 
 def test_plain_targets_pass_the_check() -> None:
     trainee().check_output_layer()
+    check_output_layer(str(MODEL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,13 @@ def test_a_work_folder_that_stays_takes_no_result(
     monkeypatch.setattr(os, "rmdir", busy)
     settings = TrainSettings(length=32)
     assert run._train(Inputs("model"), tmp_path, settings, 1, False) == FOUND
+
+
+def test_several_workers_need_ray_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray.train.torch", None)
+    settings = TrainSettings(length=32)
+    with pytest.raises(ValueError, match="--num-workers above 1 needs Ray Train: pip"):
+        run.train_heads(Inputs(str(MODEL)), tmp_path / "out", settings, num_workers=2)
+    assert not (tmp_path / "out").exists()

@@ -64,9 +64,16 @@ class Writer:
         return found
 
 
+checked: list[str] = []
+"""Targets whose output layer was to be checked: those here have no weights."""
+
+
 @pytest.fixture(autouse=True)
 def writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_text, "TargetWriter", Writer)
+    monkeypatch.setattr(text, "check_output_layer", checked.append)
+    Writer.asked = []
+    checked.clear()
 
 
 @pytest.fixture
@@ -226,7 +233,7 @@ def test_too_little_of_its_own_is_no_matter_of_files(
 ) -> None:
     monkeypatch.setattr(Writer, "trained", 2)
     monkeypatch.setattr(Writer, "held_out", 3000)
-    settings = SETTINGS.model_copy(update={"length": 2000})
+    settings = SETTINGS.model_copy(update={"length": 1000})
     inputs = Inputs(str(model), self_distill=True, distill_tokens=200)
     message = "tokens that the target wrote; .* give more --distill-tokens, or a smaller"
     with pytest.raises(DataError, match=message):
@@ -272,6 +279,46 @@ def test_only_early_heads_need_a_target_that_can_be_split(tmp_path: Path) -> Non
         check_trainable(str(tmp_path), (1, 2))
     check_trainable(str(tmp_path), ())
     check_trainable(str(MODEL), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_rank": 257}, r"^--early-rank 257: at most the hidden size, 256$"),
+        ({"length": 2048}, r"^--length 2048: at most 1024, as .* 1024 positions"),
+    ],
+)
+def test_what_the_model_cannot_have_is_refused_before_anything_is_written(
+    model: Path, data: Path, tmp_path: Path, settings: dict[str, int], message: str
+) -> None:
+    inputs = Inputs(str(model), [data], self_distill=True)
+    chosen = TrainSettings.model_validate({**SETTINGS.model_dump(), **settings})
+    with pytest.raises(ValueError, match=message):
+        write_inputs(inputs, chosen, tmp_path / "w")
+    if "length" in settings:
+        with pytest.raises(ValueError, match=message):
+            write_held_out(str(model), [data], chosen, tmp_path / "w")
+    assert not Writer.asked and not (tmp_path / "w").exists()
+
+
+def test_a_target_is_checked_before_it_writes(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scales(model: str) -> None:
+        raise ValueError("more than its output layer")
+
+    write_inputs(Inputs(str(model), [data], self_distill=True), SETTINGS, tmp_path / "a")
+    write_held_out(str(model), [data], SETTINGS, tmp_path / "b")
+    assert checked == 2 * [str(model)]
+    Writer.asked = []
+    monkeypatch.setattr(text, "check_output_layer", scales)
+    with pytest.raises(ValueError, match="more than its output layer"):
+        write_inputs(
+            Inputs(str(model), [data], self_distill=True), SETTINGS, tmp_path / "c"
+        )
+    with pytest.raises(ValueError, match="more than its output layer"):
+        write_held_out(str(model), [data], SETTINGS, tmp_path / "d")
+    assert not Writer.asked
 
 
 def test_no_early_layers_can_be_asked_for() -> None:

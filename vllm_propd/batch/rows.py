@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationErro
 from transformers import PreTrainedTokenizerBase
 
 from vllm_propd.batch.tokenizer import TokenizerSource, load_tokenizer
-from vllm_propd.chats import SHAPES, Chat, chat_of, question_of, render
+from vllm_propd.chats import SHAPES, Chat, chat_of, half_character, question_of, render
 
 ERROR = "__inference_error__"
 """Ray's column of errors: rows that have one pass the engine by."""
@@ -162,11 +162,8 @@ def _fields(line: str) -> dict[str, Any]:
 
 def _check_text(fields: dict[str, Any]) -> None:
     """Refuses halves of characters, which JSON can escape and nothing else can hold."""
-    try:
-        json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise RowError(f"it has {half!a}, half of a character, which is no text") from None
+    if half := half_character(fields):
+        raise RowError(f"it has {half}")
 
 
 def _request(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:

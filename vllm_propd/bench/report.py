@@ -73,8 +73,8 @@ def cells(results: Results) -> list[list[str]]:
             f"{row.ratio_to_plain:.2f}x",
             f"{row.tokens_per_step:.2f}",
             f"{row.drafted_per_step:.1f}",
-            f"{row.kept_per_step:.1f}",
-            f"{row.work_ratio:.2f}",
+            "" if row.kept_per_step is None else f"{row.kept_per_step:.1f}",
+            "" if row.work_ratio is None else f"{row.work_ratio:.2f}",
             f"{row.identical_to_plain}/{row.prompts}",
         ]
         for row in results.rows

@@ -101,9 +101,15 @@ class Row(BaseModel):
     )
     tokens_per_step: float = Field(description="New tokens of a sequence per decode step.")
     drafted_per_step: float = Field(description="Draft tokens of a step that has drafts.")
-    kept_per_step: float = Field(description="Of these, let through by early pruning.")
-    work_ratio: float = Field(
-        description="Node-layers run over those of the unpruned trees, roots included."
+    kept_per_step: float | None = Field(
+        default=None,
+        description="Of these, let through by early pruning. None, as all that stopwatches "
+        "in the worker tell, where engines have none: without `rounds`.",
+    )
+    work_ratio: float | None = Field(
+        default=None,
+        description="Node-layers run over those of the unpruned trees, roots included; "
+        "None likewise.",
     )
     acceptance_by_depth: list[float] = Field(
         description="Share of such steps that accepted a draft of depth 1, 2, ..."
@@ -126,11 +132,14 @@ class Row(BaseModel):
     )
     step_ms: dict[str, float] = Field(
         description="Means by part of a step (`bench/timing/step_profiler.py`), in "
-        "milliseconds; `rest`: what no part explains; `step`: all of it, seen from outside."
+        "milliseconds; `rest`: what no part explains; `step`: all of it, seen from "
+        "outside. Empty without `rounds`."
     )
-    host_ms_per_step: float = Field(
+    host_ms_per_step: float | None = Field(
+        default=None,
         description="Of `step`, all but the forward passes: on GPUs, asynchronous "
-        "scheduling hides some of it in plain vLLM, and speculation shows it."
+        "scheduling hides some of it in plain vLLM, and speculation shows it. None without "
+        "`rounds`.",
     )
     measured_step_ms: list[float] = Field(
         description="Steps of the last round, drafting left out, where sizing is dynamic."

@@ -182,8 +182,10 @@ def with_settings(cls: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
             with errors():
                 values = {name: options.pop(name) for name in cls.model_fields}
                 if (recipe := options.pop("recipe")) is not None:
+                    exclusive: tuple[str, ...] = getattr(cls, "exclusive", ())
+                    chosen = any(given(context, name) for name in exclusive)
                     for name, value in _read_recipe(recipe, cls).items():
-                        if not given(context, name):
+                        if not (given(context, name) or (chosen and name in exclusive)):
                             values[name] = value
                 if "context" in signature.parameters:
                     options["context"] = context

@@ -44,7 +44,7 @@ from vllm_propd.training.text import (
     write_held_out,
     write_inputs,
 )
-from vllm_propd.training.workers import train_on_ray
+from vllm_propd.training.workers import check_ray, train_on_ray
 
 WORK = "training"
 """The folder below the output for what only training needs; it is removed at its end."""
@@ -77,8 +77,10 @@ def train_heads(
         OSError: ``out`` cannot be written.
     """
     work = out / WORK
-    _check_out(inputs.model, out, work, resume)
     check_divides(settings, num_workers)
+    if num_workers > 1:
+        check_ray()
+    _check_out(inputs.model, out, work, resume)
     with alone_in(work, f"--out {out}"):
         return _train(inputs, out, settings, num_workers, for_vllm)
 

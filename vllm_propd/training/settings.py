@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ class TrainSettings(BaseModel):
     """How to train heads on a frozen target."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    exclusive: ClassVar[tuple[str, ...]] = ("minutes", "steps")
+    """One of these on the command line takes the place of any in a recipe."""
 
     num_heads: int = Field(4, ge=1, le=16, description="Medusa heads.")
     num_layers: int = Field(2, ge=1, description="Residual blocks of a head.")

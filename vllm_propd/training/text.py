@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from vllm_propd.resume import LOCK, changes, write_whole
 from vllm_propd.training.data.batches import check_enough, prepare, save_written
@@ -24,7 +29,8 @@ from vllm_propd.training.data.writing import (
     own_questions,
 )
 from vllm_propd.training.measure import check_measurable
-from vllm_propd.training.model.trainee import check_early_layers
+from vllm_propd.training.model.target import check_output_layer
+from vllm_propd.training.model.trainee import check_early_layers, check_early_rank
 from vllm_propd.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -137,6 +143,9 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     check_trainable(inputs.model, settings.early_layers)
     config = AutoConfig.from_pretrained(inputs.model).get_text_config()
     check_early_layers(settings.early_layers, config.num_hidden_layers)
+    check_early_rank(settings.early_rank, config.hidden_size)
+    room = max(settings.length, settings.longest_prompt + NEW_TOKENS)
+    _check_positions(config, settings.length, room)
     if not inputs.data and not inputs.self_distill:
         raise DataError(
             "no --data: give files to train on, or --self-distill: the model asks itself"
@@ -147,7 +156,7 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
         asked, held_out = json.loads(questions.read_text())
     else:
         asked, held_out = _read(inputs, settings, work, tokenizer, config.vocab_size)
-    room = max(length, settings.longest_prompt + NEW_TOKENS)
+    check_output_layer(inputs.model)
     with TargetWriter(inputs.model, room, settings.seed) as it:
         if not known:
             if inputs.self_distill and inputs.share_asked():
@@ -167,6 +176,21 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
             data = save_written(work, TRAINED_ON, *written, length)
             check_enough(data, length, "that the target wrote", inputs.more)
     write_whole(work / CONTINUATIONS, json.dumps(dict(zip(SPOKEN, spoken, strict=True))))
+
+
+def _check_positions(config: PretrainedConfig, length: int, room: int) -> None:
+    """Refuses sequences for which the target has no positions.
+
+    Raises:
+        ValueError: it has fewer than ``room``; the message says how long they may be.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and room > positions:
+        most = min(positions, (positions - NEW_TOKENS) * 4 // 3)
+        raise ValueError(
+            f"--length {length}: at most {most}, as the model has {positions} positions, "
+            f"and is measured on {NEW_TOKENS} tokens after prompts of three quarters of it"
+        )
 
 
 def write_held_out(
@@ -193,11 +217,13 @@ def write_held_out(
     """
     from vllm_propd.engine.target_text import TargetWriter
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
-    inputs = Inputs(model, held_out=held_out, self_distill=True)
-    _, prompts = _read(inputs, settings, work, tokenizer, vocabulary)
+    config = AutoConfig.from_pretrained(model).get_text_config()
     room = settings.longest_prompt + NEW_TOKENS
+    _check_positions(config, settings.length, room)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    inputs = Inputs(model, held_out=held_out, self_distill=True)
+    _, prompts = _read(inputs, settings, work, tokenizer, config.vocab_size)
+    check_output_layer(model)
     with TargetWriter(model, room, settings.seed) as writer:
         prompts = prompts or own_questions(
             writer,

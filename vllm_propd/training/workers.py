@@ -19,6 +19,20 @@ from vllm_propd.training.settings import TrainSettings
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def check_ray() -> None:
+    """Refuses to train with several workers where Ray Train is not installed.
+
+    Raises:
+        ValueError: it is not; the message says what installs it.
+    """
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "--num-workers above 1 needs Ray Train: pip install 'vllm-propd[ray]'"
+        ) from error
+
+
 def _worker(job: dict[str, Any]) -> None:
     """Trains in one worker; Ray has set up the process group."""
     settings = TrainSettings.model_validate_json(job["settings"])
@@ -61,17 +75,13 @@ def train_on_ray(
         resume: go on from the folder's checkpoint.
 
     Raises:
-        ValueError: Ray is not installed, or the checkpoint is of other settings.
+        ValueError: the checkpoint is of other settings.
         ray.train.TrainingFailedError: a worker's error, as Ray reports it.
     """
-    try:
-        import ray
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise ValueError(
-            "--num-workers above 1 needs Ray Train: pip install 'vllm-propd[ray]'"
-        ) from error
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
     if resume:  # here, in one line: a worker's error would be Ray's
         read_checkpoint(folder, settings, map_location="cpu", mmap=True)
     if not ray.is_initialized():

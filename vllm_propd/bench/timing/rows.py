@@ -86,6 +86,7 @@ def rows_at(
         decoding = found.decoding(arm.name)
         speeds = [turn.tokens_per_s for turn in decoding] or [0.0]
         last = found.latest(arm.name)
+        timed = bool(last.parts)
         rows.append(
             Row(
                 arm=arm.name,
@@ -106,10 +107,10 @@ def rows_at(
                 ],
                 tokens_per_step=last.tokens_per_step,
                 drafted_per_step=last.drafted / max(last.drafts, 1),
-                kept_per_step=last.kept_per_step,
-                work_ratio=last.work.ratio,
+                kept_per_step=last.kept_per_step if timed else None,
+                work_ratio=last.work.ratio if timed else None,
                 step_ms={part: round(ms, 3) for part, ms in last.step_ms().items()},
-                host_ms_per_step=round(last.host_ms(), 3),
+                host_ms_per_step=round(last.host_ms(), 3) if timed else None,
                 **_steps(last.records),
                 peak_rss_mib=round(peaks[arm.name]),
                 acceptance_by_depth=[n / last.drafts for n in last.accepted_at if n],

@@ -150,7 +150,7 @@ class Turn:
         return {**found, "rest": step - sum(found.values()), "step": step}
 
     def host_ms(self) -> float:
-        """Returns the milliseconds of a step without its forward passes; 0 if not timed."""
+        """Returns the milliseconds of a step without its forward passes."""
         parts = self.step_ms()
         return parts.get("step", 0.0) - sum(parts.get(part, 0.0) for part in FORWARD)
 

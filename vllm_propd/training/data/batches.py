@@ -181,8 +181,7 @@ def split_documents(
 ) -> Iterator[tuple[Literal["train", "held_out"], Document]]:
     """Holds out each ``HELD_OUT``-th document; of a few documents, each one's end.
 
-    Of a few chats each fourth one's question is held out, and is none to train on; the last
-    one's where they are fewer.
+    Of a few chats each fourth one is held out whole; the last one where they are fewer.
     """
     first: list[Document] = []
     index = 0
@@ -195,11 +194,13 @@ def split_documents(
     chats = [place for place, document in enumerate(first) if document.chat]
     kept = set() if many else {*chats[3::4], *chats[1:4][-1:]}
     for place, document in enumerate(first):
+        if place in kept:
+            yield "held_out", document
+            continue
         cut = len(document.ids) - (0 if many else len(document.ids) // HELD_OUT)
-        asks, measured = (document.chat, []) if place not in kept else ([], document.chat)
-        yield "train", Document(document.ids[:cut], asks)
+        yield "train", Document(document.ids[:cut], document.chat)
         if not many:
-            yield "held_out", Document(document.ids[cut:], measured)
+            yield "held_out", Document(document.ids[cut:], [])
 
 
 def prepare(

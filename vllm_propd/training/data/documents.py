@@ -13,7 +13,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from vllm_propd.chats import SHAPES, ChatError, chat_of, question_of, render
+from vllm_propd.chats import (
+    SHAPES,
+    ChatError,
+    chat_of,
+    half_character,
+    question_of,
+    render,
+)
 
 BUILDERS = {
     ".jsonl": "lines",
@@ -106,6 +113,8 @@ def _lines_of(file: Path, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{option} {file}: line {at} is not a JSON object")
+            if half := half_character(row):
+                raise DataError(f"{option} {file}: line {at} has {half}")
             yield str(file), row
 
 

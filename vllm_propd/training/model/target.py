@@ -107,8 +107,23 @@ def load_trained(model: str, heads: Path) -> Trainee:
     return _checked(trainee)
 
 
-def _load_target(model: str, settings: TrainSettings) -> PreTrainedModel:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def check_output_layer(model: str) -> None:
+    """Refuses a target whose output layer heads cannot share; loads it on the CPU for that.
+
+    Args:
+        model: Hugging Face folder or name.
+
+    Raises:
+        ValueError: its logits are more than its output layer's.
+    """
+    least = TrainSettings(num_heads=1, num_layers=1, transition_rank=0, early_layers=())
+    _checked(Trainee(_load_target(model, least, "cpu"), least))
+
+
+def _load_target(
+    model: str, settings: TrainSettings, kind: str | None = None
+) -> PreTrainedModel:
+    device = torch.device(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32
     if settings.precision_on(device.type) == "bfloat16":
         dtype = torch.bfloat16 if device.type == "cpu" else stored_dtype(model)

@@ -68,6 +68,7 @@ class Trainee(nn.Module):
         super().__init__()
         config = target.config.get_text_config()
         check_early_layers(settings.early_layers, config.num_hidden_layers)
+        check_early_rank(settings.early_rank, config.hidden_size)
         # In a list, so that the target's weights are no weights of this module.
         self._target = [target.eval().requires_grad_(False)]
         self._settings = settings
@@ -94,10 +95,6 @@ class Trainee(nn.Module):
             self.own_output = nn.Parameter(weight.repeat(settings.num_heads, 1, 1))
         eps = norm_eps(config)
         self.early = nn.ModuleDict()
-        if settings.early_rank > min(hidden, vocabulary):
-            raise ValueError(
-                f"--early-rank {settings.early_rank}: at most the hidden size, {hidden}"
-            )
         for layer in settings.early_layers:
             head = EarlyHead(hidden, eps, settings.early_rank, vocabulary)
             if settings.early_rank:
@@ -276,7 +273,8 @@ class Trainee(nn.Module):
             kind = self.target.config.model_type
             raise ValueError(
                 f"a model of type '{kind}' does more to its logits than its output layer "
-                "does; heads that share this layer cannot be trained for it"
+                "does; heads that share this layer cannot be trained for it (without heads "
+                "it can be served)"
             )
 
     def medusa_tensors(self) -> dict[str, torch.Tensor]:
@@ -312,3 +310,13 @@ def check_early_layers(layers: tuple[int, ...], num_hidden_layers: int) -> None:
             f"--early-layers {','.join(map(str, layers))}: the model has "
             f"{num_hidden_layers} layers, and an early head must leave some after it"
         )
+
+
+def check_early_rank(rank: int, hidden: int) -> None:
+    """Refuses early heads whose own output layer's rank is above the hidden size.
+
+    Raises:
+        ValueError: the rank is too high; the message says what the hidden size is.
+    """
+    if rank > hidden:
+        raise ValueError(f"--early-rank {rank}: at most the hidden size, {hidden}")
