@@ -143,7 +143,7 @@ def _write(inputs: Inputs, settings: TrainSettings, work: Path) -> None:
     check_trainable(inputs.model, settings.early_layers)
     config = AutoConfig.from_pretrained(inputs.model).get_text_config()
     check_early_layers(settings.early_layers, config.num_hidden_layers)
-    check_early_rank(settings.early_rank, config.hidden_size)
+    check_early_rank(settings.early_rank, config)
     room = max(settings.length, settings.longest_prompt + NEW_TOKENS)
     _check_positions(config, settings.length, room)
     if not inputs.data and not inputs.self_distill:

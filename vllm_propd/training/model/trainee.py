@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from vllm_propd.heads.checkpoint import AFTER, BEFORE
 from vllm_propd.heads.early import EarlyHead, norm_eps
@@ -68,7 +68,7 @@ class Trainee(nn.Module):
         super().__init__()
         config = target.config.get_text_config()
         check_early_layers(settings.early_layers, config.num_hidden_layers)
-        check_early_rank(settings.early_rank, config.hidden_size)
+        check_early_rank(settings.early_rank, config)
         # In a list, so that the target's weights are no weights of this module.
         self._target = [target.eval().requires_grad_(False)]
         self._settings = settings
@@ -312,11 +312,14 @@ def check_early_layers(layers: tuple[int, ...], num_hidden_layers: int) -> None:
         )
 
 
-def check_early_rank(rank: int, hidden: int) -> None:
-    """Refuses early heads whose own output layer's rank is above the hidden size.
+def check_early_rank(rank: int, config: PretrainedConfig) -> None:
+    """Refuses early heads whose own output layer's rank is above the target's.
 
     Raises:
-        ValueError: the rank is too high; the message says what the hidden size is.
+        ValueError: the rank is too high; the message says what it may be.
     """
-    if rank > hidden:
-        raise ValueError(f"--early-rank {rank}: at most the hidden size, {hidden}")
+    most, what = config.hidden_size, "hidden size"
+    if config.vocab_size < most:
+        most, what = config.vocab_size, "vocabulary"
+    if rank > most:
+        raise ValueError(f"--early-rank {rank}: at most the {what}, {most}")
