@@ -253,3 +253,60 @@ def test_what_begins_to_pay_is_soon_asked_often() -> None:
     early, late = (np.histogram(asks, [500, 1500, 1700, 2000])[0] / 20)[[0, 2]]
     assert early < 150
     assert late > 200
+
+
+def shrinking(pays: tuple[bool, ...], seed: int = 0, share: float = 0.0) -> list[float]:
+    """What each load's steps save, where a batch shrinks by half every 100 steps.
+
+    Plans promise a quarter of a step, and take a tenth; a token that is right saves a step.
+
+    Args:
+        pays: whether plans keep their promises, by load; others save nothing.
+        share: see ``Backoff.asks``, at all loads but the first.
+    """
+    rng, backoff, saved = np.random.default_rng(seed), Backoff(), []
+
+    def lent_first(account: Account) -> int:
+        account.lend(1.0)
+        return 0
+
+    for place, good in enumerate(pays):
+        saved.append(0.0)
+        for _ in range(100):
+            level = share if place else 0.0
+            asks = backoff.asks(2 ** (len(pays) - place), level, lent_first)
+            backoff.now.earn(1.0)
+            if asks:
+                right = good and rng.random() < 0.35
+                backoff.now.ask(0.03, 1.0)
+                backoff.wait(backoff.now.steps_to_wait(1.0, promised=0.25))
+                backoff.now.repay(right - 0.1, promised=0.25)
+                saved[-1] += right - 0.13
+    return saved
+
+
+def test_a_batch_that_shrinks_pays_once_for_heads_that_are_wrong() -> None:
+    first, *later = shrinking((False,) * 5)
+    assert first < -LOAN / 2
+    assert min(later) > first / 2
+
+
+def test_heads_that_are_right_are_lent_as_much_at_the_next_load() -> None:
+    saved = np.mean([shrinking((True,) * 4, seed) for seed in range(20)], axis=0)
+    assert (saved > 0.8 * 100 * (0.35 - 0.13)).all()
+
+
+def test_heads_that_were_wrong_at_the_load_before_may_pay_at_the_next() -> None:
+    saved = np.mean([shrinking((False, True), seed) for seed in range(40)], axis=0)
+    assert saved[1] > 0.7 * 100 * (0.35 - 0.13)
+
+
+def test_what_heads_add_to_texts_does_not_tell_of_what_they_are_worth_alone() -> None:
+    backoff = Backoff()
+    for share, loan in ((1.0, LOAN), (0.0, LOAN), (1.0, 0.0)):
+        sequences = 1 if loan else 8
+        backoff.asks(sequences, share, lambda account: account.lend(1.0) or 0)
+        assert backoff.now.balance == loan
+        if share:
+            for _ in range(50):
+                backoff.now.repay(-0.1, promised=0.25)

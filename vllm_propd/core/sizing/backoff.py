@@ -12,7 +12,9 @@ what is paid back for a step is as much of its plan's promise as the last fifty 
 kept of theirs, or fewer ones where they are long ago: texts change, and where plans are
 seldom made, fifty would tell of texts that have long ended. Texts, and heads whose
 measurement in training promises that they pay at a load, begin with a loan there, once, and
-as if a few promises had been kept. Other heads earn all of it.
+as if a few promises had been kept. Other heads earn all of it. A loan is as large a share
+of the usual one as plans have kept at the load before: else a batch whose heads are wrong
+would pay for that again at each number of sequences that it shrinks to.
 
 Times are one worker's. The other tensor-parallel ranks hear how many steps to wait, and all
 ask in the same ones.
@@ -34,6 +36,10 @@ holds, in steps without nodes: what has paid for long may lose so much."""
 FADES, KEPT = 0.98, 4.0
 """By how much plans fade with each further one; and how many count as having saved what
 they promised where a source begins with a loan."""
+
+TRIED = 0.5
+"""The least share of them where plans have kept less at the load before: a source that does
+not pay there may pay here."""
 
 AGES = 0.995
 """By how much plans fade with each step."""
@@ -62,6 +68,7 @@ class Account:
         saved: seconds that they have saved, faded.
         promised: seconds that they were to save, faded; above 0.
         least: seconds that a plan counts as promising at least.
+        believed: share of the usual loan that it may be lent, 0..1.
         trust: how many plans beside these count as having kept their promises, faded.
     """
 
@@ -71,11 +78,13 @@ class Account:
     saved: float = 0.0
     promised: float = 0.0
     least: float = 0.0
+    believed: float = 1.0
     trust: float = 0.0
 
     def lend(self, step: float) -> None:
         """Gives it its loan; ``step`` is the seconds of a step without nodes."""
-        self.balance, self.trust = LOAN * step, KEPT
+        self.balance = self.believed * LOAN * step
+        self.trust = max(self.believed, TRIED) * KEPT
 
     def earn(self, seconds: float) -> None:
         """Pays in the share of a step of so many seconds, in which plans age."""
@@ -111,6 +120,11 @@ class Account:
     def credit(self, promised: float) -> None:
         """Pays back what a plan would have saved that was not chosen, by its promise."""
         self.balance += max(0.0, promised * self._kept(self.trust))
+
+    @property
+    def reliability(self) -> float:
+        """The share of their promises that plans keep, 0..1."""
+        return min(max(self._kept(self.trust), 0.0), 1.0)
 
     def _kept(self, trust: float) -> float:
         """Returns the share of their promises that plans keep; below 0: they lose time.
@@ -164,6 +178,7 @@ class Backoff:
 
     def __init__(self) -> None:
         self._of_load: dict[tuple[int, int], Account] = {}
+        self._late: dict[int, Account] = {}
         self.now = Account()
 
     def asks(
@@ -186,8 +201,10 @@ class Backoff:
         account = self._of_load.get((load, level))
         if account is None:
             account = self._of_load[load, level] = Account()
+            if (before := self._late.get(level)) is not None:
+                account.believed = before.reliability
             account.wait = first(account)
-        self.now = account
+        self.now = self._late[level] = account
         if account.wait:
             account.wait -= 1
             return False
