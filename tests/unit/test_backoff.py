@@ -310,3 +310,13 @@ def test_what_heads_add_to_texts_does_not_tell_of_what_they_are_worth_alone() ->
         if share:
             for _ in range(50):
                 backoff.now.repay(-0.1, promised=0.25)
+
+
+def test_a_load_without_plans_hands_on_what_it_was_believed() -> None:
+    backoff, loans = Backoff(), []
+    for sequences in (8, 4, 2, 1):
+        backoff.asks(sequences, first=lambda account: account.lend(1.0) or 0)
+        loans.append(backoff.now.balance)
+        for _ in range(50 if sequences == 8 else 0):
+            backoff.now.repay(-0.1, promised=0.25)
+    assert loans == [LOAN, 0.0, 0.0, 0.0]

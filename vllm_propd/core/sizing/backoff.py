@@ -123,8 +123,12 @@ class Account:
 
     @property
     def reliability(self) -> float:
-        """The share of their promises that plans keep, 0..1."""
-        return min(max(self._kept(self.trust), 0.0), 1.0)
+        """The share of their promises that plans keep, 0..1; without any, as believed."""
+        weight = self.trust + self.plans
+        if not weight:
+            return self.believed
+        kept = self.plans * self._kept(0.0) + self.trust * self.believed
+        return min(max(kept / weight, 0.0), 1.0)
 
     def _kept(self, trust: float) -> float:
         """Returns the share of their promises that plans keep; below 0: they lose time.
